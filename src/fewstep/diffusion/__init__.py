@@ -1,0 +1,1 @@
+"""Closed forms of diffusion: schedules, predictions, grids; no I/O, no randomness."""

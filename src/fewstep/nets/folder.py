@@ -1,0 +1,234 @@
+"""The model folder: weights as safetensors, what they mean as JSON, where they come from as a card.
+
+    model.safetensors   the weights (float32, or float16 to save space)
+    config.json         architecture, noise schedule, prediction, shape, classes, name
+    card.json           data, code commit, steps, images seen, metrics: for people, never read by the code
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fewstep import files
+from fewstep.checks import ConfigError, DataError
+from fewstep.diffusion.denoiser import Model
+from fewstep.diffusion.prediction import PREDICTIONS
+from fewstep.diffusion.schedule import Schedule, schedule_from_config
+from fewstep.nets.classifier import Classifier
+from fewstep.nets.unet import UNet
+
+SCHEMA = "fewstep.model/1"
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "card.json"
+
+NETS: dict[str, type[nn.Module]] = {"unet": UNet, "classifier": Classifier}
+
+
+def save_model(
+    folder: str | Path,
+    net: nn.Module,
+    *,
+    schedule: Schedule,
+    prediction: str,
+    shape: tuple[int, ...],
+    name: str,
+    card: Mapping[str, Any],
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write a model folder at once: it is complete or absent.
+
+    Args:
+        folder: Where; an existing model there is replaced.
+        net: One of `NETS`; its weights are written as they are (pass the averaged network).
+        schedule: The noise schedule that the network was trained on.
+        prediction: How the output is read, one of `PREDICTIONS`.
+        shape: Of one sample, `(C, H, W)`.
+        name: For people and reports.
+        card: Free facts about the training.
+        dtype: Of the stored weights; they are read back as float32 in any case.
+
+    Raises:
+        ConfigError: An unknown prediction or architecture.
+    """
+    if prediction not in PREDICTIONS:
+        raise ConfigError(f"prediction must be one of {', '.join(PREDICTIONS)}; got {prediction!r}.")
+    config = {
+        "schema": SCHEMA,
+        "architecture": architecture(net),
+        "schedule": schedule.config(),
+        "prediction": prediction,
+        "shape": list(shape),
+        "n_classes": int(getattr(net, "n_classes", 0)),
+        "name": name,
+    }
+    write_folder(folder, net, config, card=card, dtype=dtype)
+
+
+def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> Model:
+    """Read a model folder.
+
+    Returns:
+        A model in evaluation mode whose weights need no gradient, laid out channels-last. Its call is
+        `fn(x_t, t, label=None)` with the project's time in [0, 1].
+
+    Raises:
+        DataError: A missing, truncated or foreign file, or weights that do not fit the architecture.
+    """
+    folder = Path(folder)
+    net, config = read_folder(folder, SCHEMA)
+    missing = [key for key in ("schedule", "prediction", "shape", "n_classes", "name") if key not in config]
+    if missing:
+        raise DataError(f"{folder / CONFIG} lacks {', '.join(missing)}; save the model again.")
+    if config["prediction"] not in PREDICTIONS:
+        raise DataError(
+            f"{folder / CONFIG}: prediction must be one of {', '.join(PREDICTIONS)}; got {config['prediction']!r}."
+        )
+    return as_model(
+        net.to(device),
+        schedule=schedule_from_config(config["schedule"]),
+        prediction=config["prediction"],
+        shape=tuple(config["shape"]),
+        name=config["name"],
+        fingerprint=files.sha256_file(folder / WEIGHTS),
+    )
+
+
+def as_model(
+    net: nn.Module,
+    *,
+    schedule: Schedule,
+    prediction: str,
+    shape: tuple[int, ...],
+    name: str = "",
+    fingerprint: str | None = None,
+) -> Model:
+    """Wrap a network in memory as a model: evaluation mode, no gradients for its weights, channels-last."""
+    net = net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+    def fn(x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        out: Tensor = net(x_t, schedule.time_input(t), label)
+        return out
+
+    return Model(
+        fn=fn,
+        schedule=schedule,
+        prediction=prediction,
+        shape=shape,
+        n_classes=int(getattr(net, "n_classes", 0)),
+        fingerprint=fingerprint,
+        name=name,
+        net=net,
+    )
+
+
+def architecture(net: nn.Module) -> dict[str, Any]:
+    """The network's type and constructor values as they are written in `config.json`.
+
+    Raises:
+        ConfigError: A class that is not in `NETS`.
+    """
+    for name, cls in NETS.items():
+        if type(net) is cls:
+            return {"type": name, **net.config()}  # type: ignore[operator]
+    raise ConfigError(f"a model folder holds one of {', '.join(NETS)}; got {type(net).__name__}.")
+
+
+def build(config: Mapping[str, Any]) -> nn.Module:
+    """The untrained network of an architecture entry.
+
+    Raises:
+        ConfigError: An unknown type, or values that the type does not take.
+    """
+    values = dict(config)
+    kind = values.pop("type", None)
+    if kind not in NETS:
+        raise ConfigError(f"architecture type must be one of {', '.join(NETS)}; got {kind!r}.")
+    try:
+        return NETS[kind](**values)
+    except TypeError as error:
+        raise ConfigError(f"architecture {kind!r} does not take these values: {error}.") from error
+
+
+def write_folder(
+    folder: str | Path,
+    net: nn.Module,
+    config: Mapping[str, Any],
+    *,
+    card: Mapping[str, Any],
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write weights, `config.json` and `card.json` to a temporary folder that is then renamed."""
+    weights = {key: _stored(value, dtype) for key, value in net.state_dict().items()}
+    with files.atomic_dir(Path(folder)) as temporary:
+        save_file(weights, temporary / WEIGHTS)
+        files.write_json(temporary / CONFIG, dict(config))
+        files.write_json(temporary / CARD, dict(card))
+
+
+def read_folder(folder: str | Path, schema: str) -> tuple[nn.Module, dict[str, Any]]:
+    """The float32 network, weights filled in, and the content of `config.json`.
+
+    Raises:
+        DataError: A missing, truncated or foreign file, or weights that do not fit the architecture.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"no model folder at {folder}; give a folder with {WEIGHTS} and {CONFIG}.")
+    config = files.read_json(folder / CONFIG)
+    if not isinstance(config, dict) or config.get("schema") != schema:
+        found = config.get("schema") if isinstance(config, dict) else type(config).__name__
+        raise DataError(f"{folder / CONFIG} must have schema {schema!r}; got {found!r}.")
+    if not isinstance(config.get("architecture"), dict):
+        raise DataError(f"{folder / CONFIG} lacks its architecture; save the model again.")
+    try:
+        net = build(config["architecture"])
+    except ConfigError as error:
+        raise DataError(f"{folder / CONFIG}: {error}") from error
+    fill(net, read_weights(folder / WEIGHTS), source=folder / WEIGHTS)
+    return net, config
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, floating ones as float32.
+
+    Raises:
+        DataError: A file that is missing, truncated or of another format.
+    """
+    try:
+        weights = load_file(path)
+    except FileNotFoundError:
+        raise DataError(f"no weights at {path}; the model folder is incomplete, copy or save it again.") from None
+    except (SafetensorError, OSError) as error:
+        raise DataError(
+            f"{path} is not a readable safetensors file ({error}); copy or save it again."
+        ) from error
+    return {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
+
+
+def fill(net: nn.Module, weights: Mapping[str, Tensor], *, source: Path) -> None:
+    """Load weights into a network, naming what does not fit.
+
+    Raises:
+        DataError: Names or shapes that differ from the network's.
+    """
+    own = net.state_dict()
+    absent, unknown = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    unlike = [key for key in own if key in weights and own[key].shape != weights[key].shape]
+    if absent or unknown or unlike:
+        raise DataError(
+            f"{source} does not fit the architecture of its config.json: {len(absent)} tensors missing, "
+            f"{len(unknown)} unknown, {len(unlike)} of another shape (first: {(absent + unknown + unlike)[0]})."
+        )
+    net.load_state_dict(dict(weights))
+
+
+def _stored(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """A contiguous CPU copy in the storage dtype."""
+    value = value.detach().to("cpu", memory_format=torch.contiguous_format).contiguous()
+    return value.to(dtype) if value.is_floating_point() else value

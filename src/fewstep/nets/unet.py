@@ -1,0 +1,346 @@
+"""The one U-Net of the project, of the ADM family [dhariwal2021adm].
+
+Residual blocks are conditioned by a scale and a shift computed from the time (and the class). The whole
+time path is written with linear layers on the last axis, so the very same weights accept one time for the
+batch, one per image, or one per pixel: a map is averaged down to every resolution [liu2025rad].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fewstep.checks import ConfigError
+
+EPSILON = 1e-5  # of the normalisations, as in ADM
+M = TypeVar("M", bound=nn.Module)
+
+
+class UNet(nn.Module):
+    """A U-Net whose output has the shape of its input.
+
+    Differs from ADM in three places, each measured faster on small images at equal loss: the decoder has as
+    many blocks per level as the encoder (ADM: one more), down-sampling is a 2 x 2 mean inside the first block
+    of a level, and up-sampling repeats pixels, without convolutions of their own.
+
+    Args:
+        image_size: Side of the images in pixels; decides on which levels there is attention. Any input whose
+            sides are multiples of `2 ** (levels - 1)` is accepted.
+        in_channels: Channels of the input.
+        channels: Width of the first level.
+        multipliers: Width of each level in units of `channels`; every level halves the side.
+        blocks: Residual blocks per level, on the way down and on the way up.
+        attention: Sides in pixels at which blocks are followed by self-attention.
+        n_classes: Number of classes; the label `n_classes` means "no label". 0: no class embedding.
+        dropout: Probability, inside the residual blocks.
+        head_channels: Width of one attention head.
+        groups: Upper bound of the groups of a normalisation; each keeps 4 channels or more.
+        out_channels: Channels of the output; as many as `in_channels` when None.
+
+    Raises:
+        ConfigError: A value that cannot be built.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        in_channels: int,
+        channels: int,
+        multipliers: Sequence[int] = (1, 2),
+        blocks: int = 1,
+        attention: Sequence[int] = (),
+        n_classes: int = 0,
+        dropout: float = 0.0,
+        head_channels: int = 32,
+        groups: int = 32,
+        out_channels: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.image_size, self.in_channels, self.channels = image_size, in_channels, channels
+        self.multipliers, self.blocks, self.attention = tuple(multipliers), blocks, tuple(attention)
+        self.n_classes, self.dropout, self.head_channels, self.groups = n_classes, dropout, head_channels, groups
+        self.out_channels = in_channels if out_channels is None else out_channels
+        self._check()
+
+        width = 4 * channels
+        self.time_frequencies = channels // 2
+        self.time_in = nn.Linear(channels, width)
+        self.time_out = nn.Linear(width, width)
+        self.label = nn.Embedding(n_classes + 1, width) if n_classes else None
+
+        widths = [channels * m for m in self.multipliers]
+        sides = [image_size >> level for level in range(len(widths))]
+
+        def level(inputs: Sequence[int], width_out: int, side: int, down: bool = False) -> nn.ModuleList:
+            """One level: a residual block per entry of `inputs`, attention after each where asked."""
+            return nn.ModuleList(
+                Block(
+                    width_in,
+                    width_out,
+                    width,
+                    attend=side in self.attention,
+                    down=down and i == 0,
+                    dropout=dropout,
+                    head_channels=head_channels,
+                    groups=groups,
+                )
+                for i, width_in in enumerate(inputs)
+            )
+
+        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+        above = [widths[0], *widths[:-1]]
+        self.encoder = nn.ModuleList(
+            level([above[i]] + [w] * (blocks - 1), w, sides[i], down=i > 0) for i, w in enumerate(widths)
+        )
+        bottom = widths[-1]
+        self.middle_in = Block(bottom, bottom, width, True, False, dropout, head_channels, groups)
+        self.middle_out = Block(bottom, bottom, width, False, False, dropout, head_channels, groups)
+        below = [*widths[1:], bottom]
+        self.decoder = nn.ModuleList(
+            level([below[i] + w] + [2 * w] * (blocks - 1), w, sides[i]) for i, w in enumerate(widths)
+        )
+        self.norm_out = Norm(widths[0], groups)
+        self.conv_out = zeroed(nn.Conv2d(widths[0], self.out_channels, 3, padding=1))
+
+    def _check(self) -> None:
+        """Refuse values that would fail later with an obscure message."""
+        levels = len(self.multipliers)
+        if levels == 0 or min(self.multipliers) < 1 or self.blocks < 1 or self.in_channels < 1:
+            raise ConfigError(
+                f"a U-Net needs positive multipliers, blocks and in_channels; got multipliers={self.multipliers}, "
+                f"blocks={self.blocks}, in_channels={self.in_channels}."
+            )
+        if self.channels < 4 or self.channels % 4:
+            raise ConfigError(f"channels must be a positive multiple of 4; got {self.channels}.")
+        factor = 2 ** (levels - 1)
+        if self.image_size < factor or self.image_size % factor:
+            raise ConfigError(
+                f"image_size must be a multiple of {factor} for {levels} levels; got {self.image_size}. "
+                "Use fewer multipliers or another size."
+            )
+        sides = [self.image_size >> level for level in range(levels)]
+        if unknown := [side for side in self.attention if side not in sides]:
+            raise ConfigError(f"attention must name sides among {sides}; got {unknown}.")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"dropout must lie in [0, 1); got {self.dropout}.")
+        if self.n_classes < 0 or self.head_channels < 1 or self.groups < 1:
+            raise ConfigError(
+                f"n_classes must be >= 0, head_channels and groups >= 1; got {self.n_classes}, "
+                f"{self.head_channels}, {self.groups}."
+            )
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's values, ready for JSON: `UNet(**net.config())` has the same parameters."""
+        return {
+            "image_size": self.image_size,
+            "in_channels": self.in_channels,
+            "channels": self.channels,
+            "multipliers": list(self.multipliers),
+            "blocks": self.blocks,
+            "attention": list(self.attention),
+            "n_classes": self.n_classes,
+            "dropout": self.dropout,
+            "head_channels": self.head_channels,
+            "groups": self.groups,
+            "out_channels": self.out_channels,
+        }
+
+    def forward(self, x: Tensor, time: Tensor | float, label: Tensor | None = None) -> Tensor:
+        """The network's output.
+
+        Args:
+            x: `(B, in_channels, H, W)`.
+            time: `schedule.time_input(t)`: a number, `()`, `(B,)` or a map `(B, 1, H, W)` ((1, 1, H, W) too).
+            label: int64 `(B,)` in `[0, n_classes]`; None means no label for all.
+
+        Returns:
+            `(B, out_channels, H, W)`.
+        """
+        emb = self.embed(time, label, like=x)
+        h, skips = self.encode(x, emb)
+        return self.decode(self.middle(h, emb), skips, emb)
+
+    def embed(self, time: Tensor | float, label: Tensor | None = None, *, like: Tensor) -> Tensor:
+        """The condition of every block: `(1, D)`, `(B, D)`, or `(B, H, W, D)` for a map of times.
+
+        `like` gives the device. The sinusoids are float32 in any case: half precision loses whole time steps.
+        """
+        if not isinstance(time, Tensor):
+            time = torch.full((1,), float(time), dtype=torch.float32, device=like.device)
+        time = time.to(device=like.device, dtype=torch.float32)
+        time = time[:, 0] if time.ndim == 4 else time.reshape(-1)
+        emb = sinusoids(time, self.time_frequencies).to(self.time_in.weight.dtype)
+        emb = self.time_out(F.silu(self.time_in(emb)))
+        if self.label is None:
+            return emb
+        if label is None:
+            label = torch.full((1,), self.n_classes, dtype=torch.int64, device=like.device)
+        classes = self.label(label)
+        return emb + (classes[:, None, None, :] if emb.ndim == 4 else classes)
+
+    def encode(self, x: Tensor, emb: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The way down: the features that enter the middle and, per block, the ones kept for the way up."""
+        h = self.conv_in(x)
+        skips: list[Tensor] = []
+        for i, level in enumerate(self.encoder):
+            side = (x.shape[-2] >> i, x.shape[-1] >> i)
+            emb_level = pooled(emb, side)
+            for block in level:  # type: ignore[union-attr]
+                h = block(h, emb_level)
+                skips.append(h)
+        return h, skips
+
+    def middle(self, h: Tensor, emb: Tensor) -> Tensor:
+        """The middle block at the lowest resolution; its output is the `h` that editing methods move."""
+        emb = pooled(emb, (h.shape[-2], h.shape[-1]))
+        h = self.middle_in(h, emb)
+        out: Tensor = self.middle_out(h, emb)
+        return out
+
+    def decode(self, h: Tensor, skips: Sequence[Tensor], emb: Tensor) -> Tensor:
+        """The way up, from the middle's output and the features kept by `encode`."""
+        remaining = list(skips)
+        for level in reversed(self.decoder):
+            side = (remaining[-1].shape[-2], remaining[-1].shape[-1])
+            if h.shape[-2] != side[0]:
+                h = F.interpolate(h, scale_factor=2.0, mode="nearest")
+            emb_level = pooled(emb, side)
+            for block in level:  # type: ignore[union-attr]
+                h = block(torch.cat([h, remaining.pop()], dim=1), emb_level)
+        out: Tensor = self.conv_out(F.silu(self.norm_out(h)))
+        return out
+
+
+class Block(nn.Module):
+    """Residual block with scale-shift conditioning, optionally halving the side, optionally with attention."""
+
+    def __init__(
+        self,
+        width_in: int,
+        width_out: int,
+        width_emb: int,
+        attend: bool,
+        down: bool,
+        dropout: float,
+        head_channels: int,
+        groups: int,
+    ) -> None:
+        super().__init__()
+        self.down, self.dropout = down, dropout
+        self.norm1 = Norm(width_in, groups)
+        self.conv1 = nn.Conv2d(width_in, width_out, 3, padding=1)
+        self.emb = nn.Linear(width_emb, 2 * width_out)
+        self.norm2 = Norm(width_out, groups)
+        self.conv2 = zeroed(nn.Conv2d(width_out, width_out, 3, padding=1))
+        self.shortcut = nn.Conv2d(width_in, width_out, 1) if width_in != width_out else None
+        self.attention = Attention(width_out, head_channels, groups) if attend else None
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """`(B, width_in, H, W)` to `(B, width_out, H, W)`, or half the sides when `down`."""
+        h = F.silu(self.norm1(x))
+        if self.down:
+            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
+        h = self.conv1(h)
+        scale, shift = as_maps(self.emb(F.silu(emb))).chunk(2, dim=1)
+        h = F.silu(self.norm2(h, scale, shift))
+        if self.dropout:
+            h = F.dropout(h, self.dropout, self.training)
+        h = self.conv2(h) + (x if self.shortcut is None else self.shortcut(x))
+        return h if self.attention is None else self.attention(h)
+
+
+class Attention(nn.Module):
+    """Self-attention over the pixels, added to its input."""
+
+    def __init__(self, width: int, head_channels: int, groups: int) -> None:
+        super().__init__()
+        self.heads = max(1, width // head_channels)
+        while width % self.heads:
+            self.heads -= 1
+        self.norm = Norm(width, groups)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = zeroed(nn.Linear(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, C, H, W)` to the same shape."""
+        b, c, height, width = x.shape
+        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(b, height * width, c)
+        q, k, v = self.qkv(tokens).reshape(b, height * width, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, height * width, c)
+        return x + self.proj(h).reshape(b, height, width, c).permute(0, 3, 1, 2)
+
+
+class Norm(nn.Module):
+    """Group normalisation, optionally followed by a scale and a shift; statistics are float32.
+
+    A group holds at least 4 channels: with one channel each the normalisation would erase channel means.
+    """
+
+    def __init__(self, width: int, groups: int) -> None:
+        super().__init__()
+        limit = max(1, min(groups, width // 4))
+        self.groups = next(n for n in range(limit, 0, -1) if width % n == 0)
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        """`norm(x) * (1 + scale) + shift` for `(B, C, H, W)`, in the dtype of `x`."""
+        if x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last):
+            return self._channels_last(x, scale, shift)
+        h = F.group_norm(x, self.groups, self.weight, self.bias, EPSILON).to(x.dtype)
+        return h if scale is None or shift is None else torch.addcmul(shift.to(h.dtype), h, 1 + scale.to(h.dtype))
+
+    def _channels_last(self, x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+        """The same as one multiply-add per pixel: 3 to 4 times faster than PyTorch's kernel for this layout."""
+        b, c, height, width = x.shape
+        pixels = x.permute(0, 2, 3, 1).reshape(b, height * width, c)
+        wide = pixels.float()
+        sums = torch.stack([wide.sum(1), wide.square().sum(1)]).reshape(2, b, self.groups, -1).sum(-1)
+        mean, square = sums / (height * width * c // self.groups)
+        inverse = (square - mean * mean).clamp_min(0.0).add(EPSILON).rsqrt()
+        factor = (inverse[..., None] * self.weight.reshape(self.groups, -1)).reshape(b, 1, c)
+        offset = self.bias - (mean[..., None] * factor.reshape(b, self.groups, -1)).reshape(b, 1, c)
+        per_pixel = scale is not None and scale.shape[-1] * scale.shape[-2] > 1
+        if scale is not None and shift is not None and not per_pixel:
+            gain = 1 + scale.reshape(-1, 1, c)
+            factor, offset = factor * gain, offset * gain + shift.reshape(-1, 1, c)
+        h = torch.addcmul(offset.to(x.dtype), pixels, factor.to(x.dtype))
+        h = h.reshape(b, height, width, c).permute(0, 3, 1, 2)
+        if per_pixel and scale is not None and shift is not None:
+            h = torch.addcmul(shift.to(h.dtype), h, 1 + scale.to(h.dtype))
+        return h
+
+
+def sinusoids(time: Tensor, n: int) -> Tensor:
+    """Cosines and sines of `time` at `n` frequencies from 1 down to 1/10000: shape `(*time.shape, 2 * n)`.
+
+    The transformer's position code as used for diffusion times [ho2020ddpm, App. B].
+    """
+    powers = torch.arange(n, dtype=torch.float32, device=time.device) / n
+    angles = time[..., None] * torch.exp(-math.log(10_000.0) * powers)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def pooled(emb: Tensor, side: tuple[int, int]) -> Tensor:
+    """A per-pixel condition `(B, H, W, D)` averaged to `(B, *side, D)`; one without pixels as it is."""
+    if emb.ndim == 2 or (emb.shape[1], emb.shape[2]) == side:
+        return emb
+    factor = (emb.shape[1] // side[0], emb.shape[2] // side[1])
+    return F.avg_pool2d(emb.permute(0, 3, 1, 2), factor).permute(0, 2, 3, 1)
+
+
+def as_maps(emb: Tensor) -> Tensor:
+    """`(B, D)` to `(B, D, 1, 1)`; `(B, H, W, D)` to `(B, D, H, W)`."""
+    return emb[:, :, None, None] if emb.ndim == 2 else emb.permute(0, 3, 1, 2)
+
+
+def zeroed(layer: M) -> M:
+    """Set a layer's parameters to zero, so that the branch that it ends starts as the identity."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer

@@ -1,0 +1,310 @@
+"""Spec keys: how a result says what it was made from, and how the workflow sees that it no longer fits.
+
+For every (run, rule) there is a spec: the settings the rule reads, a hash of the code it uses and the keys of
+the rules it builds on. Its `key` is a hash of all that, hence of the whole provenance. The spec is written to
+`state/<run>/spec/<rule>.json`, is an input of the rule, and is where the command takes its settings from. A
+command copies it beside its results as its last act (`stamp`), so files that a version control tool has put
+back, or a copied folder, can be told from the results that the present settings and code would give.
+"""
+
+import ast
+import fcntl
+import os
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from pydantic import ValidationError
+
+from fewstep.checks import ConfigError, DataError
+from fewstep.files import canonical_json, read_json, sha256_text, write_json
+from fewstep.pipeline.config import Params, Section, Settings
+
+SCHEMA = "fewstep.spec/1"
+STAMP = "spec.json"
+RUN_LOCK = Path("state/run.lock")
+
+_PACKAGE = Path(__file__).parents[1]
+_OLDER_THAN_ANY_RESULT = 946684800  # 2000-01-01, as an mtime: never a reason to run again
+_SectionT = TypeVar("_SectionT", bound=Section)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What the results of one workflow rule depend on, and where they say so.
+
+    Attributes:
+        reads: Settings, as `section` or `section.field`.
+        code: Modules and folders of the package, relative to it.
+        upstream: Rules whose results are read.
+        results: The JSON file in the working directory that carries the key; one per `{nfe}` if it names it.
+    """
+
+    reads: tuple[str, ...]
+    code: tuple[str, ...]
+    upstream: tuple[str, ...]
+    results: str
+
+
+_FILES = ("files.py", "checks.py")
+_MODEL = ("diffusion", "nets", "data/packed.py", "data/pixels.py", "rng.py", *_FILES)
+
+RULES: dict[str, Rule] = {
+    "prepare": Rule(("data",), ("data", "rng.py", *_FILES), (), "results/{run}/data/spec.json"),
+    "train": Rule(
+        ("model", "train", "tracking.live"), ("train", *_MODEL), ("prepare",), "results/{run}/model/spec.json"
+    ),
+    "extractor": Rule(
+        ("extractor",), ("train", *_MODEL), ("prepare",), "results/{run}/reference/extractor/spec.json"
+    ),
+    "stats": Rule(
+        ("stats", "extractor.name"),
+        ("metrics", *_MODEL),
+        ("prepare", "extractor"),
+        "results/{run}/reference/spec.json",
+    ),
+    "plans": Rule(
+        ("plans.presets", "plans.grids"),
+        ("diffusion", "sampling", *_FILES),
+        ("train",),
+        "results/{run}/plans/nfe{nfe}/spec.json",
+    ),
+    "sample": Rule(
+        ("sample",), ("sampling", *_MODEL), ("train", "plans"), "results/{run}/samples/nfe{nfe}/spec.json"
+    ),
+    "evaluate": Rule(
+        ("evaluate",), ("metrics", *_MODEL), ("sample", "stats"), "results/{run}/eval/nfe{nfe}/spec.json"
+    ),
+    "report": Rule(
+        ("plans.nfe",),
+        ("pipeline/report.py", *_FILES),
+        ("evaluate",),
+        "results/{run}/report/spec.json",
+    ),
+    "track": Rule(("tracking",), ("pipeline/tracking.py", *_FILES), ("report",), "state/{run}/tracked.json"),
+}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a command must make: read with `load_spec`, left beside the result with `stamp`."""
+
+    rule: str
+    run: str
+    key: str
+    code: str
+    settings: dict[str, dict[str, Any]]
+    upstream: dict[str, str]
+
+    def section(self, kind: type[_SectionT]) -> _SectionT:
+        """The settings of one section, for example `spec.section(TrainSettings)`.
+
+        Raises:
+            ConfigError: The rule does not depend on that section, or its values are not valid.
+        """
+        name = next(name for name, field in Settings.model_fields.items() if field.annotation is kind)
+        if name not in self.settings:
+            raise ConfigError(
+                f"a spec of this command must hold {name} settings, got the spec of rule {self.rule}"
+            )
+        try:
+            return kind.model_validate(self.settings[name])
+        except ValidationError as error:
+            raise ConfigError(
+                f"the {name} settings of the spec for {self.run}/{self.rule} must be valid, got "
+                f"{error.errors()[0]['msg']!r}; run the workflow again to renew it"
+            ) from error
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of the stamp."""
+        return {
+            "schema": SCHEMA,
+            "rule": self.rule,
+            "run": self.run,
+            "key": self.key,
+            "spec_key": self.key,
+            "code": self.code,
+            "settings": self.settings,
+            "upstream": self.upstream,
+        }
+
+
+def applies(rule: str, settings: Settings) -> bool:
+    """Whether a run has this rule: only a trained extractor has one that trains it."""
+    return rule != "extractor" or settings.extractor.name == "classifier"
+
+
+def spec_path(run: str, rule: str) -> Path:
+    """Where the wanted spec of a rule stands, relative to the working directory."""
+    return Path("state", run, "spec", f"{rule}.json")
+
+
+def make_spec(run: str, rule: str, settings: Settings) -> Spec:
+    """The spec that results of a rule must carry now."""
+    depends = RULES[rule]
+    upstream = {
+        name: make_spec(run, name, settings).key for name in depends.upstream if applies(name, settings)
+    }
+    code = code_hash(depends.code)
+    body = {
+        "rule": rule,
+        "settings": _chosen(settings.result_settings(), depends.reads),
+        "code": code,
+        "upstream": upstream,
+        "source": _source_md5(settings) if rule == "prepare" else None,
+    }
+    sections = {name.partition(".")[0] for name in depends.reads}
+    return Spec(
+        rule=rule,
+        run=run,
+        key=sha256_text(canonical_json(body))[:16],
+        code=code,
+        settings=settings.model_dump(mode="json", include=sections),
+        upstream=upstream,
+    )
+
+
+def load_spec(path: str | Path) -> Spec:
+    """Read the spec that a command was given.
+
+    Raises:
+        DataError: The file is missing or is not a spec.
+        ConfigError: The installed code is not the code that the spec was written for.
+    """
+    content = read_json(Path(path))
+    fields = ("rule", "run", "key", "code", "settings", "upstream")
+    if (
+        not isinstance(content, dict)
+        or content.get("schema") != SCHEMA
+        or not all(f in content for f in fields)
+    ):
+        raise DataError(
+            f"{path} must be a spec written by the workflow ({SCHEMA}); run snakemake to write it"
+        )
+    spec = Spec(**{field: content[field] for field in fields})
+    if spec.rule not in RULES or code_hash(RULES[spec.rule].code) != spec.code:
+        raise ConfigError(
+            f"the code of rule {spec.rule} must be the code that {path} was written for, but it has changed "
+            "since; run the workflow again"
+        )
+    return spec
+
+
+def stamp(spec: Spec, folder: str | Path) -> Path:
+    """Leave the spec beside the results in `folder`, after everything else there is complete."""
+    path = Path(folder) / STAMP
+    write_json(path, spec.as_json())
+    return path
+
+
+def sync_specs(params: Params) -> None:
+    """Bring `state/<run>/spec/` up to date, so that the workflow runs what does not fit and nothing else.
+
+    A spec is an input of its rule. It is dated older than any result when all results that exist carry the
+    wanted key, and newer than those that do not. Results that do not exist need no signal.
+    """
+    for run, settings in params.runs.items():
+        for rule in RULES:
+            if applies(rule, settings):
+                _sync(make_spec(run, rule, settings), settings.plans.nfe)
+
+
+def acquire_lock(path: Path = RUN_LOCK) -> tuple[IO[str] | None, str]:
+    """Take the lock of this working directory; the kernel drops it when the process dies, however it dies.
+
+    Returns:
+        The open file, to be kept until the end of the run, and ""; or None and who holds the lock.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = path.open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.seek(0)
+        holder = handle.read().strip()
+        handle.close()
+        return None, holder
+    handle.truncate(0)
+    handle.write(f"process {os.getpid()}")
+    handle.flush()
+    return handle, ""
+
+
+@cache
+def code_hash(modules: Sequence[str], package: Path = _PACKAGE) -> str:
+    """Hash of what modules do: comments, formatting and docstrings do not count.
+
+    Args:
+        modules: Files and folders relative to `package`; a folder stands for all its modules.
+        package: The folder of the package.
+    """
+    files: set[Path] = set()
+    for name in modules:
+        path = package / name
+        files.update(path.rglob("*.py") if path.is_dir() else [path])
+    parts = [f"{file.relative_to(package)}\n{_meaning(file)}" for file in sorted(files)]
+    return sha256_text("\0".join(parts))[:16]
+
+
+@cache
+def _meaning(file: Path) -> str:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(
+            node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+        ) and ast.get_docstring(node, clean=False):
+            del node.body[0]
+    return ast.unparse(tree)  # unlike ast.dump, the same text for the same code in every Python
+
+
+def _chosen(settings: dict[str, Any], reads: tuple[str, ...]) -> dict[str, Any]:
+    """The settings named by `reads`; a field that cannot change a result is not there, and so is left out."""
+    chosen: dict[str, Any] = {}
+    for name in reads:
+        section, _, field = name.partition(".")
+        if not field:
+            chosen[section] = settings[section]
+        elif field in settings[section]:
+            chosen[name] = settings[section][field]
+    return chosen
+
+
+def _source_md5(settings: Settings) -> str | None:
+    """The hash that `dvc add` has recorded for the raw data; None when it is not tracked."""
+    if settings.data.source is None:
+        return None
+    record = Path(f"{settings.data.source}.dvc")
+    found = re.search(r"^\s*-?\s*md5:\s*(\S+)", record.read_text(), re.MULTILINE) if record.exists() else None
+    return found[1] if found else None
+
+
+def _sync(want: Spec, nfe: Sequence[int]) -> None:
+    path = spec_path(want.run, want.rule)
+    have = _json_or_empty(path)
+    serial = have.pop("serial", 0)
+    # Only what the settings ask for: leftovers of removed settings must not make the others stale.
+    results = {Path(RULES[want.rule].results.format(run=want.run, nfe=n)) for n in nfe}
+    stale = [
+        file.stat().st_mtime
+        for file in results
+        if file.exists() and _json_or_empty(file).get("spec_key") != want.key
+    ]
+    changed = have != want.as_json()
+    renew = bool(stale) and (changed or path.stat().st_mtime <= max(stale))
+    if renew or changed:  # a new serial: the file differs even if only its date should
+        write_json(path, {**want.as_json(), "serial": time.time_ns() if renew else serial})
+    if not stale:
+        os.utime(path, (_OLDER_THAN_ANY_RESULT, _OLDER_THAN_ANY_RESULT))
+
+
+def _json_or_empty(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is none, for a torn file must be replaced, not reported."""
+    try:
+        content = read_json(path)
+    except DataError:
+        return {}
+    return content if isinstance(content, dict) else {}

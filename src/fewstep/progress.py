@@ -1,0 +1,30 @@
+"""Progress of long work, on stderr: a bar on a terminal, a line every 30 seconds elsewhere."""
+
+import sys
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+Progress = Callable[[Iterable[T]], Iterable[T]]
+
+
+def track(description: str, *, total: int | None = None, unit: str = "it") -> Callable[[Iterable[T]], "tqdm[T]"]:
+    """Make a function that wraps an iterable and reports rate and time left while it is consumed."""
+    on_terminal = sys.stderr.isatty()
+
+    def wrap(iterable: Iterable[T]) -> "tqdm[T]":
+        return tqdm(
+            iterable,
+            desc=description,
+            total=total,
+            unit=unit,
+            file=sys.stderr,
+            mininterval=0.2 if on_terminal else 30,
+            maxinterval=0.5 if on_terminal else 60,
+            dynamic_ncols=on_terminal,
+            ncols=None if on_terminal else 100,
+        )
+
+    return wrap

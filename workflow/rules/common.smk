@@ -1,0 +1,53 @@
+from pathlib import Path
+from shutil import which
+
+from fewstep.checks import ConfigError
+from fewstep.pipeline import specs
+from fewstep.pipeline.config import load_params, settings
+
+if config:
+    raise WorkflowError(
+        "settings must stand in params.yaml, where DVC sees them, but --config or --configfile was given"
+    )
+try:
+    PARAMS = load_params("params.yaml")
+except ConfigError as error:
+    raise WorkflowError(str(error))
+
+# Jobs that use the accelerator ask for it only where there is one; elsewhere they run side by side on cores.
+GPU = int(which("nvidia-smi") is not None)
+
+
+def settings_of(wildcards):
+    try:
+        return settings(PARAMS, wildcards.run)
+    except ConfigError as error:
+        raise WorkflowError(str(error))
+
+
+def spec(rule):
+    """The spec of a rule, as the input that its jobs take their settings from."""
+    return f"state/{{run}}/spec/{rule}.json"
+
+
+def for_each_nfe(path):
+    """Input function: the path with {nfe} replaced by every number of calls in the settings of the run."""
+    return lambda wildcards: [
+        path.format(run=wildcards.run, nfe=nfe) for nfe in settings_of(wildcards).plans.nfe
+    ]
+
+
+def trained_extractor(wildcards):
+    """Input function: the trained extractor of the run, or nothing where a published one is used."""
+    if specs.applies("extractor", settings_of(wildcards)):
+        return [f"results/{wildcards.run}/reference/extractor/{specs.STAMP}"]
+    return []
+
+
+def extractor_argument(wildcards):
+    trained = trained_extractor(wildcards)
+    return str(Path(trained[0]).parent) if trained else settings_of(wildcards).extractor.name
+
+
+def targets_of(run):
+    return [f"results/{run}/report/index.html", f"state/{run}/tracked.json"]

@@ -1,0 +1,64 @@
+rule extractor:
+    message:
+        "{wildcards.run}: train the classifier whose features images are compared in (progress in {log})"
+    input:
+        spec=spec("extractor"),
+        data=rules.prepare.output.spec,
+    output:
+        spec="results/{run}/reference/extractor/spec.json",
+    log:
+        "logs/{run}/extractor.log",
+    params:
+        data=subpath(input.data, parent=True),
+        out=subpath(output.spec, parent=True),
+    threads: 1
+    resources:
+        gpu=GPU,
+    shell:
+        "fewstep extractor --spec {input.spec} --data {params.data} --out {params.out} 2> {log}"
+
+
+rule stats:
+    message:
+        "{wildcards.run}: measure the reference images (progress in {log})"
+    input:
+        spec=spec("stats"),
+        data=rules.prepare.output.spec,
+        extractor=trained_extractor,
+    output:
+        stats="results/{run}/reference/stats.npz",
+        spec="results/{run}/reference/spec.json",
+    log:
+        "logs/{run}/stats.log",
+    params:
+        data=subpath(input.data, parent=True),
+        extractor=extractor_argument,
+    threads: 1
+    resources:
+        gpu=GPU,
+    shell:
+        "fewstep stats {params.data} --spec {input.spec} --extractor {params.extractor} --out {output.stats} 2> {log}"
+
+
+rule evaluate:
+    message:
+        "{wildcards.run}: evaluate the samples of {wildcards.nfe} network calls (progress in {log})"
+    input:
+        spec=spec("evaluate"),
+        samples=rules.sample.output.spec,
+        stats=rules.stats.output.stats,
+        extractor=trained_extractor,
+    output:
+        spec="results/{run}/eval/nfe{nfe}/spec.json",
+    log:
+        "logs/{run}/evaluate/nfe{nfe}.log",
+    params:
+        samples=subpath(input.samples, parent=True),
+        extractor=extractor_argument,
+        out=subpath(output.spec, parent=True),
+    threads: 1
+    resources:
+        gpu=GPU,
+    shell:
+        "fewstep evaluate {params.samples} --spec {input.spec} --reference {input.stats}"
+        " --extractor {params.extractor} --out {params.out} 2> {log}"

@@ -1,0 +1,44 @@
+rule report:
+    message:
+        "{wildcards.run}: write the report"
+    input:
+        spec=spec("report"),
+        certificates=for_each_nfe("results/{run}/eval/nfe{nfe}/spec.json"),
+        samples=for_each_nfe("results/{run}/samples/nfe{nfe}/spec.json"),
+    output:
+        report(
+            "results/{run}/report/index.html",
+            category="{run}",
+            labels={"what": "report"},
+            caption="../report/report.rst",
+        ),
+        "results/{run}/report/metrics.json",
+        report(
+            "results/{run}/report/leaderboard.csv",
+            category="{run}",
+            labels={"what": "leaderboard"},
+            caption="../report/leaderboard.rst",
+        ),
+        spec="results/{run}/report/spec.json",
+    log:
+        "logs/{run}/report.log",
+    params:
+        certificates=for_each_nfe("results/{run}/eval/nfe{nfe}"),
+        samples=for_each_nfe("--samples results/{run}/samples/nfe{nfe}"),
+        out=subpath(output.spec, parent=True),
+    shell:
+        "fewstep report {params.certificates} {params.samples} --spec {input.spec} --out {params.out} 2> {log}"
+
+
+rule track:
+    message:
+        "{wildcards.run}: show the results in MLflow"
+    input:
+        spec=spec("track"),
+        report=rules.report.output.spec,
+    output:
+        "state/{run}/tracked.json",
+    log:
+        "logs/{run}/track.log",
+    shell:
+        "fewstep track {wildcards.run} --spec {input.spec} --out {output} 2> {log}"

@@ -1,0 +1,26 @@
+rule train:
+    message:
+        "{wildcards.run}: train the diffusion model (progress in {log})"
+    input:
+        spec=spec("train"),
+        data=rules.prepare.output.spec,
+    output:
+        "results/{run}/model/model.safetensors",
+        "results/{run}/model/config.json",
+        "results/{run}/model/card.json",
+        "results/{run}/model/metrics.jsonl",
+        spec="results/{run}/model/spec.json",
+    log:
+        "logs/{run}/train.log",
+    benchmark:
+        "logs/{run}/train.tsv"
+    params:
+        data=subpath(input.data, parent=True),
+        out=subpath(output.spec, parent=True),
+        checkpoints="state/{run}/checkpoints",
+    threads: workflow.cores
+    resources:
+        gpu=GPU,
+    shell:
+        "fewstep train --spec {input.spec} --data {params.data} --out {params.out}"
+        " --checkpoints {params.checkpoints} 2> {log}"
