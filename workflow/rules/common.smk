@@ -33,7 +33,8 @@ def spec(rule):
 def for_each_nfe(path):
     """Input function: the path with {nfe} replaced by every number of calls in the settings of the run."""
     return lambda wildcards: [
-        path.format(run=wildcards.run, nfe=nfe) for nfe in settings_of(wildcards).plans.nfe
+        path.format(run=wildcards.run, nfe=nfe)
+        for nfe in settings_of(wildcards).plans.nfe
     ]
 
 
@@ -46,7 +47,11 @@ def trained_extractor(wildcards):
 
 def extractor_argument(wildcards):
     trained = trained_extractor(wildcards)
-    return str(Path(trained[0]).parent) if trained else settings_of(wildcards).extractor.name
+    return (
+        str(Path(trained[0]).parent)
+        if trained
+        else settings_of(wildcards).extractor.name
+    )
 
 
 def targets_of(run):

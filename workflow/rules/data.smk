@@ -1,6 +1,4 @@
 rule prepare:
-    message:
-        "{wildcards.run}: pack the images (progress in {log})"
     input:
         spec=spec("prepare"),
     output:
@@ -12,5 +10,7 @@ rule prepare:
     params:
         dataset=lambda wildcards: settings_of(wildcards).data.dataset,
         out="results/{run}/data",
+    message:
+        "{wildcards.run}: pack the images (progress in {log})"
     shell:
         "fewstep prepare {params.dataset} --spec {input.spec} --out {params.out} 2> {log}"

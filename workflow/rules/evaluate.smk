@@ -1,6 +1,4 @@
 rule extractor:
-    message:
-        "{wildcards.run}: train the classifier whose features images are compared in (progress in {log})"
     input:
         spec=spec("extractor"),
         data=rules.prepare.output.spec,
@@ -8,19 +6,19 @@ rule extractor:
         spec="results/{run}/reference/extractor/spec.json",
     log:
         "logs/{run}/extractor.log",
-    params:
-        data=subpath(input.data, parent=True),
-        out=subpath(output.spec, parent=True),
     threads: 1
     resources:
         gpu=GPU,
+    params:
+        data=subpath(input.data, parent=True),
+        out=subpath(output.spec, parent=True),
+    message:
+        "{wildcards.run}: train the classifier whose features images are compared in (progress in {log})"
     shell:
         "fewstep extractor --spec {input.spec} --data {params.data} --out {params.out} 2> {log}"
 
 
 rule stats:
-    message:
-        "{wildcards.run}: measure the reference images (progress in {log})"
     input:
         spec=spec("stats"),
         data=rules.prepare.output.spec,
@@ -30,19 +28,19 @@ rule stats:
         spec="results/{run}/reference/spec.json",
     log:
         "logs/{run}/stats.log",
-    params:
-        data=subpath(input.data, parent=True),
-        extractor=extractor_argument,
     threads: 1
     resources:
         gpu=GPU,
+    params:
+        data=subpath(input.data, parent=True),
+        extractor=extractor_argument,
+    message:
+        "{wildcards.run}: measure the reference images (progress in {log})"
     shell:
         "fewstep stats {params.data} --spec {input.spec} --extractor {params.extractor} --out {output.stats} 2> {log}"
 
 
 rule evaluate:
-    message:
-        "{wildcards.run}: evaluate the samples of {wildcards.nfe} network calls (progress in {log})"
     input:
         spec=spec("evaluate"),
         samples=rules.sample.output.spec,
@@ -52,13 +50,15 @@ rule evaluate:
         spec="results/{run}/eval/nfe{nfe}/spec.json",
     log:
         "logs/{run}/evaluate/nfe{nfe}.log",
+    threads: 1
+    resources:
+        gpu=GPU,
     params:
         samples=subpath(input.samples, parent=True),
         extractor=extractor_argument,
         out=subpath(output.spec, parent=True),
-    threads: 1
-    resources:
-        gpu=GPU,
+    message:
+        "{wildcards.run}: evaluate the samples of {wildcards.nfe} network calls (progress in {log})"
     shell:
         "fewstep evaluate {params.samples} --spec {input.spec} --reference {input.stats}"
         " --extractor {params.extractor} --out {params.out} 2> {log}"

@@ -1,6 +1,4 @@
 rule plans:
-    message:
-        "{wildcards.run}: write the sampling plans of {wildcards.nfe} network calls"
     input:
         spec=spec("plans"),
         model=rules.train.output.spec,
@@ -11,14 +9,14 @@ rule plans:
     params:
         model=subpath(input.model, parent=True),
         out=subpath(output.spec, parent=True),
+    message:
+        "{wildcards.run}: write the sampling plans of {wildcards.nfe} network calls"
     shell:
         "fewstep plans --spec {input.spec} --model {params.model} --nfe {wildcards.nfe} --out {params.out} 2> {log}"
 
 
 # One job draws from all plans of a number of calls: starting a process costs seconds, a plan often less.
 rule sample:
-    message:
-        "{wildcards.run}: sample every plan of {wildcards.nfe} network calls (progress in {log})"
     input:
         spec=spec("sample"),
         model=rules.train.output.spec,
@@ -29,12 +27,14 @@ rule sample:
         "logs/{run}/sample/nfe{nfe}.log",
     benchmark:
         "logs/{run}/sample/nfe{nfe}.tsv"
+    threads: 1
+    resources:
+        gpu=GPU,
     params:
         model=subpath(input.model, parent=True),
         plans=subpath(input.plans, parent=True),
         out=subpath(output.spec, parent=True),
-    threads: 1
-    resources:
-        gpu=GPU,
+    message:
+        "{wildcards.run}: sample every plan of {wildcards.nfe} network calls (progress in {log})"
     shell:
         "fewstep sample {params.model} {params.plans} --spec {input.spec} --out {params.out} 2> {log}"

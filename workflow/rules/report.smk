@@ -1,6 +1,4 @@
 rule report:
-    message:
-        "{wildcards.run}: write the report"
     input:
         spec=spec("report"),
         certificates=for_each_nfe("results/{run}/eval/nfe{nfe}/spec.json"),
@@ -26,13 +24,13 @@ rule report:
         certificates=for_each_nfe("results/{run}/eval/nfe{nfe}"),
         samples=for_each_nfe("--samples results/{run}/samples/nfe{nfe}"),
         out=subpath(output.spec, parent=True),
+    message:
+        "{wildcards.run}: write the report"
     shell:
         "fewstep report {params.certificates} {params.samples} --spec {input.spec} --out {params.out} 2> {log}"
 
 
 rule track:
-    message:
-        "{wildcards.run}: show the results in MLflow"
     input:
         spec=spec("track"),
         report=rules.report.output.spec,
@@ -40,5 +38,7 @@ rule track:
         "state/{run}/tracked.json",
     log:
         "logs/{run}/track.log",
+    message:
+        "{wildcards.run}: show the results in MLflow"
     shell:
         "fewstep track {wildcards.run} --spec {input.spec} --out {output} 2> {log}"

@@ -1,6 +1,4 @@
 rule train:
-    message:
-        "{wildcards.run}: train the diffusion model (progress in {log})"
     input:
         spec=spec("train"),
         data=rules.prepare.output.spec,
@@ -14,13 +12,15 @@ rule train:
         "logs/{run}/train.log",
     benchmark:
         "logs/{run}/train.tsv"
+    threads: workflow.cores
+    resources:
+        gpu=GPU,
     params:
         data=subpath(input.data, parent=True),
         out=subpath(output.spec, parent=True),
         checkpoints="state/{run}/checkpoints",
-    threads: workflow.cores
-    resources:
-        gpu=GPU,
+    message:
+        "{wildcards.run}: train the diffusion model (progress in {log})"
     shell:
         "fewstep train --spec {input.spec} --data {params.data} --out {params.out}"
         " --checkpoints {params.checkpoints} 2> {log}"

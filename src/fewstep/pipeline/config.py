@@ -310,8 +310,7 @@ def parse_params(raw: object, *, name: str = "params.yaml") -> Params:
 
 def merged(raw: Mapping[str, Any], run: str) -> dict[str, Any]:
     """`defaults` overlaid with `runs.<run>`; neither is changed."""
-    defaults: Mapping[str, Any] = raw.get("defaults") or {}
-    return _overlay(defaults, raw["runs"][run] or {})
+    return _overlay(raw.get("defaults") or {}, raw["runs"][run] or {})
 
 
 def settings(params: Params, run: str) -> Settings:
@@ -366,7 +365,7 @@ def schema_text() -> str:
     return json.dumps(params_schema(), indent=1, ensure_ascii=False) + "\n"
 
 
-def _overlay(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+def _overlay(base: Any, top: Any) -> dict[str, Any]:
     result = copy.deepcopy(dict(base))
     for key, value in top.items():
         below = result.get(key)

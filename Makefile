@@ -1,0 +1,86 @@
+# make run      everything for the run RUN=digits: environment, workflow, leaderboard      make help lists the rest
+# A CUDA or CPU build of torch: make run TORCH_INDEX=https://download.pytorch.org/whl/cu130 (any extra pip index).
+
+SHELL := /bin/bash
+RUN ?= digits
+CORES ?= all
+VENV ?= .venv
+TORCH_INDEX ?=
+PIP_ARGS ?=
+PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export MLFLOW_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := 1
+export DVC_NO_ANALYTICS := 1
+
+STAMP := $(VENV)/.installed
+QUIET := --quiet host reason
+REPORT := results/$(RUN)/report/index.html
+
+.PHONY: help run test test-all lint format schema adopt prune clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make run [RUN=digits]   environment, data, training, samples, report (CORES=$(CORES))"
+	@echo "make test               tests but the slow ones; make test-all: every test"
+	@echo "make lint               ruff, mypy, import layers, snakefmt, snakemake --lint"
+	@echo "make format             ruff format, snakefmt"
+	@echo "make schema             workflow/schemas/params.schema.json from the settings models"
+	@echo "make adopt              take what dvc checkout or dvc pull brought as current, after DVC has verified it"
+	@echo "make prune              delete files under results/ that no rule makes any more"
+	@echo "make clean              delete logs, caches and workflow metadata; results and the environment stay"
+
+$(STAMP): pyproject.toml $(wildcard constraints.txt)
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer must be on the PATH; none was found" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet $(addprefix --extra-index-url ,$(TORCH_INDEX)) $(PIP_ARGS) \
+		$(addprefix -c ,$(wildcard constraints.txt)) -e '.[test]'
+	@touch $@
+
+run: $(STAMP)
+	snakemake --cores $(CORES) $(QUIET) -- $(REPORT) state/$(RUN)/tracked.json
+	@fewstep leaderboard results/$(RUN)/eval/nfe*
+	@echo
+	@echo "report:  $(REPORT)"
+	@echo "MLflow:  $(VENV)/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db --port 5000"
+
+test: $(STAMP)
+	pytest -m "not slow"
+
+test-all: $(STAMP)
+	pytest
+
+lint: $(STAMP)
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+	snakefmt --check Snakefile workflow
+	snakemake --lint
+
+format: $(STAMP)
+	ruff check --fix .
+	ruff format .
+	snakefmt Snakefile workflow
+
+schema: $(STAMP)
+	python -c 'from fewstep.pipeline.config import schema_text; print(schema_text(), end="")' \
+		> workflow/schemas/params.schema.json
+
+# DVC compares contents, --touch then dates them in the order of the rules; keys that do not fit are still seen.
+adopt: $(STAMP)
+	dvc checkout --quiet
+	@dvc status --quiet || { dvc status; \
+		echo "adopt: the folder must agree with dvc.lock, but it differs; run dvc repro instead" >&2; exit 1; }
+	snakemake --cores 1 --quiet all --touch
+
+prune: $(STAMP)
+	@snakemake --quiet all --list-untracked all 2>/dev/null | grep '^results/' | while read -r file; do \
+		rm -v -- "$$file"; done
+	@find results -mindepth 1 -type d -empty -delete 2>/dev/null || true
+
+clean:
+	rm -rf logs .snakemake .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

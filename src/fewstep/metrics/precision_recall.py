@@ -1,0 +1,74 @@
+"""Precision and recall [kynkaanniemi2019precision, Sec. 3]; density and coverage [naeem2020density, Eqs. 3, 4].
+
+Precision and density rise for blurred images and for images of few modes: rank by distances, read these beside.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewstep.checks import DataError
+from fewstep.metrics.statistics import Array
+
+_ROWS = 1024
+"""Rows of a distance matrix that are in memory at a time."""
+
+
+@dataclass(frozen=True)
+class PrecisionRecall:
+    """Fractions of images, but for density, which may exceed 1."""
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def precision_recall(fake: NDArray[Any], real: NDArray[Any], *, k: int = 3, k_density: int = 5) -> PrecisionRecall:
+    """Overlap of two sets of features by balls that reach to each image's k-th neighbour.
+
+    Args: fake, real: (n, D), (m, D), of similar size: balls shrink as a set grows. k: for precision and recall.
+        k_density: for density and coverage.
+    Raises: DataError: a set has no k-th neighbour.
+    """
+    needed = max(k, k_density) + 1
+    if min(len(fake), len(real)) < needed:
+        raise DataError(f"Neighbours need at least {needed} images on either side, got {len(fake)} and {len(real)}.")
+    fake, real = fake.astype(np.float64), real.astype(np.float64)
+    fake_radius = _neighbour_distances(fake, k)[:, k - 1]
+    real_neighbours = _neighbour_distances(real, max(k, k_density))
+    real_radius, real_wide = real_neighbours[:, k - 1], real_neighbours[:, k_density - 1]
+    in_real = np.zeros(len(fake), bool)
+    in_fake = np.zeros(len(real), bool)
+    covered = np.zeros(len(real), bool)
+    balls = 0
+    for start in range(0, len(fake), _ROWS):
+        part = slice(start, start + _ROWS)
+        distance = _squared_distances(fake[part], real)
+        in_real[part] = (distance <= real_radius).any(1)
+        in_fake |= (distance <= fake_radius[part, None]).any(0)
+        inside = distance <= real_wide
+        covered |= inside.any(0)
+        balls += int(inside.sum())
+    return PrecisionRecall(
+        float(in_real.mean()), float(in_fake.mean()), balls / (k_density * len(fake)), float(covered.mean())
+    )
+
+
+def _squared_distances(x: Array, y: Array) -> Array:
+    """(n, m). Rounding may leave it below zero between equal rows, which no comparison minds."""
+    distance: Array = np.square(x).sum(1)[:, None] + np.square(y).sum(1) - 2 * (x @ y.T)
+    return distance
+
+
+def _neighbour_distances(x: Array, k: int) -> Array:
+    """Squared distances (n, k) to the nearest neighbours, in rising order, without the image itself."""
+    nearest = np.empty((len(x), k))
+    for start in range(0, len(x), _ROWS):
+        distance = _squared_distances(x[start : start + _ROWS], x)
+        rows = np.arange(len(distance))
+        distance[rows, start + rows] = np.inf
+        nearest[start : start + _ROWS] = np.sort(np.partition(distance, k - 1, axis=1)[:, :k], axis=1)
+    return nearest

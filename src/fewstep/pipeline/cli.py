@@ -1,0 +1,82 @@
+"""The command `fewstep`: parse, call, write, and say in one line what was made or what is wrong."""
+
+import errno
+import logging
+import os
+import sys
+import traceback
+
+import click
+import typer
+
+import fewstep
+from fewstep.checks import UserError
+from fewstep.pipeline.commands import data, evaluation, model, results, sampling
+
+app = typer.Typer(
+    name="fewstep",
+    help="For this diffusion model and this step budget: what is the best sampler, and how sure are we?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (
+    data.prepare,
+    model.train,
+    model.extractor,
+    sampling.plan,
+    sampling.plans,
+    sampling.sample,
+    evaluation.stats,
+    evaluation.evaluate,
+    results.report,
+    results.leaderboard,
+    results.track,
+):
+    app.command()(command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"fewstep {fewstep.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="print it and stop"),
+) -> None:
+    """For this diffusion model and this step budget: what is the best sampler, and how sure are we?"""
+
+
+def main() -> None:
+    """Run the command line; what the user can mend is one line on stderr and exit status 2."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        status = app(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.exceptions.Abort:
+        print("fewstep: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except UserError as error:
+        _fail(str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+            raise
+        place = f" at {error.filename}" if error.filename else ""
+        _fail(f"Writing{place} must be possible, but: {error.strerror}; free space or choose another place.")
+    sys.exit(status or 0)
+
+
+def _fail(sentence: str) -> None:
+    if os.environ.get("FEWSTEP_TRACEBACK"):
+        traceback.print_exc()
+    print(f"fewstep: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""What a number was made with: versions, code commit, machine."""
+
+import platform
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import numpy
+import torch
+
+import fewstep
+
+
+@cache
+def git_commit() -> str | None:
+    """The commit of this code, with `+changes` where tracked files differ from it; None outside a checkout."""
+    root = Path(__file__).parent
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", str(root.parents[1]))
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+changes" if changed else "")
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def device_name(device: torch.device) -> str:
+    """The name of the chip behind a device, for records of cost."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def environment() -> dict[str, str | None]:
+    """Versions and machine, as certificates and cards state them."""
+    return {
+        "fewstep": fewstep.__version__,
+        "git_commit": git_commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "platform": platform.platform(),
+    }

@@ -1,0 +1,269 @@
+"""The one sampling loop: a compiled plan calls the network and adds tensors."""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.checks import ConfigError, DataError
+from fewstep.data.pixels import to_u8
+from fewstep.diffusion.denoiser import Denoiser, Model
+from fewstep.rng import ImageNoise
+from fewstep.sampling.plan import Node, Plan
+from fewstep.sampling.solver import Compiled, Evaluate, Key, Read, Scalar, Update, Values, compile_plan
+
+Select = Callable[[Node], None]
+"""Told the node before each network call, so that it can set the sub-network's width or bits."""
+
+
+@dataclass
+class Costs:
+    """What sampling has cost so far; pass one in to have it filled.
+
+    Attributes:
+        images: images made.
+        nfe: network evaluations per image of the latest run.
+        network_calls: calls of the network on a batch; guidance needs two an evaluation.
+        network_seconds: wall time inside the network.
+    """
+
+    images: int = 0
+    nfe: int = 0
+    network_calls: int = 0
+    network_seconds: float = 0.0
+
+    def add(self, denoiser: Denoiser, images: int) -> None:
+        """Add one batch."""
+        self.images += images
+        self.nfe = denoiser.nfe
+        self.network_calls += denoiser.calls
+        self.network_seconds += denoiser.network_seconds
+
+
+def solve(
+    model: Model,
+    plan: Plan,
+    x_T: Tensor,
+    *,
+    labels: Tensor | None = None,
+    guidance: float | None = None,
+    noise: Callable[[], Tensor] | None = None,
+    dtype: torch.dtype | None = None,
+    data_mean: Tensor | None = None,
+    select: Select | None = None,
+    values: Values | None = None,
+    force: bool = False,
+    costs: Costs | None = None,
+) -> Tensor:
+    """Run a plan from x_T to data.
+
+    Args:
+        x_T: state at the plan's first node, (B, *model.shape), float32 or float64, which stays the state's dtype.
+        labels: class of each image, (B,) int64.
+        guidance: classifier-free guidance scale; None for the plan's own, or 1.
+        noise: unit normal noise (B, *shape) at each call, for stochastic plans.
+        dtype: of autocast around the network call; None for the network's own.
+        data_mean: mean of the data, in the shape of one image, for plans with `afs_mean`.
+        select: told the node before each network call; needed by plans that set width, quant or skip_scale.
+        values: numbers to use instead of the plan's; with them the autograd graph is kept.
+        force: accept a plan for other weights or another schedule.
+        costs: filled with network calls and seconds.
+
+    Returns:
+        The state at the last node, (B, *model.shape).
+
+    Raises:
+        ConfigError: the plan does not fit the model, or needs an argument that is missing.
+        DataError: x_T has the wrong form, or a state is not finite.
+    """
+    _check_fit(model, plan, force, noise, data_mean, select)
+    _check_state(model, x_T)
+    if guidance is None:
+        guidance = 1.0 if plan.guidance is None else plan.guidance
+    compiled = compile_plan(plan, model.schedule, model.prediction, values=values, force=force)
+    denoiser = Denoiser(model, labels=labels, guidance=guidance, dtype=dtype)
+    mean = None if data_mean is None else data_mean.to(x_T).expand_as(x_T)
+    with nullcontext() if values is not None else torch.no_grad():
+        x0 = _run(compiled, denoiser, x_T, noise=noise, mean=mean, select=select)
+        x0 = x0 if plan.clip is None else x0.clamp(-plan.clip, plan.clip)
+    if costs is not None:
+        costs.add(denoiser, len(x_T))
+    return x0
+
+
+def sample(
+    model: Model,
+    plan: Plan,
+    *,
+    seeds: Sequence[int],
+    batch_size: int = 64,
+    labels: Tensor | None = None,
+    guidance: float | None = None,
+    dtype: torch.dtype | None = None,
+    data_mean: Tensor | None = None,
+    select: Select | None = None,
+    force: bool = False,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    costs: Costs | None = None,
+) -> Tensor:
+    """Make one image per seed, on the device of the model's network.
+
+    Image i depends on seeds[i] alone. Its noise never depends on the batch; convolutions may round the last bit
+    differently at other batch sizes, which only shows where a value sits on the border between two pixel levels.
+
+    Args:
+        batch_size: images at once; a matter of memory.
+        labels: class of each image, (len(seeds),) int64.
+        progress: wraps the iterable of batches.
+
+    Returns:
+        uint8 (len(seeds), C, H, W) on the CPU. Other arguments are those of `solve`.
+
+    Raises:
+        ConfigError: an argument or the plan does not fit the model. DataError: a state is not finite.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1; got {batch_size}.")
+    if labels is not None and labels.shape != (len(seeds),):
+        raise ConfigError(f"labels must be one per seed, ({len(seeds)},); got {tuple(labels.shape)}.")
+    device = torch.device("cpu") if model.net is None else next(model.net.parameters()).device
+    start_std = _start_std(model, plan)
+    images = torch.empty(len(seeds), *model.shape, dtype=torch.uint8)
+    for first in progress(range(0, len(seeds), batch_size)):
+        rows = slice(first, first + batch_size)
+        noise = ImageNoise(seeds[rows], model.shape)
+        x0 = solve(
+            model,
+            plan,
+            start_std * noise().to(device),
+            labels=None if labels is None else labels[rows],
+            guidance=guidance,
+            noise=noise,
+            dtype=dtype,
+            data_mean=data_mean,
+            select=select,
+            force=force,
+            costs=costs,
+        )
+        images[rows] = to_u8(x0).cpu()
+    return images
+
+
+def _start_std(model: Model, plan: Plan) -> float:
+    """Standard deviation of the state at the first node: the prior's, scaled down where the grid starts later."""
+    schedule = model.schedule
+    t_start = schedule.t_of_lambda(plan.nodes[0].lambda_)
+    return schedule.prior_std * float(schedule.sigma(t_start) / schedule.sigma(schedule.t_max))
+
+
+def _run(
+    compiled: Compiled,
+    denoiser: Denoiser,
+    x_T: Tensor,
+    *,
+    noise: Callable[[], Tensor] | None,
+    mean: Tensor | None,
+    select: Select | None,
+) -> Tensor:
+    """Execute the operations; tensors are kept by name and freed as the program says."""
+    store: dict[Key, Tensor] = {("x", 0): x_T}
+    for operation in compiled.operations:
+        if isinstance(operation, Evaluate):
+            node = compiled.plan.nodes[operation.node]
+            x = store["x", operation.node]
+            if node.eval == "net":
+                if select is not None:
+                    select(node)
+                output: Tensor | None = _call(denoiser, x, operation.t)
+            else:
+                output = mean
+            for read in operation.reads:
+                store[read.key] = _read(read, x, output)
+        else:
+            x = _combine(operation, store)
+            if operation.noise_std != 0 and noise is not None:
+                x = x + operation.noise_std * noise().to(x)
+            _check_finite(x, operation)
+            store["x", operation.end] = x
+        for key in operation.release:
+            del store[key]
+    return store["x", len(compiled.plan.nodes) - 1]
+
+
+def _call(denoiser: Denoiser, x: Tensor, t: Scalar) -> Tensor:
+    """Ask the network; where no gradient is wanted, without the bookkeeping of autograd."""
+    if torch.is_grad_enabled():
+        return denoiser.output(x, t)
+    with torch.inference_mode():
+        return denoiser.output(x, t)
+
+
+def _read(read: Read, x: Tensor, output: Tensor | None) -> Tensor:
+    """of_x * x + of_output * output, of which one factor is 1; the output itself where x has no part in it."""
+    if output is None or _is_zero(read.of_output):
+        return x
+    if _is_zero(read.of_x):
+        return output
+    return _add(output, x, read.of_x)
+
+
+def _combine(operation: Update, store: dict[Key, Tensor]) -> Tensor:
+    """The weighted sum of an update, in a fresh tensor."""
+    (key, weight), *rest = operation.terms
+    total = store[key] * weight
+    for key, weight in rest:
+        # the sum is this function's own, so it may grow in place as long as autograd does not watch
+        total = total.add_(store[key], alpha=weight) if isinstance(weight, float) else total + weight * store[key]
+    return total
+
+
+def _add(a: Tensor, b: Tensor, weight: Scalar) -> Tensor:
+    return torch.add(a, b, alpha=weight) if isinstance(weight, float) else a + weight * b
+
+
+def _is_zero(value: Scalar) -> bool:
+    return isinstance(value, float) and value == 0
+
+
+def _check_finite(x: Tensor, operation: Update) -> None:
+    # a sum is finite only if every element is, and needs no tensor of its own
+    if not bool(x.detach().sum().isfinite()):
+        raise DataError(
+            f"The state must stay finite, but after step {operation.step} (node {operation.end}) it is not; "
+            "check the network's weights and dtype, and that x_T is unit noise times the schedule's prior_std."
+        )
+
+
+def _check_fit(
+    model: Model,
+    plan: Plan,
+    force: bool,
+    noise: Callable[[], Tensor] | None,
+    data_mean: Tensor | None,
+    select: Select | None,
+) -> None:
+    if plan.fingerprint is not None and plan.fingerprint != model.fingerprint and not force:
+        raise ConfigError(
+            f"The plan is for the model with fingerprint {plan.fingerprint:.16}, but {model.name} has "
+            f"{model.fingerprint or 'none'!s:.16}; make the plan for this model, or pass force."
+        )
+    if plan.stochastic and noise is None:
+        raise ConfigError("A plan with eta > 0 draws noise; pass noise, such as rng.ImageNoise(seeds, shape).")
+    if plan.nodes[0].eval == "afs_mean" and data_mean is None:
+        raise ConfigError("A plan with eval afs_mean needs data_mean, the mean of the training data.")
+    sized = plan.skip_scale is not None or any(n.width is not None or n.quant is not None for n in plan.nodes)
+    if sized and select is None:
+        raise ConfigError("A plan that sets width, quant or skip_scale needs a model that can change; pass select.")
+
+
+def _check_state(model: Model, x_T: Tensor) -> None:
+    if x_T.dtype not in (torch.float32, torch.float64):
+        raise ConfigError(
+            f"x_T must be float32 or float64, in which the state is kept; got {x_T.dtype}; "
+            "pass dtype to run the network in a shorter one."
+        )
+    if x_T.ndim < 2 or (model.shape and tuple(x_T.shape[1:]) != model.shape):
+        raise DataError(f"x_T must have the shape (B, {', '.join(map(str, model.shape))}); got {tuple(x_T.shape)}.")

@@ -1,0 +1,57 @@
+import math
+
+import pytest
+
+from fewstep.checks import DataError
+from fewstep.files import atomic_dir, atomic_file, canonical_json, read_json, require_space, sha256_file, write_json
+
+
+def test_a_failure_leaves_the_old_file_and_no_other(tmp_path):
+    target = tmp_path / "a.json"
+    write_json(target, {"x": 1})
+    with pytest.raises(RuntimeError), atomic_file(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert read_json(target) == {"x": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "out"
+    for content in ("old", "new"):
+        with atomic_dir(target) as temporary:
+            (temporary / content).write_text(content)
+    assert [p.name for p in target.iterdir()] == ["new"]
+    with pytest.raises(RuntimeError), atomic_dir(target) as temporary:
+        (temporary / "half").write_text("half")
+        raise RuntimeError
+    assert [p.name for p in target.iterdir()] == ["new"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("text", ["", '{"x": 1', "\xff\xfe"])
+def test_damaged_json_is_named(tmp_path, text):
+    path = tmp_path / "a.json"
+    path.write_bytes(text.encode("latin1"))
+    with pytest.raises(DataError, match=r"a\.json must be JSON"):
+        read_json(path)
+    with pytest.raises(DataError, match="no such file"):
+        read_json(tmp_path / "b.json")
+
+
+def test_json_holds_no_nan(tmp_path):
+    with pytest.raises(ValueError, match="Out of range"):
+        write_json(tmp_path / "a.json", {"x": math.nan})
+    assert not list(tmp_path.iterdir())
+
+
+def test_canonical_json_and_hash(tmp_path):
+    assert canonical_json({"b": 0.1, "a": [1, None]}) == '{"a":[1,null],"b":0.1}'
+    (tmp_path / "f").write_bytes(b"abc")
+    assert sha256_file(tmp_path / "f").startswith("ba7816bf")
+
+
+def test_too_little_space_is_said_before_work(tmp_path):
+    require_space(tmp_path / "deep" / "file", 1)
+    with pytest.raises(DataError, match="free some space"):
+        require_space(tmp_path, 10**18)
