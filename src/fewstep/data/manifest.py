@@ -71,7 +71,9 @@ def verify(folder: str | Path) -> None:
             raise DataError(f"{path} must exist, since the manifest records it; prepare the dataset again.")
         found = sha256_file(path)
         if found != expected:
-            raise DataError(f"{path} must have sha256 {expected}, but has {found}; prepare the dataset again.")
+            raise DataError(
+                f"{path} must have sha256 {expected}, but has {found}; prepare the dataset again."
+            )
 
 
 def _is_count(value: Any) -> bool:
@@ -83,7 +85,10 @@ def _is_hashes(value: Any) -> bool:
         isinstance(value, dict)
         and set(value) <= set(ARRAYS)
         and isinstance(value.get("images"), str)
-        and all(digest is None or (isinstance(digest, str) and _SHA256.fullmatch(digest)) for digest in value.values())
+        and all(
+            digest is None or (isinstance(digest, str) and _SHA256.fullmatch(digest))
+            for digest in value.values()
+        )
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -57,4 +57,3 @@ class Source:
     decoding: str = ""
     stream: Callable[[Sequence[Item]], Iterator[bytes]] | None = None
     parallel: bool = True
-    sizes_may_differ: bool = field(default=True)

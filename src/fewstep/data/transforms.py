@@ -17,7 +17,7 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
-    square = image.crop(((left), top, left + side, top + side)) if width != height else image
+    square = image.crop((left, top, left + side, top + side)) if width != height else image
     return square.resize((size, size), LANCZOS)
 
 
@@ -95,7 +95,7 @@ def to_mode(image: Image.Image, *, grey: bool) -> Image.Image:
         return image
     if image.mode.startswith(("I", "F")):
         image = _eight_bits(image)
-    elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     return image.convert(target)

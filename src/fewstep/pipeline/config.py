@@ -187,6 +187,9 @@ class PlanSettings(Section):
     grids: list[GridName] = Field(
         default=["uniform-t", "uniform-lambda"], min_length=1, description="spacings of times"
     )
+    to_zero: bool = Field(
+        default=True, description="end at clean data, by a last step of order 1, not at the schedule's t_min"
+    )
 
     @model_validator(mode="after")
     def _no_repeats(self) -> Self:

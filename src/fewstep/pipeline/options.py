@@ -101,7 +101,7 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     else:
         description = field.description
     shown = ",".join(map(str, default)) if isinstance(default, list) else default
-    suffix = "" if default is None else f" [default: {shown}]"
+    suffix = "" if default is None else f" (default: {shown})"
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,

@@ -68,7 +68,7 @@ RULES: dict[str, Rule] = {
         "results/{run}/reference/spec.json",
     ),
     "plans": Rule(
-        ("plans.presets", "plans.grids"),
+        ("plans.presets", "plans.grids", "plans.to_zero"),
         ("diffusion", "sampling", *_FILES),
         ("train",),
         "results/{run}/plans/nfe{nfe}/spec.json",

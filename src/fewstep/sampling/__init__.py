@@ -1,0 +1,1 @@
+"""Sampling plans, their compilation to scalars, and the one loop that runs them."""

@@ -23,8 +23,9 @@ def prepare(
     Example: fewstep prepare folder --source images.tar.xz --size 32 --out data/mine
     """
     from fewstep.data import prepare as pack
+    from fewstep.progress import track
 
-    dataset_ = pack(
+    manifest = pack(
         dataset,
         out,
         source=data.source,
@@ -34,7 +35,10 @@ def prepare(
         test_fraction=data.test_fraction,
         skip_corrupt=data.skip_corrupt,
         workers=data.workers,
+        progress=track(f"prepare {dataset}", unit="image"),
     )
     if spec:
         stamp(spec, out)
-    typer.echo(f"{out}: {dataset_}")
+    splits = ", ".join(f"{last - first} {name}" for name, (first, last) in manifest["splits"].items())
+    height, width, channels = manifest["shape"]
+    typer.echo(f"{out}: {manifest['name']}, {splits} images of {height} x {width} x {channels}")

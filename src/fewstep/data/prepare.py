@@ -1,0 +1,494 @@
+"""The one engine: any source becomes a packed dataset, in parallel, restartable and the same bytes every time.
+
+Rows are decided before the first image is read, so workers write straight into the final array. A shard is a run of
+items; once its rows are on disk, a small record appears by rename. After a kill only shards without a record are
+done again, and only if source, settings and code format are the same.
+"""
+
+import fcntl
+import multiprocessing
+import os
+import shutil
+import signal
+import struct
+import threading
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fewstep.checks import ConfigError, DataError
+from fewstep.data.manifest import ARRAYS, SCHEMA, SPLITS
+from fewstep.data.source import Item, Read, Source
+from fewstep.data.transforms import Transform
+from fewstep.files import canonical_json, read_json, require_space, sha256_file, sha256_text, write_json
+
+SHARD_ITEMS = 1024
+_FORMAT = 1  # raise when the same source and settings would pack to other bytes
+_COPY_ROWS = 1024
+_SPARE_BYTES = 1 << 20  # manifest, headers and records
+_OWN_FILES = {*ARRAYS.values(), "manifest.json", "spec.json"}
+
+# What Pillow and the archive modules raise on damaged bytes.
+_UNREADABLE = (
+    OSError, ValueError, SyntaxError, EOFError, KeyError, RuntimeError, NotImplementedError, struct.error, zlib.error,
+    zipfile.BadZipFile, Image.DecompressionBombError,
+)  # fmt: skip
+
+
+class CorruptImageError(DataError):
+    """One image cannot be read; the others may be fine."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some items, where they go and, for a streamed source, their bytes."""
+
+    number: int
+    items: Sequence[Item]
+    rows: Sequence[int]
+    blobs: Sequence[bytes] | None = None
+
+
+@dataclass(frozen=True)
+class Packing:
+    """What a worker must know to pack any shard."""
+
+    images: Path
+    records: Path
+    offset: int  # of row 0 in the file, bytes
+    shape: tuple[int, int, int]  # (H, W, C)
+    transform: Transform
+    skip_corrupt: bool
+
+
+def prepare_source(
+    source: Source,
+    out: str | Path,
+    *,
+    name: str | None = None,
+    limit: int | None = None,
+    workers: int = 2,
+    skip_corrupt: bool = False,
+    shard_items: int = SHARD_ITEMS,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> dict[str, Any]:
+    """Pack a source into the folder `out`, which appears when it is complete.
+
+    Work in progress lives in `.<out>.work` beside it and is taken up again by the same call.
+    Args: name: in reports, the source's own when None. limit: keep this many images, evenly spaced over the packed
+    order. workers: decoding processes; 1 decodes here. skip_corrupt: leave out unreadable images and list them in
+    the manifest. progress: wraps an iterable that has a length and yields once per image.
+    Returns: The manifest.
+    Raises: DataError: an image cannot be read (named), sizes differ, the disk is too small, `out` holds other files.
+        ConfigError: a count below 1.
+    """
+    for field, value in (("workers", workers), ("shard_items", shard_items), ("limit", limit)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{field} must be at least 1, got {value}.")
+    out = Path(out).absolute()
+    _refuse_foreign(out)
+    items = _in_packed_order(source.items, limit)
+    with _locked(out.with_name(f".{out.name}.work")) as work:
+        shape = _image_shape(source, items, skip_corrupt=skip_corrupt)
+        require_space(out, _missing_bytes(work, items, shape))
+        packing = Packing(
+            images=work / "dataset" / ARRAYS["images"],
+            records=work / "records",
+            offset=len(_npy_header((len(items), *shape))),
+            shape=shape,
+            transform=source.transform,
+            skip_corrupt=skip_corrupt,
+        )
+        _open_work(work, packing, len(items), key=_work_key(source, items, packing, shard_items))
+        shards = _shards(source, items, shard_items)
+        _pack(source, packing, shards, workers=workers, progress=progress)
+        manifest = _finish(source, packing, items, shards, name=name or source.name)
+        _publish(work / "dataset", out)
+    shutil.rmtree(work, ignore_errors=True)
+    return manifest
+
+
+# ------------------------------------------------------------------------------------------- before the first image
+
+
+def _refuse_foreign(out: Path) -> None:
+    """A folder that is not a dataset of ours is never replaced."""
+    if out.is_dir():
+        foreign = sorted({entry.name for entry in out.iterdir()} - _OWN_FILES)
+        if foreign:
+            raise DataError(
+                f"{out} must be empty or a packed dataset, but it holds {foreign[0]}; choose another folder."
+            )
+    elif out.exists():
+        raise DataError(f"{out} must be a folder, but it is a file; choose another path.")
+
+
+def _in_packed_order(items: Sequence[Item], limit: int | None) -> list[Item]:
+    """Train, valid, test; within each the order of the source; `limit` of them evenly spaced."""
+    if not items:
+        raise DataError("the source must hold at least one image, but it holds none; check the path.")
+    ordered = [item for split in SPLITS for item in items if item.split == split]
+    assert len(ordered) == len(items), "a loader made a split that is not in SPLITS"
+    if limit is None or limit >= len(ordered):
+        return ordered
+    return [ordered[i * len(ordered) // limit] for i in range(limit)]
+
+
+def _image_shape(source: Source, items: Sequence[Item], *, skip_corrupt: bool) -> tuple[int, int, int]:
+    """(H, W, C) of the packed images: from the transform, or from the first image that can be read."""
+    transform = source.transform
+    channels = 1 if transform.grey else 3
+    if transform.size is not None:
+        return transform.size, transform.size, channels
+    order = _reading_order(source, items)
+    blobs = source.stream(order) if source.stream is not None else None
+    with source.open_reader() as read:
+        for item in order:
+            blob = next(blobs) if blobs is not None else None
+            try:
+                height, width, channels = _decode(read, item, blob, transform).shape
+            except CorruptImageError:
+                if not skip_corrupt:
+                    raise
+            else:
+                return height, width, channels
+    raise DataError(
+        f"the source must hold at least one readable image, but none of {len(items)} is; check the files."
+    )
+
+
+def _missing_bytes(work: Path, items: Sequence[Item], shape: tuple[int, int, int]) -> int:
+    """Bytes still to be written; blocks that an earlier attempt has written are counted as free."""
+    per_item = int(np.prod(shape)) + 8 + len(items[0].attributes or ())
+    images = work / "dataset" / ARRAYS["images"]
+    written = images.stat().st_blocks * 512 if images.exists() else 0
+    return max(len(items) * per_item - written, 0) + _SPARE_BYTES
+
+
+def _work_key(source: Source, items: Sequence[Item], packing: Packing, shard_items: int) -> str:
+    """Hash of everything that the bytes of the shards depend on."""
+    listing = "\n".join(f"{item.name}\t{item.split}\t{item.label}\t{item.stamp}" for item in items)
+    return sha256_text(
+        canonical_json(
+            {
+                "format": _FORMAT,
+                "origin": source.origin,
+                "stamp": source.stamp,
+                "items": sha256_text(listing),
+                "transform": [source.decoding, source.transform.name],
+                "shape": packing.shape,
+                "shard_items": shard_items,
+                "skip_corrupt": packing.skip_corrupt,
+            }
+        )
+    )
+
+
+@contextmanager
+def _locked(work: Path) -> Iterator[Path]:
+    """The work folder, for one process at a time; a killed process leaves it free."""
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(
+                f"{work} must be free, but another process is preparing it; wait for it."
+            ) from None
+        yield work
+
+
+def _open_work(work: Path, packing: Packing, n: int, *, key: str) -> None:
+    """Keep an earlier attempt of the very same work; clear away any other, and lay out the empty array."""
+    state = work / "state.json"
+    size = packing.offset + n * int(np.prod(packing.shape))
+    if state.exists() and packing.images.exists() and packing.images.stat().st_size == size:
+        with suppress(DataError):
+            if read_json(state) == {"key": key}:
+                return
+    state.unlink(missing_ok=True)
+    shutil.rmtree(packing.records, ignore_errors=True)
+    shutil.rmtree(packing.images.parent, ignore_errors=True)
+    packing.records.mkdir()
+    packing.images.parent.mkdir()
+    with packing.images.open("wb") as file:
+        file.write(_npy_header((n, *packing.shape)))
+        file.truncate(size)
+    write_json(state, {"key": key})
+
+
+def _npy_header(shape: tuple[int, ...]) -> bytes:
+    """The bytes before the first row of a uint8 .npy file, format 1.0."""
+    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}"
+    padding = -(len(text) + 11) % 64
+    return (
+        b"\x93NUMPY\x01\x00"
+        + struct.pack("<H", len(text) + padding + 1)
+        + (text + " " * padding + "\n").encode()
+    )
+
+
+def _reading_order(source: Source, items: Sequence[Item]) -> Sequence[Item]:
+    return items if source.stream is None else sorted(items, key=lambda item: item.where)
+
+
+def _shards(source: Source, items: Sequence[Item], shard_items: int) -> list[Shard]:
+    """Runs of items in reading order."""
+    row_of = {id(item): row for row, item in enumerate(items)}
+    order = _reading_order(source, items)
+    return [
+        Shard(number, chunk, [row_of[id(item)] for item in chunk])
+        for number, chunk in enumerate(
+            order[first : first + shard_items] for first in range(0, len(order), shard_items)
+        )
+    ]
+
+
+# ------------------------------------------------------------------------------------------------ reading and writing
+
+
+def _pack(
+    source: Source,
+    packing: Packing,
+    shards: Sequence[Shard],
+    *,
+    workers: int,
+    progress: Callable[[Iterable[int]], Iterable[int]],
+) -> None:
+    """Do the shards that have no record yet."""
+    todo = [shard for shard in shards if not _record(packing, shard).exists()]
+    if not todo:
+        return
+    filled = _with_blobs(source, todo)
+    workers = min(workers, len(todo)) if source.parallel else 1
+    done = (
+        _pack_here(source, packing, filled)
+        if workers == 1
+        else _pack_in_pool(source, packing, filled, workers)
+    )
+    try:
+        for _ in progress(_Ticks(done, sum(len(shard.items) for shard in todo))):
+            pass
+    except OSError as error:
+        raise DataError(f"{packing.images} must be writable, but {error}; call again to go on.") from error
+
+
+class _Ticks:
+    """Yields once per image as whole shards come in; has a length, so that progress can tell the time left."""
+
+    def __init__(self, done: Iterator[Shard], total: int) -> None:
+        self._done, self._total = done, total
+
+    def __len__(self) -> int:
+        return self._total
+
+    def __iter__(self) -> Iterator[int]:
+        for shard in self._done:
+            yield from shard.rows
+
+
+def _with_blobs(source: Source, shards: Sequence[Shard]) -> Iterator[Shard]:
+    """The shards as they are, or with their bytes from one pass over a streamed source."""
+    if source.stream is None:
+        yield from shards
+        return
+    blobs = source.stream([item for shard in shards for item in shard.items])
+    for shard in shards:
+        data = [blob for _, blob in zip(shard.items, blobs, strict=False)]
+        yield Shard(shard.number, shard.items, shard.rows, data)
+
+
+def _pack_here(source: Source, packing: Packing, shards: Iterable[Shard]) -> Iterator[Shard]:
+    with source.open_reader() as read:
+        for shard in shards:
+            pack_shard(read, packing, shard)
+            yield shard
+
+
+def _pack_in_pool(source: Source, packing: Packing, shards: Iterable[Shard], workers: int) -> Iterator[Shard]:
+    """Spread the shards over processes; few are under way at once, so streamed bytes do not pile up."""
+    context = multiprocessing.get_context("forkserver")
+    # Import once in the server, not once in every worker.
+    context.set_forkserver_preload(["__main__", __name__])
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (source.open_reader, packing))
+    pending: dict[Future[None], Shard] = {}
+    try:
+        for shard in shards:
+            pending[pool.submit(_pack_in_worker, shard)] = Shard(shard.number, shard.items, shard.rows)
+            if len(pending) > workers:
+                yield from _collect(pending)
+        while pending:
+            yield from _collect(pending)
+    except BrokenProcessPool:
+        raise DataError(
+            "decoding processes must live until the end, but one died (killed, out of memory, or started by a script "
+            "without `if __name__ == '__main__'`); use fewer workers and call again to go on."
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _collect(pending: dict[Future[None], Shard]) -> list[Shard]:
+    """Wait for at least one shard; fail as it failed."""
+    finished, _ = wait(pending, return_when=FIRST_COMPLETED)
+    for future in finished:
+        future.result()
+    return [pending.pop(future) for future in finished]
+
+
+@dataclass
+class _Worker:
+    """What one decoding process keeps between shards."""
+
+    read: Read
+    packing: Packing
+    resources: ExitStack
+
+
+_worker: _Worker | None = None
+
+
+def _start_worker(open_reader: Callable[[], AbstractContextManager[Read]], packing: Packing) -> None:
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    resources = ExitStack()
+    _worker = _Worker(resources.enter_context(open_reader()), packing, resources)
+
+
+def _exit_with_parent() -> None:
+    """A killed parent must not leave workers behind that wait for shards for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _pack_in_worker(shard: Shard) -> None:
+    assert _worker is not None
+    pack_shard(_worker.read, _worker.packing, shard)
+
+
+def pack_shard(read: Read, packing: Packing, shard: Shard) -> None:
+    """Decode a shard, write its rows and then, by rename, its record: the names that were left out."""
+    skipped: list[str] = []
+    row_bytes = int(np.prod(packing.shape))
+    blobs = shard.blobs if shard.blobs is not None else [None] * len(shard.items)
+    with packing.images.open("r+b", buffering=0) as file:
+        for item, row, blob in zip(shard.items, shard.rows, blobs, strict=True):
+            try:
+                array = _decode(read, item, blob, packing.transform)
+            except CorruptImageError:
+                if not packing.skip_corrupt:
+                    raise
+                skipped.append(item.name)
+                continue
+            if array.shape != packing.shape:
+                height, width, _ = packing.shape
+                raise DataError(
+                    f"{item.name} must be {width}x{height} like the images before it, but is "
+                    f"{array.shape[1]}x{array.shape[0]}; give a size to bring all images to it."
+                )
+            file.seek(packing.offset + row * row_bytes)
+            file.write(array.tobytes())
+        os.fsync(file.fileno())  # the record promises that the rows outlive a power cut
+    write_json(_record(packing, shard), {"skipped": skipped})
+
+
+def _record(packing: Packing, shard: Shard) -> Path:
+    return packing.records / f"{shard.number:06d}.json"
+
+
+def _decode(read: Read, item: Item, blob: bytes | None, transform: Transform) -> NDArray[np.uint8]:
+    """One image as uint8 (H, W, C); CorruptImageError names the file."""
+    try:
+        return transform(read(item, blob))
+    except _UNREADABLE as error:
+        raise CorruptImageError(
+            f"{item.name} must be a readable image, but it is not ({error}); repair it, or skip corrupt images."
+        ) from error
+
+
+# ---------------------------------------------------------------------------------------------------- after the last
+
+
+def _finish(
+    source: Source, packing: Packing, items: Sequence[Item], shards: Sequence[Shard], *, name: str
+) -> dict[str, Any]:
+    """Leave out what was skipped, write labels and manifest."""
+    skipped = {name for shard in shards for name in read_json(_record(packing, shard))["skipped"]}
+    kept = [item for item in items if item.name not in skipped]
+    if not kept:
+        raise DataError(
+            f"at least one image must be readable, but all {len(items)} are corrupt; check the source."
+        )
+    folder = packing.images.parent
+    images = packing.images
+    if skipped:
+        images = _without_gaps(
+            packing, [row for row, item in enumerate(items) if item.name not in skipped], len(items)
+        )
+    digests: dict[str, str | None] = {"images": sha256_file(images), "labels": None}
+    if kept[0].label is not None:
+        np.save(folder / ARRAYS["labels"], np.array([item.label for item in kept], dtype=np.int64))
+        digests["labels"] = sha256_file(folder / ARRAYS["labels"])
+    if source.attributes is not None:
+        np.save(folder / ARRAYS["attributes"], np.array([item.attributes for item in kept], dtype=np.int8))
+        digests["attributes"] = sha256_file(folder / ARRAYS["attributes"])
+    manifest = {
+        "schema": SCHEMA,
+        "name": name,
+        "source": source.origin,
+        "n": len(kept),
+        "shape": list(packing.shape),
+        "classes": None if source.classes is None else list(source.classes),
+        "splits": _split_rows(kept),
+        "transform": " + ".join(filter(None, (source.decoding, source.transform.name))),
+        "skipped": sorted(skipped),
+        "sha256": digests,
+    }
+    if source.attributes is not None:
+        manifest["attributes"] = list(source.attributes)
+    images.replace(packing.images)
+    write_json(folder / "manifest.json", manifest)
+    return manifest
+
+
+def _without_gaps(packing: Packing, rows: Sequence[int], n: int) -> Path:
+    """Copy the kept rows; the array with gaps stays until the manifest is ready, for a restart."""
+    shape = (len(rows), *packing.shape)
+    require_space(packing.images, int(np.prod(shape)) + _SPARE_BYTES)
+    gappy = np.memmap(packing.images, np.uint8, "r", packing.offset, (n, *packing.shape))
+    path = packing.images.parent.parent / "kept.npy"
+    with path.open("wb") as file:
+        file.write(_npy_header(shape))
+        for first in range(0, len(rows), _COPY_ROWS):
+            file.write(gappy[rows[first : first + _COPY_ROWS]].tobytes())
+    return path
+
+
+def _split_rows(items: Sequence[Item]) -> dict[str, list[int]]:
+    """[first, end) of each split that has images."""
+    splits: dict[str, list[int]] = {}
+    for row, item in enumerate(items):
+        splits.setdefault(item.split, [row, row])[1] = row + 1
+    return splits
+
+
+def _publish(finished: Path, out: Path) -> None:
+    """Rename into place; an earlier dataset there, or an empty folder, makes way."""
+    if out.exists():
+        aside = finished.with_name("replaced")
+        shutil.rmtree(aside, ignore_errors=True)
+        out.replace(aside)
+    finished.replace(out)

@@ -1,0 +1,278 @@
+"""The figures of a report, drawn once with matplotlib: as files, and inline with the colours of the page.
+
+Nothing here depends on the clock, the display or the user's matplotlib settings: the same rows give the same bytes.
+"""
+
+import html
+import io
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+from fewstep.pipeline.report.results import Results, best_lines
+
+# Okabe and Ito's colour-blind-safe hues, darkened until text in them reads on white. A marker and a dash pattern
+# go with each, so that no line is told by its colour alone. The page swaps them for lighter ones on dark.
+COLOURS = ("#0067a5", "#b8430b", "#007a5a", "#9c3d7c", "#8a6400", "#1b7f9e", "#5b4bb3", "#6b6f76")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+_DASHES = ("-", (0, (6, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), "-", (0, (6, 2)), (0, (1.5, 1.5)), "--")
+INK, MUTED, FAINT = "#1c2127", "#5c6670", "#b9c0c7"
+_CONTEXT = 0.9
+
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fewstep",
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": FAINT,
+    "grid.alpha": 0.45,
+    "grid.linewidth": 0.6,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 0,
+    "xtick.minor.size": 0,
+    "ytick.major.size": 0,
+    "ytick.minor.size": 0,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5.5,
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A highlighted sampler: the best of its family."""
+
+    family: str
+    sampler: str
+    grid: str
+    colour: str
+    marker: str
+    dash: Any
+
+    @property
+    def label(self) -> str:
+        """What stands at its end."""
+        return f"{self.sampler}, {self.grid}"
+
+
+def highlighted(results: Results) -> list[Line]:
+    """One line per family, best family first, as many as there are colours."""
+    best = best_lines(results.frame, "family").head(len(COLOURS))
+    rows = best[["family", "sampler", "grid"]].itertuples(index=False)
+    return [
+        Line(*map(str, row), colour, marker, dash)
+        for row, colour, marker, dash in zip(rows, COLOURS, _MARKERS, _DASHES, strict=False)
+    ]
+
+
+def distance_figure(results: Results, lines: Sequence[Line], *, x: str = "nfe") -> Figure:
+    """Fréchet distance against network calls (`x="nfe"`) or network time per image (`x="ms"`), both axes log.
+
+    The lines have bands for their intervals and names at their ends; every other (sampler, grid) is a thin line of
+    context; the distance between real images is a level.
+    """
+    frame = results.frame[results.frame["fd"].gt(0) & results.frame[x].gt(0)]
+    with _style():
+        figure = Figure(figsize=(8.6, 5.0))
+        axes = figure.add_axes((0.075, 0.1, 0.68, 0.86))
+        axes.set(xscale="log", yscale="log")
+        chosen = {(line.sampler, line.grid) for line in lines}
+        for key, part in frame.groupby(["sampler", "grid"], sort=True):
+            if key not in chosen:
+                _draw_context(axes, part.sort_values("nfe"), x)
+        ends: list[tuple[float, float, Line]] = []
+        for i, line in enumerate(lines):
+            part = frame[(frame["sampler"] == line.sampler) & (frame["grid"] == line.grid)].sort_values("nfe")
+            if not part.empty:
+                _draw_line(axes, part, x, line, order=20 - i)
+                ends.append((float(part[x].iloc[-1]), float(part["fd"].iloc[-1]), line))
+        _finish_axes(axes, frame, results, x)
+        _label_ends(axes, ends)
+    return figure
+
+
+def _draw_context(axes: Axes, part: pd.DataFrame, x: str) -> None:
+    axes.plot(part[x], part["fd"], color=FAINT, linewidth=_CONTEXT, zorder=1)
+    for row in part.to_dict("records"):
+        axes.plot(row[x], row["fd"], "o", color=FAINT, markersize=2.6, zorder=1, gid=_point_id(row))
+
+
+def _draw_line(axes: Axes, part: pd.DataFrame, x: str, line: Line, *, order: int) -> None:
+    low = part["fd_low"].clip(lower=part["fd"].min() * 1e-2)  # an interval may reach 0, a log axis may not
+    axes.fill_between(
+        part[x], low, part["fd_high"], color=line.colour, alpha=0.16, linewidth=0, zorder=2,
+        gid=f"band-{line.family}",
+    )  # fmt: skip
+    axes.plot(
+        part[x], part["fd"], color=line.colour, linestyle=line.dash, zorder=order, gid=f"line-{line.family}"
+    )
+    for row in part.to_dict("records"):
+        axes.plot(row[x], row["fd"], line.marker, color=line.colour, zorder=order + 0.5, gid=_point_id(row))
+
+
+def _point_id(row: Mapping[str, Any]) -> str:
+    return f"point-{row['plan_hash']}"
+
+
+def _finish_axes(axes: Axes, frame: pd.DataFrame, results: Results, x: str) -> None:
+    axes.set_xlabel("network evaluations per image (NFE)" if x == "nfe" else "network milliseconds per image")
+    axes.set_title(results.metric, loc="left", fontsize=10, color=MUTED)
+    axes.margins(x=0.03)
+    if x == "nfe":
+        axes.xaxis.set_major_locator(FixedLocator(results.steps))
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    narrow = frame["fd"].max() / frame["fd"].min() < 300
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    if results.baseline > 0:
+        axes.axhline(results.baseline, color=MUTED, linewidth=1, linestyle=(0, (2, 2)), zorder=3)
+        axes.annotate(
+            f"real against real {number(results.baseline)}", (0, results.baseline), xycoords=("axes fraction", "data"),
+            xytext=(2, 3), textcoords="offset points", fontsize=8.5, color=MUTED, zorder=4,
+        )  # fmt: skip
+
+
+def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, Line]]) -> None:
+    """Names right of the axes, at the heights of the ends, moved apart where they would overlap."""
+    transform = axes.transScale + axes.transLimits
+    heights = [float(transform.transform((x, y))[1]) for x, y, _ in ends]
+    for (x, y, line), placed in zip(ends, spread(heights, gap=0.048), strict=True):
+        axes.annotate(
+            line.label, (x, y), xytext=(1.035, placed), textcoords="axes fraction", color=line.colour,
+            va="center", fontsize=9.5, annotation_clip=False, gid=f"label-{line.family}",
+            arrowprops={
+                "arrowstyle": "-", "color": line.colour, "alpha": 0.55, "linewidth": 0.8, "shrinkA": 2, "shrinkB": 5,
+                "relpos": (0, 0.5),
+            },
+        )  # fmt: skip
+
+
+def spread(positions: Sequence[float], *, gap: float) -> list[float]:
+    """Move positions up or down as little as makes neighbours at least `gap` apart, in the same order.
+
+    Blocks of touching positions are centred on the mean of what they hold (pool adjacent violators), then the
+    whole is kept within [0, 1] where it fits.
+    """
+    order = sorted(range(len(positions)), key=lambda i: positions[i])
+    blocks: list[list[float]] = []  # of positions with the gaps before them taken away
+    for rank, i in enumerate(order):
+        blocks.append([positions[i] - rank * gap])
+        while len(blocks) > 1 and _mean(blocks[-2]) > _mean(blocks[-1]):
+            blocks[-2:] = [blocks[-2] + blocks[-1]]
+    level = [_mean(block) for block in blocks for _ in block]
+    top = 1 - (len(order) - 1) * gap
+    placed = [0.0] * len(order)
+    for rank, i in enumerate(order):
+        placed[i] = min(max(level[rank], 0.0), max(top, 0.0)) + rank * gap
+    return placed
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def training_figure(log: pd.DataFrame) -> Figure:
+    """Training loss by step: every logged value faint, a running median on top.
+
+    Args:
+        log: Columns step and loss.
+    """
+    smooth = log["loss"].rolling(max(3, len(log) // 40), center=True, min_periods=1).median()
+    with _style():
+        figure = Figure(figsize=(8.6, 2.9))
+        axes = figure.add_axes((0.075, 0.17, 0.9, 0.74))
+        axes.plot(log["step"], log["loss"], color=FAINT, linewidth=0.7)
+        axes.plot(log["step"], smooth, color=COLOURS[0])
+        axes.set_xlabel("optimiser step")
+        axes.set_title("training loss, with its running median", loc="left", fontsize=10, color=MUTED)
+        if log["loss"].min() > 0:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_minor_locator(NullLocator())
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.margins(x=0.01)
+    return figure
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    # matplotlib's own defaults first: a user's matplotlibrc must not change a report.
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(_STYLE)
+        yield
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write `path` with .png and .svg, without dates."""
+    with _style():
+        figure.savefig(path.with_suffix(".png"), dpi=200, facecolor="white", metadata={"Software": None})
+        figure.savefig(path.with_suffix(".svg"), facecolor="white", metadata={"Date": None, "Creator": None})
+
+
+def inline_svg(figure: Figure, *, name: str, label: str, titles: Mapping[str, str] | None = None) -> str:
+    """The figure as an SVG element that takes its colours from the variables of the page.
+
+    Args:
+        figure: What to draw.
+        name: Prefix of every id, so that several figures fit one page.
+        label: What the figure shows, for readers who cannot see it.
+        titles: Tooltip by gid of the artists that have one.
+    """
+    buffer = io.StringIO()
+    with _style():
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
+    for gid, title in (titles or {}).items():
+        svg = svg.replace(f'<g id="{gid}">', f'<g id="{gid}" class="point"><title>{html.escape(title)}</title>')
+    svg = re.sub(r'<g id="(line|band|label)-([^"]*)">', r'<g id="\1-\2" class="mark" data-family="\2">', svg)
+    svg = svg.replace('id="', f'id="{name}-').replace("url(#", f"url(#{name}-").replace('href="#', f'href="#{name}-')
+    for variable, colour in page_colours().items():
+        svg = svg.replace(colour, f"var(--{variable})")
+    svg = svg.replace("font: ", "font-family: inherit; font: ").replace("'DejaVu Sans'", "var(--font)")
+    return re.sub(
+        r'<svg [^>]*viewBox="([^"]*)"[^>]*>',
+        lambda match: f'<svg viewBox="{match[1]}" role="img" aria-label="{html.escape(label, quote=True)}">',
+        svg, count=1,
+    )  # fmt: skip
+
+
+def page_colours() -> dict[str, str]:
+    """The style-sheet variable behind each colour that the figures use, as they are on light paper."""
+    return {"ink": INK, "muted": MUTED, "faint": FAINT} | {f"c{i}": c for i, c in enumerate(COLOURS)}
+
+
+def number(value: float) -> str:
+    """Three significant digits, never in powers of ten: 0.0312, 3.12, 31.2, 312, 3124; a dash for no value."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if value == 0:
+        return "0"
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:.{min(digits, 6)}f}"

@@ -1,0 +1,318 @@
+"""Certificates as one table, and what the table says: who wins, by how much, and whether that is certain."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fewstep.checks import ConfigError, DataError
+from fewstep.files import canonical_json, read_json
+
+SCHEMA = "fewstep.certificate/1"
+HEADLINE_NFE = 10
+BASELINE_SAMPLER = "ddim"
+FRECHET_NAMES = ("FD", "FID", "cleanFID")
+METRIC_NAMES = {"KID": "kid", "precision": "precision", "recall": "recall"}
+
+_VARIANT = re.compile(r"-(\d.*|eta)$")
+
+
+@dataclass(frozen=True)
+class Results:
+    """All certificates of one protocol.
+
+    Attributes:
+        frame: One row per certificate, best first within each NFE. Columns: sampler, grid, family, nfe, rank,
+            fd, fd_low, fd_high, baseline, mean_term, trace_term, kid, kid_low, kid_high, precision,
+            precision_low, precision_high, recall, recall_low, recall_high, calls, ms, seconds, device, plan,
+            plan_hash, certificate. A measurement that was not made is NaN.
+        metric: Name of the Fréchet distance as the certificates spell it, for example `FD-classifier#1k`.
+        protocol: What every certificate agrees on.
+        model: `fingerprint` and `name` of the model that all samples come from.
+        data: `fingerprint` and `name` of the dataset.
+        environments: The distinct software environments, as key-value mappings.
+    """
+
+    frame: pd.DataFrame
+    metric: str
+    protocol: dict[str, Any]
+    model: dict[str, Any]
+    data: dict[str, Any]
+    environments: list[dict[str, Any]]
+
+    @property
+    def baseline(self) -> float:
+        """Mean distance of real against real images at equal N; NaN when no certificate has it."""
+        return float(self.frame["baseline"].mean())
+
+    @property
+    def steps(self) -> list[int]:
+        """The numbers of evaluations that were measured, in rising order."""
+        return sorted({int(nfe) for nfe in self.frame["nfe"]})
+
+    @property
+    def headline_nfe(self) -> int:
+        """The measured number of evaluations nearest to ten."""
+        return min(self.steps, key=lambda nfe: (abs(nfe - HEADLINE_NFE), nfe))
+
+    def at(self, nfe: int) -> pd.DataFrame:
+        """Rows of one number of evaluations, best first."""
+        return self.frame[self.frame["nfe"] == nfe]
+
+
+def certificate_files(paths: Iterable[str | Path], *, suffix: str = ".json") -> list[Path]:
+    """Files as they are, folders as their files with `suffix`; sorted, stamps of the workflow left out.
+
+    Raises:
+        DataError: A path does not exist.
+    """
+    found: set[Path] = set()
+    for path in map(Path, paths):
+        if not path.exists():
+            raise DataError(f"{path} must be a file or a folder of {suffix} files, but it does not exist.")
+        found |= set(path.rglob(f"*{suffix}")) if path.is_dir() else {path}
+    return sorted(file for file in found if file.name != "spec.json")
+
+
+def read_results(paths: Iterable[str | Path]) -> Results:
+    """Read certificates that may be ranked together.
+
+    Args:
+        paths: Certificate files, or folders that hold them.
+
+    Raises:
+        DataError: There is no certificate, or a file is not one.
+        ConfigError: Two certificates differ in protocol, model or data, or certify the same plan twice.
+    """
+    files = certificate_files(paths)
+    if not files:
+        raise DataError("there must be at least one certificate to report on, got none; run fewstep evaluate.")
+    certificates = [_checked(read_json(file), file) for file in files]
+    metric = _frechet_name(certificates[0], files[0])
+    for file, certificate in zip(files, certificates, strict=True):
+        _require_same_protocol(certificates[0], certificate, files[0], file)
+    rows = [_row(certificate, metric, file) for file, certificate in zip(files, certificates, strict=True)]
+    frame = pd.DataFrame(rows).sort_values(["nfe", "fd", "sampler", "grid", "plan_hash"], ignore_index=True)
+    _require_unique(frame)
+    frame.insert(4, "rank", frame.groupby("nfe").cumcount() + 1)
+    first = certificates[0]
+    distinct = {canonical_json(c["environment"]): c["environment"] for c in certificates}
+    return Results(
+        frame=frame,
+        metric=metric,
+        protocol=first["protocol"],
+        model=first["subject"]["model"],
+        data=first["subject"]["data"],
+        environments=[distinct[key] for key in sorted(distinct)],
+    )
+
+
+def family(sampler: str) -> str:
+    """The name shared by the variants of a sampler: `dpmpp-3m-exact` and `dpmpp-2m` are both `dpmpp`."""
+    return _VARIANT.sub("", sampler)
+
+
+def distinguishable(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether the interval of the difference of two rows excludes zero.
+
+    The two are taken as independent. Samples from shared seeds are positively correlated, which makes the true
+    interval narrower: what this calls distinguishable is, what it calls a tie may be told apart by a paired test.
+    """
+    margin = math.hypot(_half_width(a), _half_width(b))
+    return bool(abs(a["fd"] - b["fd"]) > margin)
+
+
+def _half_width(row: Mapping[str, Any]) -> float:
+    return (row["fd_high"] - row["fd_low"]) / 2
+
+
+def best_lines(frame: pd.DataFrame, by: str) -> pd.DataFrame:
+    """The best (sampler, grid) of each group, best group first.
+
+    A line is scored by its mean log ratio to the best row at each NFE, over the lines of its group that cover
+    the most NFEs: a line must not win by having been measured where winning is easy.
+
+    Args:
+        frame: Rows of `Results.frame`.
+        by: Column that names the group: `family` or `sampler`.
+
+    Returns:
+        Columns: the group column, sampler, grid, score.
+    """
+    # A distance of zero has no logarithm; any positive floor far below real values keeps the order.
+    fd = frame["fd"].clip(lower=1e-12)
+    ratio = (fd / fd.groupby(frame["nfe"]).transform("min")).map(math.log)
+    keys = list(dict.fromkeys([by, "sampler", "grid"]))
+    lines = frame.assign(ratio=ratio).groupby(keys, as_index=False).agg(
+        score=("ratio", "mean"), covers=("nfe", "nunique")
+    )
+    lines = lines[lines["covers"] == lines.groupby(by)["covers"].transform("max")]
+    lines = lines.sort_values(["score", "sampler", "grid"]).drop_duplicates(by)
+    return lines.drop(columns="covers").reset_index(drop=True)
+
+
+def winners(results: Results) -> list[dict[str, Any]]:
+    """For every NFE the best row, the best row of another sampler, and how they compare.
+
+    Returns:
+        Dictionaries with keys nfe, best, runner_up (a row or None), certain (bool or None), ties (how many rows
+        the best is not distinguishable from), candidates, ddim (the best DDIM row or None), ratio (FD of the
+        best over FD of DDIM, or None).
+    """
+    table = []
+    for nfe in results.steps:
+        rows = results.at(nfe).to_dict("records")
+        best, others = rows[0], rows[1:]
+        runner_up = next((row for row in others if row["sampler"] != best["sampler"]), None)
+        ddim = next((row for row in rows if row["sampler"] == BASELINE_SAMPLER), None)
+        table.append(
+            {
+                "nfe": nfe,
+                "best": best,
+                "runner_up": runner_up,
+                "certain": None if runner_up is None else distinguishable(best, runner_up),
+                "ties": sum(not distinguishable(best, row) for row in others),
+                "candidates": len(rows),
+                "ddim": ddim,
+                "ratio": best["fd"] / ddim["fd"] if ddim and ddim["fd"] > 0 else None,
+            }
+        )
+    return table
+
+
+def reference_row(results: Results) -> dict[str, Any]:
+    """The row that stands for "many steps": the best DDIM row at its largest NFE, else the best row at the
+    largest NFE of all.
+    """  # noqa: D205 - one sentence
+    rows = results.frame[results.frame["sampler"] == BASELINE_SAMPLER]
+    rows = results.frame if rows.empty else rows
+    record: dict[str, Any] = rows[rows["nfe"] == rows["nfe"].max()].iloc[0].to_dict()
+    return record
+
+
+def calls_to_match(results: Results, row: Mapping[str, Any], reference: Mapping[str, Any]) -> int | None:
+    """The fewest evaluations at which the sampler of `row`, on its grid, is at or below the upper end of the
+    reference's interval; None if that was not seen.
+    """  # noqa: D205 - one sentence
+    frame = results.frame
+    line = frame[(frame["sampler"] == row["sampler"]) & (frame["grid"] == row["grid"])]
+    reached = line[line["fd"] <= reference["fd_high"]]["nfe"]
+    return None if reached.empty else int(reached.min())
+
+
+def flat_metrics(results: Results) -> dict[str, Any]:
+    """Flat numbers and names for `dvc metrics`: per NFE the best sampler, its distance and DDIM's."""
+    flat: dict[str, Any] = {"metric": results.metric, "certificates": len(results.frame)}
+    if not math.isnan(results.baseline):
+        flat["fd.real"] = results.baseline
+    for entry in winners(results):
+        best, key = entry["best"], f"nfe{entry['nfe']:03d}"
+        flat[f"{key}.best"] = best["sampler"]
+        flat[f"{key}.grid"] = best["grid"]
+        flat[f"{key}.fd"] = best["fd"]
+        if entry["ddim"] is not None:
+            flat[f"{key}.fd_ddim"] = entry["ddim"]["fd"]
+    return flat
+
+
+def _checked(certificate: Any, path: Path) -> dict[str, Any]:
+    """Raise DataError unless the sections that the report reads are there."""
+    schema = certificate.get("schema") if isinstance(certificate, dict) else None
+    if schema != SCHEMA:
+        raise DataError(f"{path} must be a certificate ({SCHEMA}), got schema {schema!r}; name other files.")
+    checked: dict[str, Any] = certificate
+    for section in ("subject", "protocol", "results", "costs", "environment"):
+        if not isinstance(checked.get(section), dict):
+            raise DataError(f"{path} must have a section {section!r}, but has none; evaluate again.")
+    return checked
+
+
+def _frechet_name(certificate: Mapping[str, Any], path: Path) -> str:
+    for name in certificate["results"]:
+        if name.split("-", 1)[0].split("#", 1)[0] in FRECHET_NAMES:
+            return str(name)
+    raise DataError(
+        f"{path} must hold a Fréchet distance to be ranked by, got {', '.join(certificate['results'])}; "
+        "evaluate with the metric fd."
+    )
+
+
+def _require_same_protocol(a: dict[str, Any], b: dict[str, Any], path_a: Path, path_b: Path) -> None:
+    """Numbers are ranked only if they answer the same question about the same model."""
+    difference = first_difference(a["protocol"], b["protocol"], "protocol")
+    for subject in ("model", "data"):
+        difference = difference or first_difference(
+            a["subject"].get(subject), b["subject"].get(subject), subject
+        )
+    if difference is not None:
+        field, left, right = difference
+        raise ConfigError(
+            f"certificates must share one protocol to be ranked, but {field} is {left!r} in {path_a} and "
+            f"{right!r} in {path_b}; report on them separately."
+        )
+
+
+def first_difference(a: Any, b: Any, name: str) -> tuple[str, Any, Any] | None:
+    """The first field, in sorted order and by dotted name, in which two JSON values differ."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        pairs = ((f"{name}.{key}", a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()))
+        return next(filter(None, (first_difference(x, y, field) for field, x, y in pairs)), None)
+    return None if a == b else (name, a, b)
+
+
+def _row(certificate: dict[str, Any], metric: str, path: Path) -> dict[str, Any]:
+    try:
+        plan, costs, results = certificate["subject"]["plan"], certificate["costs"], certificate["results"]
+        sampler = str(plan["sampler"])
+        row = {
+            "sampler": sampler,
+            "grid": str(plan.get("grid") or "own"),
+            "family": family(sampler),
+            "nfe": int(plan["nfe"]),
+            **_measurement("fd", results[metric]),
+            "baseline": _number(results[metric].get("baseline")),
+            "mean_term": _number(results[metric].get("mean_term")),
+            "trace_term": _number(results[metric].get("trace_term")),
+        }
+        for prefix, column in METRIC_NAMES.items():
+            named = next((results[name] for name in results if name.split("-", 1)[0] == prefix), {})
+            row |= _measurement(column, named)
+        row |= {
+            "calls": _number(costs.get("network_calls")),
+            "ms": _number(costs.get("network_ms_per_image")),
+            "seconds": _number(costs.get("wall_seconds")),
+            "device": str(costs.get("device") or "unknown"),
+            "plan": str(plan["name"]),
+            "plan_hash": str(plan["hash"]),
+            "certificate": path.name,
+        }
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DataError(f"{path} must be a whole certificate, but {error!r} came up; evaluate again.") from error
+    if not math.isfinite(row["fd"]):
+        raise DataError(f"{path} must give a finite {metric}, got {row['fd']}; evaluate again.")
+    return row
+
+
+def _measurement(column: str, record: Mapping[str, Any]) -> dict[str, float]:
+    """Value and interval; a value without an interval has one of width zero."""
+    value = _number(record.get("value"))
+    low, high = record.get("interval") or (value, value)
+    return {column: value, f"{column}_low": _number(low), f"{column}_high": _number(high)}
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _require_unique(frame: pd.DataFrame) -> None:
+    repeated = frame[frame.duplicated("plan_hash", keep=False)]
+    if not repeated.empty:
+        names: Sequence[str] = repeated["certificate"].head(2).tolist()
+        raise ConfigError(
+            f"each plan must have one certificate, but plan {repeated['plan'].iloc[0]} has {len(repeated)} "
+            f"({' and '.join(names)}); leave one out."
+        )

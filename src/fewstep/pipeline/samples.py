@@ -1,0 +1,88 @@
+"""The samples file: images and everything that they depend on."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewstep.checks import ConfigError, DataError
+from fewstep.files import atomic_file
+
+SCHEMA = "fewstep.samples/1"
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images (N, H, W, C) uint8, the seed of each, (N,), and the facts of `fewstep sample`."""
+
+    images: NDArray[np.uint8]
+    seeds: NDArray[np.int64]
+    meta: dict[str, Any]
+
+
+def write_samples(path: Path, samples: Samples) -> None:
+    """Write an .npz whose `arr_0` other evaluators read, too."""
+    meta = json.dumps({"schema": SCHEMA, **samples.meta}, sort_keys=True, allow_nan=False)
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, arr_0=samples.images, seeds=samples.seeds, meta=np.array(meta))
+
+
+def read_samples(path: Path) -> Samples:
+    """Read what `write_samples` wrote.
+    Raises: DataError: the file is missing, damaged, or of another program.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            samples = Samples(arrays["arr_0"], arrays["seeds"], json.loads(str(arrays["meta"])))
+    except FileNotFoundError:
+        raise DataError(f"{path} must exist, but there is no such file; make it with fewstep sample.") from None
+    except KeyError as error:
+        raise DataError(f"{path} must be written by fewstep sample, but it lacks {error}; make it again.") from None
+    except Exception as error:  # numpy raises zipfile, zlib, OS and value errors for damaged archives
+        raise DataError(f"{path} must be a samples file, but it is damaged ({error}); make it again.") from None
+    images = samples.images
+    if samples.meta.get("schema") != SCHEMA or images.dtype != np.uint8 or images.ndim != 4:
+        raise DataError(
+            f"{path} must hold uint8 images (N, H, W, C) of {SCHEMA}; got {images.dtype} {images.shape} "
+            f"of {samples.meta.get('schema')!r}."
+        )
+    return samples
+
+
+def parse_seeds(text: str) -> range:
+    """Read `0-49999`, both ends included, or a single seed.
+    Raises: ConfigError: anything else.
+    """
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text.strip())
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+    if last < first:
+        raise ConfigError(f"--seeds must be FIRST-LAST such as 0-49999, got {text!r}.")
+    return range(first, last + 1)
+
+
+def seeds_text(seeds: Sequence[int]) -> str:
+    """The inverse of `parse_seeds`."""
+    return f"{seeds[0]}-{seeds[-1]}"
+
+
+def files_in(paths: Sequence[Path], suffix: str) -> list[Path]:
+    """The files that are meant: those named, and those of that suffix in named folders, without stamps.
+    Raises: DataError: a path does not exist, a folder has none, or two files have one name.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(p for p in path.glob(f"*{suffix}") if p.name != "spec.json")
+            if not inside:
+                raise DataError(f"{path} must hold {suffix} files, but there is none; name another folder.")
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            raise DataError(f"{path} must exist, but there is no such file or folder; check the path.")
+    return found

@@ -1,0 +1,193 @@
+"""Tracking shows what the files say, once."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fewstep.checks import ConfigError, DataError
+from fewstep.files import write_json
+from fewstep.pipeline.config import Settings
+from fewstep.pipeline.specs import make_spec, stamp
+from fewstep.pipeline.tracking import live_curve, track_run, tracking_uri
+
+mlflow = pytest.importorskip("mlflow")
+
+NFE = (4, 8)
+SAMPLERS = (("ddim", "uniform-t"), ("ddim", "karras"), ("unipc-2", "uniform-t"))
+METRIC = "FD-classifier#1k"
+
+
+def certificate(sampler: str, grid: str, nfe: int) -> dict[str, Any]:
+    value = 100.0 / nfe + len(sampler)
+    return {
+        "schema": "fewstep.certificate/1",
+        "subject": {"plan": {"sampler": sampler, "grid": grid, "nfe": nfe, "name": f"{sampler}-{grid}-{nfe}"}},
+        "protocol": {"n": 1000, "reference": {"name": "digits", "split": "train"}},
+        "results": {METRIC: {"value": value, "interval": [value - 1, value + 1], "baseline": 0.5}},
+        "costs": {"nfe": nfe, "network_ms_per_image": 0.25},
+    }
+
+
+def finished_run(root: Path, *, nfe: tuple[int, ...] = NFE, samplers: Any = SAMPLERS) -> Path:
+    """A folder of results as the workflow leaves it, without pixels."""
+    settings = Settings.model_validate({"plans": {"nfe": list(nfe)}})
+    folder = root / "results" / "digits"
+
+    def stamped(rule: str, place: str) -> Path:
+        (folder / place).mkdir(parents=True, exist_ok=True)
+        stamp(make_spec("digits", rule, settings), folder / place)
+        return folder / place
+
+    write_json(stamped("prepare", "data") / "manifest.json", {"sha256": {"images": "ab" * 32, "labels": "cd" * 32}})
+    model = stamped("train", "model")
+    write_json(model / "card.json", {"steps": 30})
+    rows = [{"step": step, "loss": 1.0 / step} for step in range(10, 40, 10)]
+    (model / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stamped("stats", "reference")
+    for n in nfe:
+        stamped("plans", f"plans/nfe{n}")
+        stamped("sample", f"samples/nfe{n}")
+        place = stamped("evaluate", f"eval/nfe{n}")
+        for sampler, grid in samplers:
+            write_json(place / f"{sampler}-{grid}.json", certificate(sampler, grid, n))
+    report = stamped("report", "report")
+    write_json(report / "metrics.json", {"best": 1.0})
+    (report / "leaderboard.csv").write_text("nfe,value\n4,1.0\n")
+    (report / "index.html").write_text("<html></html>")
+    (report / "figures").mkdir(exist_ok=True)
+    (report / "figures" / "fd.svg").write_text("<svg/>")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with its tables, copied by each test: making the tables costs seconds."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow.MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def uri(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "mlflow.db").write_bytes(empty_store.read_bytes())
+    return "sqlite:///mlflow.db"
+
+
+def runs(uri: str) -> list[Any]:
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("digits")
+    return list(client.search_runs([experiment.experiment_id]))
+
+
+def test_a_run_is_shown_once_with_its_children(uri: str, tmp_path: Path) -> None:
+    finished_run(tmp_path)
+    first = track_run("digits", uri=uri, commit="abc+changes")
+    second = track_run("digits", uri=uri, commit="abc+changes")
+    assert (first["runs"], first["new"], second["new"]) == (5, 5, 0)
+    assert first["parent"] == second["parent"]
+    shown = {run.info.run_name: run for run in runs(uri)}
+    assert len(shown) == 5
+    assert {run.info.status for run in shown.values()} == {"FINISHED"}
+    parent = next(run for name, run in shown.items() if name.startswith("digits "))
+    assert parent.data.tags["git.commit"] == "abc"
+    assert parent.data.tags["git.dirty"] == "true"
+    assert parent.data.tags["data.sha256.images"] == "ab" * 32
+    assert parent.data.params["train.steps"] == str(Settings().train.steps)
+    assert parent.data.params["sample.n"] == str(Settings().sample.n)
+    children = [run for run in shown.values() if run is not parent]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+
+
+def test_a_sampler_has_its_metrics_at_step_nfe_and_its_certificates(uri: str, tmp_path: Path) -> None:
+    finished_run(tmp_path)
+    track_run("digits", uri=uri, commit=None)
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    run = next(run for run in runs(uri) if run.info.run_name == "unipc-2 uniform-t")
+    for part, shift in (("", 0.0), ("/low", -1.0), ("/high", 1.0)):
+        history = client.get_metric_history(run.info.run_id, f"FD-classifier.1k{part}")
+        expected = {n: certificate("unipc-2", "uniform-t", n)["results"][METRIC]["value"] + shift for n in NFE}
+        assert {metric.step: metric.value for metric in history} == expected
+    assert run.data.params["protocol.reference.split"] == "train"
+    stored = client.list_artifacts(run.info.run_id)
+    assert [file.path for file in stored] == ["unipc-2-uniform-t.json"]
+    training = next(run for run in runs(uri) if run.info.run_name.startswith("train "))
+    curve = client.get_metric_history(training.info.run_id, "loss")
+    assert [metric.step for metric in sorted(curve, key=lambda metric: metric.step)] == [10, 20, 30]
+
+
+def test_figures_and_card_are_artifacts_beside_the_results(uri: str, tmp_path: Path) -> None:
+    finished_run(tmp_path)
+    parent = track_run("digits", uri=uri, commit=None)["parent"]
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    stored = {file.path for file in client.list_artifacts(parent)}
+    assert stored == {"card.json", "index.html", "leaderboard.csv", "metrics.json", "fd.svg"}
+    assert (tmp_path / "mlartifacts" / "digits" / parent / "artifacts" / "card.json").exists()
+
+
+def test_new_numbers_under_the_same_key_are_a_new_state(uri: str, tmp_path: Path) -> None:
+    folder = finished_run(tmp_path)
+    first = track_run("digits", uri=uri, commit=None)
+    write_json(folder / "report" / "metrics.json", {"best": 2.0})
+    second = track_run("digits", uri=uri, commit=None)
+    assert second["parent"] != first["parent"]
+    assert second["new"] == 4  # the training and its curve are the same
+
+
+def test_what_a_killed_process_left_is_made_again(uri: str, tmp_path: Path) -> None:
+    finished_run(tmp_path)
+    track_run("digits", uri=uri, commit=None)
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    torn = next(run for run in runs(uri) if run.info.run_name == "ddim karras")
+    client.update_run(torn.info.run_id, status="RUNNING")
+    assert track_run("digits", uri=uri, commit=None)["new"] == 1
+    assert len(runs(uri)) == 5
+    gone = next(run for run in runs(uri) if run.info.run_name.startswith("digits "))
+    client.delete_run(gone.info.run_id)
+    again = track_run("digits", uri=uri, commit=None)
+    children = [run for run in runs(uri) if run.info.run_id != again["parent"]]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {again["parent"]}
+
+
+def test_a_live_curve_is_continued_and_then_taken_over(uri: str, tmp_path: Path) -> None:
+    folder = finished_run(tmp_path)
+    key = json.loads((folder / "model" / "spec.json").read_text())["key"]
+    with pytest.raises(KeyboardInterrupt), live_curve("digits", key, uri=uri) as add:
+        raise KeyboardInterrupt
+    for steps in ((10, 20), (20, 30)):  # the second process repeats the steps since its checkpoint
+        with live_curve("digits", key, uri=uri) as add:
+            for step in steps:
+                add({"step": step, "loss": 1.0 / step, "note": "text is left out"})
+    assert track_run("digits", uri=uri, commit=None)["new"] == 4
+    training = [run for run in runs(uri) if run.data.tags["fewstep.key"] == key]
+    assert len(training) == 1
+    history = mlflow.MlflowClient(tracking_uri=uri).get_metric_history(training[0].info.run_id, "loss")
+    assert sorted(metric.step for metric in history) == [10, 20, 30]
+    assert "mlflow.parentRunId" in training[0].data.tags
+
+
+def test_hundreds_of_certificates_take_seconds(uri: str, tmp_path: Path) -> None:
+    samplers = [(f"sampler-{i}", grid) for i in range(10) for grid in ("uniform-t", "karras")]
+    finished_run(tmp_path, nfe=tuple(range(1, 16)), samplers=samplers)
+    start = time.monotonic()
+    assert track_run("digits", uri=uri, commit=None)["runs"] == 22
+    assert time.monotonic() - start < 30  # 300 certificates; measured: under 5 s on two idle cores
+
+
+def test_an_unfinished_run_and_a_broken_store_are_one_sentence(uri: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="report/spec.json must exist"):
+        track_run("digits", uri=uri, commit=None)
+    finished_run(tmp_path)
+    with pytest.raises(ConfigError, match="MLflow store nowhere://x .* must be usable"):
+        track_run("digits", uri="nowhere://x", commit=None)
+
+
+def test_the_environment_names_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
+    assert tracking_uri("sqlite:///mlflow.db") == "http://server:5000"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert tracking_uri("sqlite:///mlflow.db") == "sqlite:///mlflow.db"
