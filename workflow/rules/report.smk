@@ -3,6 +3,7 @@ rule report:
         spec=spec("report"),
         certificates=for_each_nfe("results/{run}/eval/nfe{nfe}/spec.json"),
         samples=for_each_nfe("results/{run}/samples/nfe{nfe}/spec.json"),
+        model=rules.train.output.spec,
     output:
         report(
             "results/{run}/report/index.html",
@@ -23,11 +24,13 @@ rule report:
     params:
         certificates=for_each_nfe("results/{run}/eval/nfe{nfe}"),
         samples=for_each_nfe("--samples results/{run}/samples/nfe{nfe}"),
+        model=subpath(input.model, parent=True),
         out=subpath(output.spec, parent=True),
     message:
         "{wildcards.run}: write the report"
     shell:
-        "fewstep report {params.certificates} {params.samples} --spec {input.spec} --out {params.out} 2> {log}"
+        "fewstep report {params.certificates} {params.samples} --model {params.model}"
+        " --spec {input.spec} --out {params.out} 2> {log}"
 
 
 rule track:

@@ -61,12 +61,13 @@ def prepare(
 ) -> dict[str, Any]:
     """Pack a dataset into the folder `out`; call again after a break to go on.
 
-    Args: dataset: digits, cifar10, celeba, lsun-<category> or folder. name: in reports; the dataset's own when None.
-    source: file or folder of raw data; digits need none, cifar10 is downloaded without. size: side of the square
-    images; None keeps their own (CelebA: 64, LSUN: 256). grey: one channel instead of RGB. limit: at most so many
-    images, evenly spaced. test_fraction: share held out where the dataset has no test images of its own.
-    skip_corrupt: leave out unreadable images and list them in the manifest. workers: decoding processes; 1 decodes
-    in this one. progress: wraps an iterable that has a length and yields once per image.
+    Args: dataset: digits, cifar10, celeba, lsun-<category> or folder. name: in reports; the dataset's own
+    when None. source: file or folder of raw data; digits need none, cifar10 is downloaded without. size: side
+    of the square images; None keeps their own (CelebA: 64, LSUN: 256). grey: one channel instead of RGB.
+    limit: at most so many images, evenly spaced. test_fraction: share held out where the dataset has no test
+    images of its own. skip_corrupt: leave out unreadable images and list them in the manifest. workers:
+    decoding processes; 1 decodes in this one. progress: wraps an iterable that has a length and yields once
+    per image.
     Returns: The manifest.
     Raises: ConfigError: a setting that cannot be. DataError: raw files missing or damaged, a full disk.
     """

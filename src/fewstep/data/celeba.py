@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from fewstep.checks import DataError
-from fewstep.data.folder import _archive_errors, _zip_members, _zip_reader
+from fewstep.data.archives import archive_errors, zip_members, zip_reader
 from fewstep.data.source import Item, Source
 from fewstep.data.transforms import Transform
 from fewstep.files import sha256_file
@@ -17,10 +17,11 @@ _SPLITS = {"0": "train", "1": "valid", "2": "test"}
 def celeba_source(
     source: Path | None, *, size: int | None = None, grey: bool = False, test_fraction: float = 0.0
 ) -> Source:
-    """CelebA [liu2015celeba] with the crop of the DDIM literature: 128 x 128 about row 121, column 89, then bilinear.
+    """CelebA [liu2015celeba] with the crop of the DDIM literature: 128 x 128 about row 121, column 89, then
+    bilinear.
 
-    Args: source: folder with the aligned zip and the two lists. size: 64 when None. grey: one channel. test_fraction:
-    has no say, the partition list tells the splits.
+    Args: source: folder with the aligned zip and the two lists. size: 64 when None. grey: one channel.
+    test_fraction: has no say, the partition list tells the splits.
     Its 40 attributes become `attributes.npy`; an image has no single class, so there are no labels.
     Raises: DataError: a file is missing, damaged, or the lists and the zip name different images.
     """
@@ -33,13 +34,14 @@ def celeba_source(
     images, partition, attributes = files
     splits = read_partition(partition)
     names, values = read_attributes(attributes)
-    with _archive_errors(images):
-        members = {name.rsplit("/", 1)[-1]: name for name, _, _ in _zip_members(images)}
+    with archive_errors(images):
+        members = {name.rsplit("/", 1)[-1]: name for name, _, _ in zip_members(images)}
     for known, path in ((splits, partition), (values, attributes)):
         odd = sorted(set(members) ^ set(known))
         if odd:
             raise DataError(
-                f"{path} and {images} must name the same images, but {odd[0]} is in one only; fetch both again."
+                f"{path} and {images} must name the same images, "
+                f"but {odd[0]} is in one only; fetch both again."
             )
     items = [
         Item(name, splits[name], None, members[name], attributes=values[name]) for name in sorted(members)
@@ -47,7 +49,7 @@ def celeba_source(
     return Source(
         name="celeba",
         items=items,
-        open_reader=partial(_zip_reader, images),
+        open_reader=partial(zip_reader, images),
         transform=Transform(size=DEFAULT_SIZE if size is None else size, fit="celeba-crop", grey=grey),
         origin={"kind": "celeba", "sha256": {path.name: sha256_file(path) for path in files}},
         attributes=names,

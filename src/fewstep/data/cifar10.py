@@ -38,9 +38,9 @@ def cifar10_source(
 ) -> Source:
     """CIFAR-10 [krizhevsky2009cifar], 50,000 training and 10,000 test images in the order of the archive.
 
-    Args: source: one of the two official archives, or a folder that holds one; None downloads the binary one into
-    `$XDG_CACHE_HOME/fewstep`. size: centre crop and Lanczos to this side. grey: one channel. test_fraction: has no
-    say, CIFAR-10 has test images of its own.
+    Args: source: one of the two official archives, or a folder that holds one; None downloads the binary one
+    into `$XDG_CACHE_HOME/fewstep`. size: centre crop and Lanczos to this side. grey: one channel.
+    test_fraction: has no say, CIFAR-10 has test images of its own.
     Raises: DataError: no archive there, damaged, incomplete, or holding what CIFAR-10 does not.
     """
     path = _archive(source)
@@ -142,7 +142,8 @@ def read_python_batch(data: bytes, name: str) -> Batch:
 
 def load_arrays(data: bytes, name: str) -> dict[str, Any]:
     """Unpickle a dict of plain values and numpy arrays.
-    Raises: DataError: damaged, not a dict, or the pickle asks for anything else, which would run code of its author.
+    Raises: DataError: damaged, not a dict, or the pickle asks for anything else, which would run code of its
+    author.
     """
     try:
         content = _ArrayUnpickler(BytesIO(data), encoding="latin1").load()
@@ -154,7 +155,8 @@ def load_arrays(data: bytes, name: str) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict):
         raise DataError(f"{name} must hold a dict, but holds {type(content).__name__}; download it again.")
-    # Python 2 wrote byte strings, which latin1 makes text; Python 3 copies of the archive have bytes for keys.
+    # Python 2 wrote byte strings, which latin1 makes text; Python 3 copies of the archive have bytes for
+    # keys.
     return {
         key.decode("latin1") if isinstance(key, bytes) else str(key): value for key, value in content.items()
     }
@@ -177,7 +179,8 @@ class _ArrayUnpickler(pickle.Unpickler):
             return self._admitted[module, name]
         except KeyError:
             raise DataError(
-                f"must hold numpy arrays alone, but asks for {module}.{name}; do not trust this file, download it again."
+                f"must hold numpy arrays alone, but asks for {module}.{name}; "
+                "do not trust this file, download it again."
             ) from None
 
 

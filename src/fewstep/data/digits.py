@@ -19,8 +19,8 @@ def digits_source(
 ) -> Source:
     """Digits as one grey channel; sixteenths v become floor(v * 255 / 16 + 1/2).
 
-    Args: source: none is needed. size: Lanczos to this side; None keeps 8. grey: always one channel. test_fraction:
-    share of each class held out; evenly spaced, so that it is the same everywhere.
+    Args: source: none is needed. size: Lanczos to this side; None keeps 8. grey: always one channel.
+    test_fraction: share of each class held out; evenly spaced, so that it is the same everywhere.
     Raises: ConfigError: a source is given, or scikit-learn is not installed.
     """
     if source is not None:
@@ -61,5 +61,7 @@ def _load() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 def _split(nth: int, test_fraction: float) -> str:
-    """The nth image of a class goes to the test split whenever the running share falls behind the fraction."""
+    """The nth image of a class goes to the test split whenever the running share falls behind the
+    fraction.
+    """
     return "test" if int((nth + 1) * test_fraction) > int(nth * test_fraction) else "train"

@@ -5,6 +5,7 @@ import http.client
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,11 @@ def download(
     """Have `url` at `path`; nothing is fetched when a file that fits is there.
 
     A broken transfer stays as `<path>.part` and the next call continues it with an HTTP range.
-    Args: size: bytes. md5, sha256: hex digests, as the publisher gives them. progress: wraps the chunks of 1 MiB.
+    Args: size: bytes. md5, sha256: hex digests, as the publisher gives them. progress: wraps the chunks of 1
+    MiB.
     Returns: `path`.
-    Raises: DataError: no connection, an HTTP error, a broken transfer, or a file of another size or checksum; a file
+    Raises: DataError: no connection, an HTTP error, a broken transfer, or a file of another size or checksum;
+    a file
         that does not fit is deleted if it was fetched here, and kept if it was there before.
     """
     path = Path(path)
@@ -66,7 +69,7 @@ def mismatch(path: Path, *, size: int | None, md5: str | None, sha256: str | Non
         if expected is not None:
             with path.open("rb") as file:
                 # md5 here guards against broken transfers, and is what publishers of 2009 give.
-                digest = hashlib.file_digest(file, lambda name=name: hashlib.new(name, usedforsecurity=False))
+                digest = hashlib.file_digest(file, partial(hashlib.new, name, usedforsecurity=False))
             if digest.hexdigest() != expected:
                 return f"its {name} is {digest.hexdigest()} instead of {expected}"
     return None

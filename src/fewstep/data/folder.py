@@ -1,42 +1,42 @@
-"""Image folders and archives, read where they are: nothing is unpacked to disk.
+"""Image folders and archives: class and split from the names of their folders.
 
-Layout: [train|valid|test/]CLASS/.../image. Folders that all images share are ignored. The top folder is the split when every
-top folder is named like one, else the class is the top folder and the split follows from a hash of the name. Images
-without a class folder, or all in one class, make a dataset without labels.
+Layout: [train|valid|test/]CLASS/.../image. Folders that all images share are ignored. The top folder is the
+split when every top folder is named like one, else the class is the top folder and the split follows from a
+hash of the name. Images without a class folder, or all in one class, make a dataset without labels.
 """
 
 import hashlib
-import lzma
-import tarfile
 import zipfile
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
-from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from PIL import Image
-
 from fewstep.checks import DataError
+from fewstep.data.archives import (
+    SUFFIXES,
+    Member,
+    archive_errors,
+    blob_reader,
+    folder_members,
+    folder_reader,
+    is_plain_tar,
+    plain_tar_reader,
+    stream_tar,
+    tar_members,
+    zip_members,
+    zip_reader,
+)
 from fewstep.data.source import Item, Read, Source
 from fewstep.data.transforms import Transform
 from fewstep.files import sha256_file
 
-SUFFIXES = frozenset(
-    ".jpg .jpeg .png .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .pnm .tga .jp2 .avif".split()
-)  # fmt: skip
 SPLIT_FOLDERS = {
     "train": "train", "training": "train",
     "valid": "valid", "val": "valid", "validation": "valid",
     "test": "test", "testing": "test",
 }  # fmt: skip
-
-# What the archive modules raise on a damaged or truncated file.
-_BAD_ARCHIVE = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError)
-
-Member = tuple[str, Any, str]  # name in the source, where the reader finds it, stamp
 
 
 def folder_source(
@@ -44,9 +44,10 @@ def folder_source(
 ) -> Source:
     """Images in a folder, a zip or a tar of any compression that this Python knows.
 
-    Args: source: the folder or archive. size: centre crop and Lanczos to this side; None needs equal sizes. grey: one
-    channel. test_fraction: share of images held out by a hash of their names, where no folder tells the split.
-    A compressed tar cannot be sought in: it is read once for its names and once, in order, for its images.
+    Args: source: the folder or archive. size: centre crop and Lanczos to this side; None needs equal sizes.
+    grey: one channel. test_fraction: share of images held out by a hash of their names, where no folder tells
+    the split. A compressed tar cannot be sought in: it is read once for its names and once, in order, for its
+    images.
     Raises: DataError: no such file, no images in it, damaged, or an image outside the class folders.
     """
     if source is None or not source.exists():
@@ -54,21 +55,20 @@ def folder_source(
             f"source must be a folder or archive of images, but {source} does not exist; check the path."
         )
     stream = None
+    open_reader: Callable[[], AbstractContextManager[Read]]
+    origin: dict[str, Any]
     if source.is_dir():
-        members, origin, open_reader = (
-            _folder_members(source),
-            {"kind": "folder"},
-            partial(_folder_reader, source),
-        )
+        members, open_reader = folder_members(source), partial(folder_reader, source)
+        origin = {"kind": "folder"}
     else:
-        with _archive_errors(source):
+        with archive_errors(source):
             if zipfile.is_zipfile(source):
-                members, open_reader = _zip_members(source), partial(_zip_reader, source)
-            elif _is_plain_tar(source):
-                members, open_reader = _tar_members(source, "r:"), partial(_plain_tar_reader, source)
+                members, open_reader = zip_members(source), partial(zip_reader, source)
+            elif is_plain_tar(source):
+                members, open_reader = tar_members(source, "r:"), partial(plain_tar_reader, source)
             else:
-                members, open_reader = _tar_members(source, "r|*"), _blob_reader
-                stream = partial(_stream_tar, source)
+                members, open_reader = tar_members(source, "r|*"), blob_reader
+                stream = partial(stream_tar, source)
         origin = {"kind": "archive", "file": source.name, "sha256": sha256_file(source)}
     if not members:
         raise DataError(
@@ -92,7 +92,8 @@ def items_of(
     """Split and class of every member, sorted by name; the names of the classes; how the split was made.
     Raises: DataError: some images lie in class folders and some do not.
     """
-    members = sorted(members, key=lambda member: member[0])
+    latest = {member[0]: member for member in members}  # a tar may hold a name again: the last one counts
+    members = [latest[name] for name in sorted(latest)]
     folders = _without_shared([PurePosixPath(name).parts[:-1] for name, _, _ in members])
     split_by_folder = all(parts and parts[0].lower() in SPLIT_FOLDERS for parts in folders)
     class_names = [parts[split_by_folder] if len(parts) > split_by_folder else None for parts in folders]
@@ -108,11 +109,8 @@ def items_of(
         if split_by_folder:
             split = SPLIT_FOLDERS[parts[0].lower()]
         else:
-            split = (
-                "test"
-                if _unit_hash("/".join((*parts, PurePosixPath(name).name))) < test_fraction
-                else "train"
-            )
+            own_name = "/".join((*parts, PurePosixPath(name).name))
+            split = "test" if _unit_hash(own_name) < test_fraction else "train"
         label = classes.index(class_name) if classes is not None and class_name is not None else None
         items.append(Item(name, split, label, where, stamp))
     split_rule = "by folder" if split_by_folder else f"test where sha256(name) / 2^256 < {test_fraction}"
@@ -120,7 +118,7 @@ def items_of(
 
 
 def _without_shared(folders: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Drop leading folders that all images share, as archives of a project have; a split is not one of them."""
+    """Drop the leading folders that all images share, as in archives of a project; never a split."""
     shared = 0
     first = folders[0]
     while all(len(parts) > shared and parts[shared] == first[shared] for parts in folders):
@@ -133,114 +131,3 @@ def _without_shared(folders: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]
 def _unit_hash(name: str) -> float:
     """A number in [0, 1) from a name, the same on every machine."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
-
-
-def is_image_name(name: str) -> bool:
-    """Whether a member is an image by its suffix; hidden files and macOS resource forks are not."""
-    path = PurePosixPath(name)
-    hidden = any(part.startswith(".") and part != "." or part == "__MACOSX" for part in path.parts)
-    return path.suffix.lower() in SUFFIXES and not hidden
-
-
-def open_image(blob: bytes) -> Image.Image:
-    """Decode a whole image file; the first frame of several."""
-    image = Image.open(BytesIO(blob))
-    image.load()
-    return image
-
-
-# ---------------------------------------------------------------------------------- one pair for each kind of source
-
-
-def _folder_members(folder: Path) -> list[Member]:
-    members: list[Member] = []
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder).as_posix()
-        if is_image_name(name) and path.is_file():
-            status = path.stat()
-            members.append((name, name, f"{status.st_size}-{status.st_mtime_ns}"))
-    return members
-
-
-@contextmanager
-def _folder_reader(folder: Path) -> Iterator[Read]:
-    yield lambda item, blob: open_image((folder / item.where).read_bytes())
-
-
-def _zip_members(path: Path) -> list[Member]:
-    with zipfile.ZipFile(path) as archive:
-        return [(name, name, "") for name in archive.namelist() if is_image_name(name)]
-
-
-@contextmanager
-def _zip_reader(path: Path) -> Iterator[Read]:
-    with zipfile.ZipFile(path) as archive:
-        yield lambda item, blob: open_image(archive.read(item.where))
-
-
-def _is_plain_tar(path: Path) -> bool:
-    try:
-        with tarfile.open(path, "r:"):
-            return True
-    except tarfile.ReadError:
-        return False
-
-
-def _tar_members(path: Path, mode: Any) -> list[Member]:
-    """Where is (offset, size) in a plain tar, the position among all members in a compressed one."""
-    members: list[Member] = []
-    with tarfile.open(path, mode) as archive:
-        for position, member in enumerate(archive):
-            if member.isfile() and is_image_name(member.name):
-                where = (member.offset_data, member.size) if mode == "r:" else position
-                members.append((str(PurePosixPath(member.name)), where, ""))
-            archive.members = []  # else a stream keeps every header that it has passed
-    return members
-
-
-@contextmanager
-def _plain_tar_reader(path: Path) -> Iterator[Read]:
-    with path.open("rb") as file:
-
-        def read(item: Item, blob: bytes | None) -> Image.Image:
-            offset, size = item.where
-            file.seek(offset)
-            return open_image(file.read(size))
-
-        yield read
-
-
-def _stream_tar(path: Path, items: Sequence[Item]) -> Iterator[bytes]:
-    """Bytes of the items, which are sorted by position, in one pass."""
-    wanted = iter(items)
-    item = next(wanted, None)
-    with _archive_errors(path), tarfile.open(path, "r|*") as archive:
-        for position, member in enumerate(archive):
-            archive.members = []
-            if item is None:
-                return
-            if position == item.where:
-                file = archive.extractfile(member)
-                assert file is not None
-                yield file.read()
-                item = next(wanted, None)
-
-
-@contextmanager
-def _blob_reader() -> Iterator[Read]:
-    def read(item: Item, blob: bytes | None) -> Image.Image:
-        assert blob is not None
-        return open_image(blob)
-
-    yield read
-
-
-@contextmanager
-def _archive_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except _BAD_ARCHIVE as error:
-        raise DataError(
-            f"{path} must be a whole zip or tar archive (.tar, .gz, .bz2, .xz; .zst from Python 3.14), but it cannot be "
-            f"read ({error}); copy or download it again."
-        ) from error

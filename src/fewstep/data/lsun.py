@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.checks import ConfigError, DataError
-from fewstep.data.folder import open_image
+from fewstep.data.archives import open_image
 from fewstep.data.source import Item, Pixels, Read, Source
 from fewstep.data.transforms import Transform
 
@@ -25,10 +25,11 @@ def lsun_source(
 ) -> Source:
     """One LSUN category [yu2015lsun], shorter side by Lanczos to `size`, then centre crop.
 
-    Args: category: bedroom, church_outdoor, cat, ...; any. source: the folder `<category>_train_lmdb` (or _val_,
-    _test_), or a folder that holds one or more of them. size: 256 when None; 128 and 64 are usual. grey: one channel.
-    test_fraction: has no say, the databases are the splits (val is called valid).
-    Raises: DataError: no database of that category there, damaged, or empty. ConfigError: lmdb is not installed.
+    Args: category: bedroom, church_outdoor, cat, ...; any. source: the folder `<category>_train_lmdb` (or
+    _val_, _test_), or a folder that holds one or more of them. size: 256 when None; 128 and 64 are usual.
+    grey: one channel. test_fraction: has no say, the databases are the splits (val is called valid).
+    Raises: DataError: no database of that category there, damaged, or empty. ConfigError: lmdb is not
+    installed.
     """
     databases = _databases(category, source)
     items = []
@@ -64,8 +65,8 @@ def _databases(category: str, source: Path | None) -> list[tuple[Path, str]]:
     found = [(path, names[path.name]) for path in candidates if (path / "data.mdb").is_file()]
     if not found:
         raise DataError(
-            f"source must be {' or '.join(names)} with its data.mdb, or a folder that holds them, but {folder} is not; "
-            "unzip the official archive and name that folder."
+            f"source must be {' or '.join(names)} with its data.mdb, or a folder that holds them, "
+            f"but {folder} is not; unzip the official archive and name that folder."
         )
     return found
 
@@ -103,7 +104,7 @@ def _opened(database: Path) -> Iterator[Any]:
             "LSUN must have the package lmdb, which is missing; install fewstep[data]."
         ) from None
     try:
-        environment = lmdb.open(str(database), readonly=True, lock=False, readahead=False, max_readers=1)
+        environment = lmdb.open(str(database), readonly=True, lock=False, readahead=False)
     except lmdb.Error as error:
         raise DataError(f"{database} must be an LMDB database, but {error}; unzip it again.") from None
     with environment, environment.begin(write=False) as transaction:

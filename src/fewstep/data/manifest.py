@@ -98,5 +98,5 @@ def _splits_problem(splits: Any, n: int) -> str | None:
     for name, rows in splits.items():
         is_range = isinstance(rows, list) and len(rows) == 2 and all(isinstance(row, int) for row in rows)
         if not (is_range and 0 <= rows[0] < rows[1] <= n):
-            return f"split {name!r} is {rows!r} instead of [first, end] within its {n} rows"
+            return f"splits gives {name!r} {rows!r} instead of [first, end] within its {n} rows"
     return None

@@ -1,35 +1,24 @@
-"""The one engine: any source becomes a packed dataset, in parallel, restartable and the same bytes every time.
+"""The one engine: any source becomes a packed dataset, in parallel, restartable, always the same bytes.
 
-Rows are decided before the first image is read, so workers write straight into the final array. A shard is a run of
-items; once its rows are on disk, a small record appears by rename. After a kill only shards without a record are
-done again, and only if source, settings and code format are the same.
+Rows are decided before the first image is read, so workers write straight into the final array. A shard is a
+run of items; once its rows are on disk, a small record appears by rename. After a kill only shards without a
+record are done again, and only if source, settings and code format are the same.
 """
 
 import fcntl
-import multiprocessing
-import os
 import shutil
-import signal
-import struct
-import threading
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from fewstep.checks import ConfigError, DataError
 from fewstep.data.manifest import ARRAYS, SCHEMA, SPLITS
-from fewstep.data.source import Item, Read, Source
-from fewstep.data.transforms import Transform
+from fewstep.data.shards import CorruptImageError, Packing, Shard, decode, pack, read_skipped
+from fewstep.data.source import Item, Source
 from fewstep.files import canonical_json, read_json, require_space, sha256_file, sha256_text, write_json
 
 SHARD_ITEMS = 1024
@@ -37,38 +26,6 @@ _FORMAT = 1  # raise when the same source and settings would pack to other bytes
 _COPY_ROWS = 1024
 _SPARE_BYTES = 1 << 20  # manifest, headers and records
 _OWN_FILES = {*ARRAYS.values(), "manifest.json", "spec.json"}
-
-# What Pillow and the archive modules raise on damaged bytes.
-_UNREADABLE = (
-    OSError, ValueError, SyntaxError, EOFError, KeyError, RuntimeError, NotImplementedError, struct.error, zlib.error,
-    zipfile.BadZipFile, Image.DecompressionBombError,
-)  # fmt: skip
-
-
-class CorruptImageError(DataError):
-    """One image cannot be read; the others may be fine."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Some items, where they go and, for a streamed source, their bytes."""
-
-    number: int
-    items: Sequence[Item]
-    rows: Sequence[int]
-    blobs: Sequence[bytes] | None = None
-
-
-@dataclass(frozen=True)
-class Packing:
-    """What a worker must know to pack any shard."""
-
-    images: Path
-    records: Path
-    offset: int  # of row 0 in the file, bytes
-    shape: tuple[int, int, int]  # (H, W, C)
-    transform: Transform
-    skip_corrupt: bool
 
 
 def prepare_source(
@@ -85,12 +42,12 @@ def prepare_source(
     """Pack a source into the folder `out`, which appears when it is complete.
 
     Work in progress lives in `.<out>.work` beside it and is taken up again by the same call.
-    Args: name: in reports, the source's own when None. limit: keep this many images, evenly spaced over the packed
-    order. workers: decoding processes; 1 decodes here. skip_corrupt: leave out unreadable images and list them in
-    the manifest. progress: wraps an iterable that has a length and yields once per image.
+    Args: name: in reports, the source's own when None. limit: keep this many images, evenly spaced over the
+    packed order. workers: decoding processes; 1 decodes here. skip_corrupt: leave out unreadable images and
+    list them in the manifest. progress: wraps an iterable that has a length and yields once per image.
     Returns: The manifest.
-    Raises: DataError: an image cannot be read (named), sizes differ, the disk is too small, `out` holds other files.
-        ConfigError: a count below 1.
+    Raises: DataError: an image cannot be read (named), sizes differ, the disk is too small, `out` holds other
+        files. ConfigError: a count below 1.
     """
     for field, value in (("workers", workers), ("shard_items", shard_items), ("limit", limit)):
         if value is not None and value < 1:
@@ -111,14 +68,11 @@ def prepare_source(
         )
         _open_work(work, packing, len(items), key=_work_key(source, items, packing, shard_items))
         shards = _shards(source, items, shard_items)
-        _pack(source, packing, shards, workers=workers, progress=progress)
+        pack(source, packing, shards, workers=workers, progress=progress)
         manifest = _finish(source, packing, items, shards, name=name or source.name)
         _publish(work / "dataset", out)
     shutil.rmtree(work, ignore_errors=True)
     return manifest
-
-
-# ------------------------------------------------------------------------------------------- before the first image
 
 
 def _refuse_foreign(out: Path) -> None:
@@ -156,7 +110,7 @@ def _image_shape(source: Source, items: Sequence[Item], *, skip_corrupt: bool) -
         for item in order:
             blob = next(blobs) if blobs is not None else None
             try:
-                height, width, channels = _decode(read, item, blob, transform).shape
+                height, width, channels = decode(read, item, blob, transform).shape
             except CorruptImageError:
                 if not skip_corrupt:
                     raise
@@ -188,7 +142,6 @@ def _work_key(source: Source, items: Sequence[Item], packing: Packing, shard_ite
                 "transform": [source.decoding, source.transform.name],
                 "shape": packing.shape,
                 "shard_items": shard_items,
-                "skip_corrupt": packing.skip_corrupt,
             }
         )
     )
@@ -228,14 +181,10 @@ def _open_work(work: Path, packing: Packing, n: int, *, key: str) -> None:
 
 
 def _npy_header(shape: tuple[int, ...]) -> bytes:
-    """The bytes before the first row of a uint8 .npy file, format 1.0."""
-    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}"
-    padding = -(len(text) + 11) % 64
-    return (
-        b"\x93NUMPY\x01\x00"
-        + struct.pack("<H", len(text) + padding + 1)
-        + (text + " " * padding + "\n").encode()
-    )
+    """The bytes before the first row of a uint8 .npy file."""
+    buffer = BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return buffer.getvalue()
 
 
 def _reading_order(source: Source, items: Sequence[Item]) -> Sequence[Item]:
@@ -254,179 +203,11 @@ def _shards(source: Source, items: Sequence[Item], shard_items: int) -> list[Sha
     ]
 
 
-# ------------------------------------------------------------------------------------------------ reading and writing
-
-
-def _pack(
-    source: Source,
-    packing: Packing,
-    shards: Sequence[Shard],
-    *,
-    workers: int,
-    progress: Callable[[Iterable[int]], Iterable[int]],
-) -> None:
-    """Do the shards that have no record yet."""
-    todo = [shard for shard in shards if not _record(packing, shard).exists()]
-    if not todo:
-        return
-    filled = _with_blobs(source, todo)
-    workers = min(workers, len(todo)) if source.parallel else 1
-    done = (
-        _pack_here(source, packing, filled)
-        if workers == 1
-        else _pack_in_pool(source, packing, filled, workers)
-    )
-    try:
-        for _ in progress(_Ticks(done, sum(len(shard.items) for shard in todo))):
-            pass
-    except OSError as error:
-        raise DataError(f"{packing.images} must be writable, but {error}; call again to go on.") from error
-
-
-class _Ticks:
-    """Yields once per image as whole shards come in; has a length, so that progress can tell the time left."""
-
-    def __init__(self, done: Iterator[Shard], total: int) -> None:
-        self._done, self._total = done, total
-
-    def __len__(self) -> int:
-        return self._total
-
-    def __iter__(self) -> Iterator[int]:
-        for shard in self._done:
-            yield from shard.rows
-
-
-def _with_blobs(source: Source, shards: Sequence[Shard]) -> Iterator[Shard]:
-    """The shards as they are, or with their bytes from one pass over a streamed source."""
-    if source.stream is None:
-        yield from shards
-        return
-    blobs = source.stream([item for shard in shards for item in shard.items])
-    for shard in shards:
-        data = [blob for _, blob in zip(shard.items, blobs, strict=False)]
-        yield Shard(shard.number, shard.items, shard.rows, data)
-
-
-def _pack_here(source: Source, packing: Packing, shards: Iterable[Shard]) -> Iterator[Shard]:
-    with source.open_reader() as read:
-        for shard in shards:
-            pack_shard(read, packing, shard)
-            yield shard
-
-
-def _pack_in_pool(source: Source, packing: Packing, shards: Iterable[Shard], workers: int) -> Iterator[Shard]:
-    """Spread the shards over processes; few are under way at once, so streamed bytes do not pile up."""
-    context = multiprocessing.get_context("forkserver")
-    # Import once in the server, not once in every worker.
-    context.set_forkserver_preload(["__main__", __name__])
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (source.open_reader, packing))
-    pending: dict[Future[None], Shard] = {}
-    try:
-        for shard in shards:
-            pending[pool.submit(_pack_in_worker, shard)] = Shard(shard.number, shard.items, shard.rows)
-            if len(pending) > workers:
-                yield from _collect(pending)
-        while pending:
-            yield from _collect(pending)
-    except BrokenProcessPool:
-        raise DataError(
-            "decoding processes must live until the end, but one died (killed, out of memory, or started by a script "
-            "without `if __name__ == '__main__'`); use fewer workers and call again to go on."
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _collect(pending: dict[Future[None], Shard]) -> list[Shard]:
-    """Wait for at least one shard; fail as it failed."""
-    finished, _ = wait(pending, return_when=FIRST_COMPLETED)
-    for future in finished:
-        future.result()
-    return [pending.pop(future) for future in finished]
-
-
-@dataclass
-class _Worker:
-    """What one decoding process keeps between shards."""
-
-    read: Read
-    packing: Packing
-    resources: ExitStack
-
-
-_worker: _Worker | None = None
-
-
-def _start_worker(open_reader: Callable[[], AbstractContextManager[Read]], packing: Packing) -> None:
-    global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-    resources = ExitStack()
-    _worker = _Worker(resources.enter_context(open_reader()), packing, resources)
-
-
-def _exit_with_parent() -> None:
-    """A killed parent must not leave workers behind that wait for shards for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _pack_in_worker(shard: Shard) -> None:
-    assert _worker is not None
-    pack_shard(_worker.read, _worker.packing, shard)
-
-
-def pack_shard(read: Read, packing: Packing, shard: Shard) -> None:
-    """Decode a shard, write its rows and then, by rename, its record: the names that were left out."""
-    skipped: list[str] = []
-    row_bytes = int(np.prod(packing.shape))
-    blobs = shard.blobs if shard.blobs is not None else [None] * len(shard.items)
-    with packing.images.open("r+b", buffering=0) as file:
-        for item, row, blob in zip(shard.items, shard.rows, blobs, strict=True):
-            try:
-                array = _decode(read, item, blob, packing.transform)
-            except CorruptImageError:
-                if not packing.skip_corrupt:
-                    raise
-                skipped.append(item.name)
-                continue
-            if array.shape != packing.shape:
-                height, width, _ = packing.shape
-                raise DataError(
-                    f"{item.name} must be {width}x{height} like the images before it, but is "
-                    f"{array.shape[1]}x{array.shape[0]}; give a size to bring all images to it."
-                )
-            file.seek(packing.offset + row * row_bytes)
-            file.write(array.tobytes())
-        os.fsync(file.fileno())  # the record promises that the rows outlive a power cut
-    write_json(_record(packing, shard), {"skipped": skipped})
-
-
-def _record(packing: Packing, shard: Shard) -> Path:
-    return packing.records / f"{shard.number:06d}.json"
-
-
-def _decode(read: Read, item: Item, blob: bytes | None, transform: Transform) -> NDArray[np.uint8]:
-    """One image as uint8 (H, W, C); CorruptImageError names the file."""
-    try:
-        return transform(read(item, blob))
-    except _UNREADABLE as error:
-        raise CorruptImageError(
-            f"{item.name} must be a readable image, but it is not ({error}); repair it, or skip corrupt images."
-        ) from error
-
-
-# ---------------------------------------------------------------------------------------------------- after the last
-
-
 def _finish(
     source: Source, packing: Packing, items: Sequence[Item], shards: Sequence[Shard], *, name: str
 ) -> dict[str, Any]:
     """Leave out what was skipped, write labels and manifest."""
-    skipped = {name for shard in shards for name in read_json(_record(packing, shard))["skipped"]}
+    skipped = {left_out for shard in shards for left_out in read_skipped(packing, shard)}
     kept = [item for item in items if item.name not in skipped]
     if not kept:
         raise DataError(

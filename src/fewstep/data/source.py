@@ -40,10 +40,11 @@ class Source:
 
     name: the default name of the packed dataset. items: in the order of the packed array within each split.
     open_reader: picklable; makes a context in which items can be read, in any process. transform: from pixels
-    to stored bytes. origin: for the manifest, free of local paths and times. stamp: identifies this very copy of the raw
-    files. classes: names of the labels. attributes: names of the items' 0/1 attributes. decoding: what reading
-    does beyond opening an image file. stream: for a source that can only be read front to back: the bytes of the
-    given items, which come sorted by `where`. parallel: False when reading is cheaper than sending the work away.
+    to stored bytes. origin: for the manifest, free of local paths and times. stamp: identifies this very copy
+    of the raw files. classes: names of the labels. attributes: names of the items' 0/1 attributes. decoding:
+    what reading does beyond opening an image file. stream: for a source that can only be read front to back:
+    the bytes of the given items, which come sorted by `where`. parallel: False when reading is cheaper than
+    sending the work away.
     """
 
     name: str

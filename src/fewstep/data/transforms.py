@@ -1,4 +1,6 @@
-"""From an image of any mode and size to the stored bytes: the choices that make two copies of a dataset differ."""
+"""From an image of any mode and size to the stored bytes: the choices that make two copies of a dataset
+differ.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -86,8 +88,8 @@ class Transform:
 def to_mode(image: Image.Image, *, grey: bool) -> Image.Image:
     """Convert to 8-bit RGB, or to 8-bit luma.
 
-    16 bits per sample become 8 by round(v / 257). Transparency is laid over white. Palettes, CMYK and the like
-    are converted by Pillow. EXIF orientation is not applied, as in EDM and torchvision.
+    16 bits per sample become 8 by round(v / 257). Transparency is laid over white. Palettes, CMYK and the
+    like are converted by Pillow. EXIF orientation is not applied, as in EDM and torchvision.
     Raises: ValueError: floating point or more than 16 bits, whose white is unknown.
     """
     target = "L" if grey else "RGB"

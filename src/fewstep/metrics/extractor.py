@@ -57,7 +57,9 @@ class Extractor:
             )
         shape = tuple(images_u8.shape[1:])
         if self.shape is not None and shape != self.shape:
-            raise DataError(f"{self.id} takes images (C, H, W) = {self.shape}, got {shape}; use another extractor.")
+            raise DataError(
+                f"{self.id} takes images (C, H, W) = {self.shape}, got {shape}; use another extractor."
+            )
         if self.shape is None and shape[0] not in (1, 3):
             raise DataError(f"{self.id} takes images of 1 or 3 channels, got {shape[0]}.")
         with torch.inference_mode():
@@ -150,7 +152,11 @@ def _classifier(folder: Path, device: str) -> Extractor:
 
     model = load_model(folder, device=device)
     net = model.net
-    if not isinstance(net, nn.Module) or not callable(getattr(net, "features", None)) or not model.fingerprint:
+    if (
+        not isinstance(net, nn.Module)
+        or not callable(getattr(net, "features", None))
+        or not model.fingerprint
+    ):
         raise ConfigError(
             f"{folder} must hold a classifier with features, got the model {model.name}; "
             "train one with fewstep extractor."

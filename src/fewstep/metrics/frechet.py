@@ -54,7 +54,9 @@ def frechet(a: Statistics, b: Statistics, *, method: str = "auto") -> Frechet:
     trace_term = _trace(a) + _trace(b) - 2 * float(roots.sum())
     value = mean_term + trace_term
     if not np.isfinite(value):
-        raise DataError("The Fréchet distance is not finite: the features overflow float64; look at the extractor.")
+        raise DataError(
+            "The Fréchet distance is not finite: the features overflow float64; look at the extractor."
+        )
     return Frechet(value, mean_term, trace_term, rank, condition, clipped, method)
 
 

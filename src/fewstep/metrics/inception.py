@@ -75,7 +75,6 @@ class InceptionC(nn.Module):
     def __init__(self, c_in: int, c7: int) -> None:
         super().__init__()
 
-
         self.branch1x1 = ConvNorm(c_in, 192, 1)
         self.branch7x7_1 = ConvNorm(c_in, c7, 1)
         self.branch7x7_2 = ConvNorm(c7, c7, (1, 7), padding=(0, 3))

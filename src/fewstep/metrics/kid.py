@@ -50,7 +50,9 @@ def kid(
     """
     smaller = min(len(fake), len(real))
     if smaller < 2 * blocks:
-        raise DataError(f"KID needs at least {2 * blocks} images on either side, got {smaller}; draw more samples.")
+        raise DataError(
+            f"KID needs at least {2 * blocks} images on either side, got {smaller}; draw more samples."
+        )
     blocks = max(blocks, -(-len(fake) // largest))
     values = np.array(
         [

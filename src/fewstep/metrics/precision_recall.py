@@ -26,7 +26,9 @@ class PrecisionRecall:
     coverage: float
 
 
-def precision_recall(fake: NDArray[Any], real: NDArray[Any], *, k: int = 3, k_density: int = 5) -> PrecisionRecall:
+def precision_recall(
+    fake: NDArray[Any], real: NDArray[Any], *, k: int = 3, k_density: int = 5
+) -> PrecisionRecall:
     """Overlap of two sets of features by balls that reach to each image's k-th neighbour.
 
     Args: fake, real: (n, D), (m, D), of similar size: balls shrink as a set grows. k: for precision and recall.
@@ -35,7 +37,9 @@ def precision_recall(fake: NDArray[Any], real: NDArray[Any], *, k: int = 3, k_de
     """
     needed = max(k, k_density) + 1
     if min(len(fake), len(real)) < needed:
-        raise DataError(f"Neighbours need at least {needed} images on either side, got {len(fake)} and {len(real)}.")
+        raise DataError(
+            f"Neighbours need at least {needed} images on either side, got {len(fake)} and {len(real)}."
+        )
     fake, real = fake.astype(np.float64), real.astype(np.float64)
     fake_radius = _neighbour_distances(fake, k)[:, k - 1]
     real_neighbours = _neighbour_distances(real, max(k, k_density))

@@ -1,8 +1,8 @@
 """The model folder: weights as safetensors, what they mean as JSON, where they come from as a card.
 
-    model.safetensors   the weights (float32, or float16 to save space)
-    config.json         architecture, noise schedule, prediction, shape, classes, name
-    card.json           data, code commit, steps, images seen, metrics: for people, never read by the code
+model.safetensors   the weights (float32, or float16 to save space)
+config.json         architecture, noise schedule, prediction, shape, classes, name
+card.json           data, code commit, steps, images seen, metrics: for people, never read by the code
 """
 
 from __future__ import annotations
@@ -203,7 +203,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         weights = load_file(path)
     except FileNotFoundError:
-        raise DataError(f"no weights at {path}; the model folder is incomplete, copy or save it again.") from None
+        raise DataError(
+            f"no weights at {path}; the model folder is incomplete, copy or save it again."
+        ) from None
     except (SafetensorError, OSError) as error:
         raise DataError(
             f"{path} is not a readable safetensors file ({error}); copy or save it again."

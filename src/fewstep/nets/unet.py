@@ -63,7 +63,12 @@ class UNet(nn.Module):
         super().__init__()
         self.image_size, self.in_channels, self.channels = image_size, in_channels, channels
         self.multipliers, self.blocks, self.attention = tuple(multipliers), blocks, tuple(attention)
-        self.n_classes, self.dropout, self.head_channels, self.groups = n_classes, dropout, head_channels, groups
+        self.n_classes, self.dropout, self.head_channels, self.groups = (
+            n_classes,
+            dropout,
+            head_channels,
+            groups,
+        )
         self.out_channels = in_channels if out_channels is None else out_channels
         self._check()
 
@@ -293,7 +298,11 @@ class Norm(nn.Module):
         if x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last):
             return self._channels_last(x, scale, shift)
         h = F.group_norm(x, self.groups, self.weight, self.bias, EPSILON).to(x.dtype)
-        return h if scale is None or shift is None else torch.addcmul(shift.to(h.dtype), h, 1 + scale.to(h.dtype))
+        return (
+            h
+            if scale is None or shift is None
+            else torch.addcmul(shift.to(h.dtype), h, 1 + scale.to(h.dtype))
+        )
 
     def _channels_last(self, x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
         """The same as one multiply-add per pixel: 3 to 4 times faster than PyTorch's kernel for this layout."""

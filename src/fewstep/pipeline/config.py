@@ -26,11 +26,12 @@ RunName = Annotated[str, StringConstraints(pattern=RUN_NAME)]
 DatasetName = Annotated[str, StringConstraints(pattern=r"^(digits|cifar10|celeba|lsun-[a-z_]+|folder)$")]
 PresetName = Literal[
     "ddim",
-    "ddpm",
     "ddim-eta",
+    "ddpm",
     "dpm-solver-2s",
     "dpm-solver-3s",
     "dpmpp-2m",
+    "dpmpp-2m-taylor",
     "dpmpp-3m",
     "dpmpp-3m-exact",
     "unipc-1",
@@ -39,6 +40,12 @@ PresetName = Literal[
     "unipc-1-bh1",
     "unipc-2-bh1",
     "unipc-3-bh1",
+    "unipc-1-noise",
+    "unipc-2-noise",
+    "unipc-3-noise",
+    "unipc-1-bh1-noise",
+    "unipc-2-bh1-noise",
+    "unipc-3-bh1-noise",
     "deis-2",
     "deis-3",
     "ipndm-2",
@@ -135,8 +142,8 @@ class TrainSettings(Section):
     warmup: int = Field(default=100, ge=0, description="steps of linear learning-rate warm-up")
     ema_decay: float = Field(default=0.995, ge=0, lt=1, description="decay per step of the averaged weights")
     clip: float | None = Field(default=1.0, gt=0, description="largest gradient norm; null: no clipping")
-    weighting: Literal["simple", "edm", "p2", "min-snr"] = Field(
-        default="simple", description="weight of the loss over noise levels"
+    weighting: Literal["uniform", "snr", "min-snr-5", "edm"] = Field(
+        default="uniform", description="weight of the loss over noise levels"
     )
     label_dropout: float = Field(default=0.0, ge=0, lt=1, description="share of labels hidden, for guidance")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="arithmetic of network calls")

@@ -12,7 +12,7 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -30,6 +30,7 @@ RUN_LOCK = Path("state/run.lock")
 
 _PACKAGE = Path(__file__).parents[1]
 _OLDER_THAN_ANY_RESULT = 946684800  # 2000-01-01, as an mtime: never a reason to run again
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _SectionT = TypeVar("_SectionT", bound=Section)
 
 
@@ -39,53 +40,94 @@ class Rule:
 
     Attributes:
         reads: Settings, as `section` or `section.field`.
-        code: Modules and folders of the package, relative to it.
+        code: Modules and folders of the package, relative to it: all that its command imports.
         upstream: Rules whose results are read.
         results: The JSON file in the working directory that carries the key; one per `{nfe}` if it names it.
+        ignores: Settings within `reads` that do not change a result of this rule.
     """
 
     reads: tuple[str, ...]
     code: tuple[str, ...]
     upstream: tuple[str, ...]
     results: str
+    ignores: tuple[str, ...] = ()
 
 
-_FILES = ("files.py", "checks.py")
-_MODEL = ("diffusion", "nets", "data/packed.py", "data/pixels.py", "rng.py", *_FILES)
+# Left out, because no result depends on them: fewstep/__init__, progress, _typing, and of pipeline/ config and
+# options (the values are in the key), specs, and environment (it describes, it does not decide).
+_MODEL = (
+    "diffusion",
+    "nets",
+    "data/packed.py",
+    "data/pixels.py",
+    "data/manifest.py",
+    "rng.py",
+    "files.py",
+    "checks.py",
+)
+_PREPARE = ("pipeline/commands/data.py", "data", "rng.py", "files.py", "checks.py")
+_TRAIN = ("pipeline/commands/model.py", "train", *_MODEL)
+_SAMPLE = ("pipeline/commands/sampling.py", "pipeline/samples.py", "sampling", *_MODEL)
+_EVALUATE = ("pipeline/commands/evaluation.py", "pipeline/samples.py", "metrics", *_MODEL)
+_REPORT = ("pipeline/commands/results.py", "pipeline/report", "pipeline/samples.py", "files.py", "checks.py")
 
 RULES: dict[str, Rule] = {
-    "prepare": Rule(("data",), ("data", "rng.py", *_FILES), (), "results/{run}/data/spec.json"),
+    "prepare": Rule(
+        reads=("data",),
+        code=_PREPARE,
+        upstream=(),
+        results="results/{run}/data/spec.json",
+    ),
     "train": Rule(
-        ("model", "train", "tracking.live"), ("train", *_MODEL), ("prepare",), "results/{run}/model/spec.json"
+        reads=("model", "train", "tracking"),
+        code=_TRAIN,
+        upstream=("prepare",),
+        results="results/{run}/model/spec.json",
+        ignores=("tracking.uri",),
     ),
     "extractor": Rule(
-        ("extractor",), ("train", *_MODEL), ("prepare",), "results/{run}/reference/extractor/spec.json"
+        reads=("extractor",),
+        code=_TRAIN,
+        upstream=("prepare",),
+        results="results/{run}/reference/extractor/spec.json",
     ),
     "stats": Rule(
-        ("stats", "extractor.name"),
-        ("metrics", *_MODEL),
-        ("prepare", "extractor"),
-        "results/{run}/reference/spec.json",
+        reads=("stats", "extractor.name"),
+        code=_EVALUATE,
+        upstream=("prepare", "extractor"),
+        results="results/{run}/reference/spec.json",
     ),
     "plans": Rule(
-        ("plans.presets", "plans.grids", "plans.to_zero"),
-        ("diffusion", "sampling", *_FILES),
-        ("train",),
-        "results/{run}/plans/nfe{nfe}/spec.json",
+        reads=("plans",),
+        code=_SAMPLE,
+        upstream=("train",),
+        results="results/{run}/plans/nfe{nfe}/spec.json",
+        ignores=("plans.nfe",),  # each number of calls has a folder of its own
     ),
     "sample": Rule(
-        ("sample",), ("sampling", *_MODEL), ("train", "plans"), "results/{run}/samples/nfe{nfe}/spec.json"
+        reads=("sample",),
+        code=_SAMPLE,
+        upstream=("train", "plans"),
+        results="results/{run}/samples/nfe{nfe}/spec.json",
     ),
     "evaluate": Rule(
-        ("evaluate",), ("metrics", *_MODEL), ("sample", "stats"), "results/{run}/eval/nfe{nfe}/spec.json"
+        reads=("evaluate",),
+        code=_EVALUATE,
+        upstream=("sample", "stats"),
+        results="results/{run}/eval/nfe{nfe}/spec.json",
     ),
     "report": Rule(
-        ("plans.nfe",),
-        ("pipeline/report.py", *_FILES),
-        ("evaluate",),
-        "results/{run}/report/spec.json",
+        reads=("plans.nfe",),
+        code=_REPORT,
+        upstream=("evaluate",),
+        results="results/{run}/report/spec.json",
     ),
-    "track": Rule(("tracking",), ("pipeline/tracking.py", *_FILES), ("report",), "state/{run}/tracked.json"),
+    "track": Rule(
+        reads=("tracking",),
+        code=("pipeline/tracking.py",),
+        upstream=("report",),
+        results="state/{run}/tracked.json",
+    ),
 }
 
 
@@ -152,7 +194,7 @@ def make_spec(run: str, rule: str, settings: Settings) -> Spec:
     code = code_hash(depends.code)
     body = {
         "rule": rule,
-        "settings": _chosen(settings.result_settings(), depends.reads),
+        "settings": _chosen(settings.result_settings(), depends),
         "code": code,
         "upstream": upstream,
         "source": _source_md5(settings) if rule == "prepare" else None,
@@ -236,41 +278,55 @@ def acquire_lock(path: Path = RUN_LOCK) -> tuple[IO[str] | None, str]:
 
 @cache
 def code_hash(modules: Sequence[str], package: Path = _PACKAGE) -> str:
-    """Hash of what modules do: comments, formatting and docstrings do not count.
+    """Hash of what modules do: comments, formatting, docstrings and annotations of functions do not count.
 
     Args:
-        modules: Files and folders relative to `package`; a folder stands for all its modules.
+        modules: Files and folders relative to `package`; a folder stands for all that is in it.
         package: The folder of the package.
     """
     files: set[Path] = set()
     for name in modules:
         path = package / name
-        files.update(path.rglob("*.py") if path.is_dir() else [path])
+        files.update(_sources(path) if path.is_dir() else [path])
     parts = [f"{file.relative_to(package)}\n{_meaning(file)}" for file in sorted(files)]
     return sha256_text("\0".join(parts))[:16]
 
 
+def _sources(folder: Path) -> Iterator[Path]:
+    for path in folder.rglob("*"):
+        if path.is_file() and path.parent.name != "__pycache__":
+            yield path
+
+
 @cache
 def _meaning(file: Path) -> str:
-    tree = ast.parse(file.read_text(encoding="utf-8"))
+    """The text of a module without what does not run; a template or style sheet as it is."""
+    text = file.read_text(encoding="utf-8")
+    if file.suffix != ".py":
+        return text
+    tree = ast.parse(text)
     for node in ast.walk(tree):
-        if isinstance(
-            node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-        ) and ast.get_docstring(node, clean=False):
+        if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
             del node.body[0]
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            node.returns = None
+        if isinstance(node, ast.arg):  # also where commands keep their help texts
+            node.annotation = None
     return ast.unparse(tree)  # unlike ast.dump, the same text for the same code in every Python
 
 
-def _chosen(settings: dict[str, Any], reads: tuple[str, ...]) -> dict[str, Any]:
-    """The settings named by `reads`; a field that cannot change a result is not there, and so is left out."""
-    chosen: dict[str, Any] = {}
-    for name in reads:
-        section, _, field = name.partition(".")
-        if not field:
-            chosen[section] = settings[section]
-        elif field in settings[section]:
-            chosen[name] = settings[section][field]
-    return chosen
+def _chosen(settings: dict[str, Any], rule: Rule) -> dict[str, Any]:
+    """The settings that the results of a rule depend on, by dotted name.
+
+    Fields that cannot change any result are not in `settings`, and so are left out.
+    """
+    return {
+        f"{section}.{field}": value
+        for section, fields in settings.items()
+        for field, value in fields.items()
+        if (section in rule.reads or f"{section}.{field}" in rule.reads)
+        and f"{section}.{field}" not in rule.ignores
+    }
 
 
 def _source_md5(settings: Settings) -> str | None:

@@ -307,13 +307,11 @@ def _rows(path: Path) -> Iterator[Row]:
 def _settings_of(folder: Path, nfe: int) -> dict[str, Any]:
     """All settings behind the results of one number of calls, as the stamps state them."""
     settings: dict[str, Any] = {}
-    stamps = [
-        folder / name / STAMP for name in ("data", "model", "reference/extractor", "reference", "report")
-    ]
-    stamps += [next(iter(sorted(folder.glob(f"{name}/nfe*/{STAMP}"))), None) for name in ("samples", "eval")]
-    for path in stamps:
-        if path is not None and path.exists():
-            settings |= read_json(path)["settings"]
+    places = ["data", "model", "reference/extractor", "reference"]
+    places += [f"{name}/nfe{nfe}" for name in ("plans", "samples", "eval")]
+    for place in places:
+        if (folder / place).exists():
+            settings |= _stamp(folder / place)["settings"]
     settings.pop("tracking", None)
     return _flat(settings)
 

@@ -1,7 +1,7 @@
 """The sampling plan: which network calls to make, and how to combine them, as one value and one JSON file.
 
-Nodes are the points where the state is known, steps go from one node to the next. Every deterministic multistep
-sampler is such a plan [liu2024usf]; a stochastic step adds one noise amplitude.
+Nodes are the points where the state is known, steps go from an earlier node to a later one. Every
+deterministic multistep sampler is such a plan [liu2024usf]; a stochastic step adds one noise amplitude.
 """
 
 import math
@@ -23,6 +23,11 @@ MIN_GAP = 1e-3  # nats of log-SNR; closer nodes make the derivative estimates il
 
 Json = dict[str, Any]
 T = TypeVar("T")
+
+
+def _one_of(value: object, allowed: Sequence[str], where: str) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{where} must be one of {', '.join(allowed)}; got {value!r}.")
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,7 @@ class Plan:
         skip_scale: factors on the U-Net's skip connections.
         guidance: classifier-free guidance scale the plan was made for.
         fingerprint: sha256 of the weights the plan was made for, None for any model.
-        convert_at: with t_cond, whether a v or x0 output is converted at the node's time (step) or at t_cond (tau).
+        convert_at: with t_cond, whether an output is converted at the node's time (step) or at t_cond (tau).
         provenance: where the plan came from; free JSON, no part of its identity.
     """
 
@@ -199,7 +204,7 @@ class Plan:
         }
 
     def save(self, path: str | Path, *, compiled: Json | None = None) -> None:
-        """Write the JSON file by rename; `compiled` (Compiled.to_json) lets other programs run it as it is."""
+        """Write the JSON file by rename; `compiled` (Compiled.to_json) lets other programs run it."""
         write_json(path, self.to_json() | ({} if compiled is None else {"compiled": compiled}))
 
     def with_node(self, index: int, **changes: Any) -> "Plan":
@@ -237,7 +242,9 @@ def plan_from_json(document: Any) -> Plan:
         steps=tuple(_step_from_json(v, f"steps[{i}]") for i, v in enumerate(_list(top["steps"], "steps"))),
         name=_text(top.get("name", ""), "name"),
         clip=_optional_number(final.get("clip"), "final.clip"),
-        skip_scale=None if skip is None else tuple(_number(v, "skip_scale") for v in _list(skip, "skip_scale")),
+        skip_scale=None
+        if skip is None
+        else tuple(_number(v, "skip_scale") for v in _list(skip, "skip_scale")),
         guidance=_optional_number(top.get("guidance"), "guidance"),
         fingerprint=_optional_text(model.get("fingerprint"), "model.fingerprint"),
         convert_at=_text(model.get("convert_at", "step"), "model.convert_at"),
@@ -259,7 +266,9 @@ def _check_nodes(nodes: tuple[Node, ...]) -> None:
     if len(nodes) < 2:
         raise ConfigError(f"nodes must hold at least a start and an end; got {len(nodes)}.")
     if math.isinf(nodes[0].lambda_):
-        raise ConfigError(f"nodes[0].lambda must be finite; got {nodes[0].lambda_}; start at a time with noise.")
+        raise ConfigError(
+            f"nodes[0].lambda must be finite; got {nodes[0].lambda_}; start at a time with noise."
+        )
     for i, (node, following) in enumerate(zip(nodes[:-1], nodes[1:], strict=True)):
         gap = following.lambda_ - node.lambda_
         if not gap >= MIN_GAP:
@@ -290,7 +299,7 @@ def _check_steps(nodes: tuple[Node, ...], steps: tuple[Step, ...]) -> None:
         if step.corr is not None:
             if i == len(steps) - 1:
                 raise ConfigError(
-                    f"steps[{i}].corr must be null: the last node is not evaluated, so nothing can correct it."
+                    f"steps[{i}].corr must be null: the last node is not evaluated and cannot correct it."
                 )
             if nodes[step.end].eval != "net":
                 raise ConfigError(f"steps[{i}].corr needs nodes[{step.end}].eval to be net.")
@@ -301,7 +310,9 @@ def _check_step(step: Step, known: set[int], where: str) -> None:
     if not 0 <= step.eta <= 1:
         raise ConfigError(f"{where}.eta must lie in [0, 1]; got {step.eta}.")
     if step.eta > 0 and (step.deriv or step.raw or step.corr):
-        raise ConfigError(f"{where}.eta may be positive on plain order-1 steps only; drop deriv, raw and corr.")
+        raise ConfigError(
+            f"{where}.eta may be positive on plain order-1 steps only; drop deriv, raw and corr."
+        )
     if step.raw is None:
         _check_derivatives(step.deriv, step.start, known, where)
         return
@@ -309,7 +320,9 @@ def _check_step(step: Step, known: set[int], where: str) -> None:
         raise ConfigError(f"{where} must have either raw or deriv and corr; got both.")
     nodes = [node for node, _ in step.raw.c]
     if len(set(nodes)) != len(nodes) or not set(nodes) <= known:
-        raise ConfigError(f"{where}.raw.c must name evaluated nodes once each ({sorted(known)}); got {nodes}.")
+        raise ConfigError(
+            f"{where}.raw.c must name evaluated nodes once each ({sorted(known)}); got {nodes}."
+        )
 
 
 def _check_derivatives(deriv: tuple[Derivative, ...], start: int, known: set[int], where: str) -> None:
@@ -325,7 +338,8 @@ def _check_derivatives(deriv: tuple[Derivative, ...], start: int, known: set[int
             )
         if len(points) < k:
             raise ConfigError(
-                f"{where}.deriv[{k - 1}].points must be at least {k} nodes for derivative {k}; got {len(points)}."
+                f"{where}.deriv[{k - 1}].points must be {k} nodes or more for derivative {k}; "
+                f"got {len(points)}."
             )
 
 
@@ -368,7 +382,11 @@ def _step_to_json(step: Step) -> Json:
         "order": step.corr.order,
         "deriv": [_derivative_to_json(d) for d in step.corr.deriv],
     }
-    return document | {"order": step.order, "deriv": [_derivative_to_json(d) for d in step.deriv], "corr": corr}
+    return document | {
+        "order": step.order,
+        "deriv": [_derivative_to_json(d) for d in step.deriv],
+        "corr": corr,
+    }
 
 
 def _step_from_json(value: Any, where: str) -> Step:
@@ -414,7 +432,7 @@ def _derivatives_from_json(owner: Json, where: str) -> tuple[Derivative, ...]:
     listed = _list(owner["deriv"], f"{where}.deriv")
     if _integer(owner["order"], f"{where}.order") != len(listed) + 1:
         raise ConfigError(
-            f"{where}.order must be one more than the number of derivatives ({len(listed)}); got {owner['order']}."
+            f"{where}.order must be 1 + the number of derivatives ({len(listed)}); got {owner['order']}."
         )
     return tuple(_derivative_from_json(value, f"{where}.deriv[{k}]") for k, value in enumerate(listed))
 
@@ -480,11 +498,6 @@ def _optional_number(value: Any, where: str) -> float | None:
 
 def _optional_text(value: Any, where: str) -> str | None:
     return None if value is None else _text(value, where)
-
-
-def _one_of(value: object, allowed: Sequence[str], where: str) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{where} must be one of {', '.join(allowed)}; got {value!r}.")
 
 
 def _replaced(items: tuple[T, ...], index: int, **changes: Any) -> tuple[T, ...]:

@@ -5,10 +5,10 @@ Every preset is a function (schedule, nfe, *, grid, t_start, t_end, to_zero, ...
     nfe: network evaluations per image.
     grid: a key of `fewstep.diffusion.grids.GRIDS`.
     t_start, t_end: ends of the grid; the schedule's t_max and t_min when None.
-    to_zero: append clean data (sigma = 0) to the grid as the last node, reached by a step of order 1. The grid
-        above it is one step shorter, so that nfe stays what was asked for.
-    lower_final: whether the last steps of a multistep sampler fall in order, down to 1; libraries differ in this,
-        so each docstring names the rule that None stands for.
+    to_zero: append clean data (sigma = 0) to the grid as the last node, reached by a step of order 1. The
+        grid above it is one step shorter, so that nfe stays what was asked for.
+    lower_final: whether the last steps of a multistep sampler fall in order, down to 1; libraries differ in
+        this, so each docstring names the rule that None stands for.
 
 All raise ConfigError for an unknown grid, or an nfe that the sampler cannot have.
 """
@@ -27,7 +27,12 @@ from fewstep.sampling.solver import Points, first_order
 
 NONE, BH1, BH2 = Scale("none"), Scale("bh1"), Scale("bh2")
 VARIANTS = {"bh1": BH1, "bh2": BH2}
-ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+ADAMS_BASHFORTH = (
+    (1.0,),
+    (3 / 2, -1 / 2),
+    (23 / 12, -16 / 12, 5 / 12),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+)
 QUADRATURE_POINTS = 64
 
 
@@ -70,7 +75,7 @@ def ddpm(
 ) -> Plan:
     """Ancestral sampling with the posterior variance of the strided chain [ho2020ddpm, Eq. 7].
 
-    With the table's own rows (nfe = K, to_zero) it is DDPM with its smaller variance, without clipping x0_hat.
+    With the table's own rows (nfe = K, to_zero) it is DDPM with its smaller variance, x0_hat not clipped.
     """
     return _ancestral("ddpm", schedule, nfe, grid, t_start, t_end, to_zero, 1.0)
 
@@ -89,7 +94,9 @@ def dpm_solver_2s(
     The inner node is the middle one of the grid, in log-SNR for uniform-lambda.
     """
     n = nfe - to_zero
-    return _single_step("dpm-solver-2s", schedule, nfe, grid, t_start, t_end, to_zero, [2] * (n // 2) + [1] * (n % 2))
+    return _single_step(
+        "dpm-solver-2s", schedule, nfe, grid, t_start, t_end, to_zero, [2] * (n // 2) + [1] * (n % 2)
+    )
 
 
 def dpm_solver_3s(
@@ -103,9 +110,9 @@ def dpm_solver_3s(
 ) -> Plan:
     """Single-step DPM-Solver-3 on eps_hat [lu2022dpmsolver, Alg. 2], known as DPM-Solver-fast.
 
-    An nfe that is not a multiple of 3 ends with a step of the order that remains; a multiple of 3 ends with orders
-    2 and 1 instead of 3 [lu2022dpmsolver, App. D.4]. On the uniform-lambda grid the steps have equal length whatever
-    their order; on other grids all evaluations lie on the grid of nfe steps.
+    An nfe that is not a multiple of 3 ends with a step of the order that remains; a multiple of 3 ends with
+    orders 2 and 1 instead of 3 as in the authors' code. On the uniform-lambda grid the steps have equal
+    length whatever their order; on other grids all evaluations lie on the grid of nfe steps.
     """
     n = nfe - to_zero
     blocks = [3] * (n // 3 - 1) + [2, 1] if n > 0 and n % 3 == 0 else [3] * (n // 3) + [n % 3] * (n % 3 > 0)
@@ -141,13 +148,15 @@ def dpmpp_2m_taylor(
     to_zero: bool = False,
     lower_final: bool | None = None,
 ) -> Plan:
-    """DPM-Solver++(2M) with the plain Taylor term [lu2022dpmsolverpp, App. B]; diffusers calls it heun.
+    """DPM-Solver++(2M) with the plain Taylor term [lu2022dpmsolverpp]; diffusers calls it heun.
 
     lower_final None: below 10 steps.
     """
     lower = nfe < 10 if lower_final is None else lower_final
     ts = _times(schedule, nfe, grid, t_start, t_end, to_zero)
-    return _plan("dpmpp-2m-taylor", schedule, grid, ts, _multistep(_orders(2, nfe, lower, to_zero), "x0", NONE))
+    return _plan(
+        "dpmpp-2m-taylor", schedule, grid, ts, _multistep(_orders(2, nfe, lower, to_zero), "x0", NONE)
+    )
 
 
 def dpmpp_3m(
@@ -162,8 +171,8 @@ def dpmpp_3m(
 ) -> Plan:
     """DPM-Solver++(3M) as its authors' code and diffusers have it [lu2022dpmsolverpp].
 
-    Their second-derivative term carries half of the Taylor weight, so it converges with order 2; `dpmpp_3m_exact`
-    has the full weight. lower_final None: below 10 steps.
+    Their second-derivative term carries half of the Taylor weight, so it converges with order 2;
+    `dpmpp_3m_exact` has the full weight. lower_final None: below 10 steps.
     """
     lower = nfe < 10 if lower_final is None else lower_final
     ts = _times(schedule, nfe, grid, t_start, t_end, to_zero)
@@ -202,8 +211,8 @@ def unipc(
 ) -> Plan:
     """UniPC: a multistep predictor, and a corrector that costs no evaluation [zhao2023unipc, Alg. 1 and 2].
 
-    The variant, B(h), matters where one difference is used: for the predictor of order 2 and the corrector of the
-    first-order steps. lower_final None: always.
+    The variant, B(h), matters where one difference is used: for the predictor of order 2 and the corrector
+    of the first-order steps. lower_final None: always.
     """
     if variant not in VARIANTS:
         raise ConfigError(f"variant must be one of {', '.join(VARIANTS)}; got {variant!r}.")
@@ -224,10 +233,10 @@ def deis(
     t_end: float | None = None,
     to_zero: bool = False,
 ) -> Plan:
-    """tAB-DEIS: eps_hat extrapolated by a polynomial in t through `points` evaluations [zhang2023deis, Eq. 15].
+    """tAB-DEIS: eps_hat continued by a polynomial in t through `points` evaluations [zhang2023deis].
 
-    The paper's tAB1 has 2 points, tAB2 has 3. The integrals are exact for smooth schedules; for tables the kinks
-    between rows leave an error near 1e-6. diffusers' DEIS fits in log-SNR instead.
+    The paper's tAB1 has 2 points, tAB2 has 3. The integrals are exact for smooth schedules; for tables the
+    kinks between rows leave a small error. diffusers' DEIS fits in log-SNR instead.
     """
     ts = _times(schedule, nfe, grid, t_start, t_end, to_zero)
     steps = [_deis_step(schedule, ts, i, min(points, i + 1)) for i in range(nfe)]
@@ -244,9 +253,9 @@ def ipndm(
     t_end: float | None = None,
     to_zero: bool = False,
 ) -> Plan:
-    """iPNDM: DDIM steps on an Adams-Bashforth mean of eps_hat, lower orders first [zhang2023deis, Sec. 3.3].
+    """iPNDM: DDIM steps on an Adams-Bashforth mean of eps_hat, lower orders first [zhang2023deis].
 
-    The linear multistep part of PNDM [liu2022pndm, Eq. 12] with the weights of equal steps on any grid.
+    The linear multistep part of PNDM [liu2022pndm] with the weights of equal steps on any grid.
     """
     if not 1 <= order <= len(ADAMS_BASHFORTH):
         raise ConfigError(f"order must be within 1 to {len(ADAMS_BASHFORTH)}; got {order}.")
@@ -279,7 +288,8 @@ def heun(
     n_steps = (nfe + 1) // 2
     ts = _times(schedule, n_steps, grid, t_start, t_end, to_zero)
     steps = [
-        Step(i, i + 1, "eps", corr=Corrector("implicit", (Derivative((i + 1,), BH2),))) for i in range(n_steps - 1)
+        Step(i, i + 1, "eps", corr=Corrector("implicit", (Derivative((i + 1,), BH2),)))
+        for i in range(n_steps - 1)
     ]
     return _plan("heun", schedule, grid, ts, [*steps, Step(n_steps - 1, n_steps, "eps")], nfe=nfe)
 
@@ -315,7 +325,9 @@ PRESETS: dict[str, Callable[..., Plan]] = {
 }
 
 
-def _grid(schedule: Schedule, n_steps: int, grid: str, t_start: float | None, t_end: float | None) -> list[float]:
+def _grid(
+    schedule: Schedule, n_steps: int, grid: str, t_start: float | None, t_end: float | None
+) -> list[float]:
     if grid not in GRIDS:
         raise ConfigError(f"grid must be one of {', '.join(GRIDS)}; got {grid!r}.")
     times: list[float] = GRIDS[grid](schedule, n_steps, t_start=t_start, t_end=t_end).tolist()
@@ -336,13 +348,20 @@ def _times(
 
 
 def _plan(
-    preset: str, schedule: Schedule, grid: str, ts: Sequence[float], steps: Sequence[Step], *, nfe: int | None = None
+    preset: str,
+    schedule: Schedule,
+    grid: str,
+    ts: Sequence[float],
+    steps: Sequence[Step],
+    *,
+    nfe: int | None = None,
 ) -> Plan:
     """A plan whose every node but the last asks the network."""
     lambdas = schedule.lambda_(torch.tensor(ts, dtype=torch.float64)).tolist()
     last = len(ts) - 1
     nodes = tuple(
-        Node(t, lam, eval="none" if i == last else "net") for i, (t, lam) in enumerate(zip(ts, lambdas, strict=True))
+        Node(t, lam, eval="none" if i == last else "net")
+        for i, (t, lam) in enumerate(zip(ts, lambdas, strict=True))
     )
     name = f"{preset}.{grid}" + (".to-zero" if ts[-1] == 0 else "") + f".nfe{nfe or last}"
     return Plan(schedule.config(), nodes, tuple(steps), name=name)
@@ -431,11 +450,14 @@ def _block(start: int, order: int) -> list[Step]:
         return [first]
     scale = BH2 if order == 2 else NONE
     # the inner steps of order 3 and its final one each use the evaluation just before them, by plain Taylor
-    return [first, *(Step(start, start + k, "eps", (Derivative((start + k - 1,), scale),)) for k in range(2, order + 1))]
+    return [
+        first,
+        *(Step(start, start + k, "eps", (Derivative((start + k - 1,), scale),)) for k in range(2, order + 1)),
+    ]
 
 
 def _deis_step(schedule: Schedule, ts: Sequence[float], i: int, n_points: int) -> Step:
-    """Weights alpha_end * int L_j(t) d edm_sigma(t), by parts, so that only edm_sigma itself is integrated."""
+    """Weights alpha_end * int L_j(t) d edm_sigma(t), by parts, so that only edm_sigma is integrated."""
     t, s = ts[i], ts[i + 1]
     knots = np.array([ts[i - back] for back in range(n_points)])
     roots, quadrature = np.polynomial.legendre.leggauss(QUADRATURE_POINTS)

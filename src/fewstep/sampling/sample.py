@@ -61,7 +61,9 @@ def solve(
     """Run a plan from x_T to data.
 
     Args:
-        x_T: state at the plan's first node, (B, *model.shape), float32 or float64, which stays the state's dtype.
+        model: what predicts.
+        plan: what to run.
+        x_T: state at the plan's first node, (B, *model.shape), in float32 or float64, the state's dtype.
         labels: class of each image, (B,) int64.
         guidance: classifier-free guidance scale; None for the plan's own, or 1.
         noise: unit normal noise (B, *shape) at each call, for stochastic plans.
@@ -112,15 +114,24 @@ def sample(
     """Make one image per seed, on the device of the model's network.
 
     Image i depends on seeds[i] alone. Its noise never depends on the batch; convolutions may round the last bit
-    differently at other batch sizes, which only shows where a value sits on the border between two pixel levels.
+    differently at other batch sizes, which shows only where a value lies on the border of two pixel levels.
 
     Args:
+        model: what predicts.
+        plan: what to run.
+        seeds: one per image.
         batch_size: images at once; a matter of memory.
         labels: class of each image, (len(seeds),) int64.
+        guidance: as in `solve`.
+        dtype: as in `solve`.
+        data_mean: as in `solve`.
+        select: as in `solve`.
+        force: as in `solve`.
         progress: wraps the iterable of batches.
+        costs: as in `solve`; batches add up.
 
     Returns:
-        uint8 (len(seeds), C, H, W) on the CPU. Other arguments are those of `solve`.
+        uint8 (len(seeds), *model.shape) on the CPU.
 
     Raises:
         ConfigError: an argument or the plan does not fit the model. DataError: a state is not finite.
@@ -153,7 +164,7 @@ def sample(
 
 
 def _start_std(model: Model, plan: Plan) -> float:
-    """Standard deviation of the state at the first node: the prior's, scaled down where the grid starts later."""
+    """Standard deviation at the first node: the prior's, scaled down where the grid starts later."""
     schedule = model.schedule
     t_start = schedule.t_of_lambda(plan.nodes[0].lambda_)
     return schedule.prior_std * float(schedule.sigma(t_start) / schedule.sigma(schedule.t_max))
@@ -202,7 +213,7 @@ def _call(denoiser: Denoiser, x: Tensor, t: Scalar) -> Tensor:
 
 
 def _read(read: Read, x: Tensor, output: Tensor | None) -> Tensor:
-    """of_x * x + of_output * output, of which one factor is 1; the output itself where x has no part in it."""
+    """The tensor of_x * x + of_output * output, of which one factor is 1."""
     if output is None or _is_zero(read.of_output):
         return x
     if _is_zero(read.of_x):
@@ -216,7 +227,9 @@ def _combine(operation: Update, store: dict[Key, Tensor]) -> Tensor:
     total = store[key] * weight
     for key, weight in rest:
         # the sum is this function's own, so it may grow in place as long as autograd does not watch
-        total = total.add_(store[key], alpha=weight) if isinstance(weight, float) else total + weight * store[key]
+        total = (
+            total.add_(store[key], alpha=weight) if isinstance(weight, float) else total + weight * store[key]
+        )
     return total
 
 
@@ -233,7 +246,7 @@ def _check_finite(x: Tensor, operation: Update) -> None:
     if not bool(x.detach().sum().isfinite()):
         raise DataError(
             f"The state must stay finite, but after step {operation.step} (node {operation.end}) it is not; "
-            "check the network's weights and dtype, and that x_T is unit noise times the schedule's prior_std."
+            "check the network's weights and dtype, and that x_T is unit noise times schedule.prior_std."
         )
 
 
@@ -251,12 +264,16 @@ def _check_fit(
             f"{model.fingerprint or 'none'!s:.16}; make the plan for this model, or pass force."
         )
     if plan.stochastic and noise is None:
-        raise ConfigError("A plan with eta > 0 draws noise; pass noise, such as rng.ImageNoise(seeds, shape).")
+        raise ConfigError(
+            "A plan with eta > 0 draws noise; pass noise, such as rng.ImageNoise(seeds, shape)."
+        )
     if plan.nodes[0].eval == "afs_mean" and data_mean is None:
         raise ConfigError("A plan with eval afs_mean needs data_mean, the mean of the training data.")
     sized = plan.skip_scale is not None or any(n.width is not None or n.quant is not None for n in plan.nodes)
     if sized and select is None:
-        raise ConfigError("A plan that sets width, quant or skip_scale needs a model that can change; pass select.")
+        raise ConfigError(
+            "A plan that sets width, quant or skip_scale needs a model that can change; pass select."
+        )
 
 
 def _check_state(model: Model, x_T: Tensor) -> None:
@@ -266,4 +283,6 @@ def _check_state(model: Model, x_T: Tensor) -> None:
             "pass dtype to run the network in a shorter one."
         )
     if x_T.ndim < 2 or (model.shape and tuple(x_T.shape[1:]) != model.shape):
-        raise DataError(f"x_T must have the shape (B, {', '.join(map(str, model.shape))}); got {tuple(x_T.shape)}.")
+        raise DataError(
+            f"x_T must have the shape (B, {', '.join(map(str, model.shape))}); got {tuple(x_T.shape)}."
+        )

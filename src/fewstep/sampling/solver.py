@@ -1,12 +1,12 @@
 """From a plan to numbers: every step is x_end = A x_start + sum_m c_m f_m with scalars known before sampling.
 
-With h = lambda_end - lambda_start and the prediction f expanded around the start node [liu2024usf, Eq. 6]:
+With h = lambda_end - lambda_start and the prediction f expanded around the start node [liu2024usf]:
 
     x0 :  x_end = (sigma_end/sigma_start) x_start + alpha_end sum_k h^(k+1) phi_{k+1}(-h) R_k f^(k)
     eps:  x_end = (alpha_end/alpha_start) x_start - sigma_end sum_k h^(k+1) phi_{k+1}( h) R_k f^(k)
 
-Scalars are float64. They are computed by differentiable tensor operations, so that gradients reach the log-SNRs,
-the scales and the raw coefficients; they become plain floats where nothing requires a gradient.
+Scalars are float64. They are computed by differentiable tensor operations, so that gradients reach the
+log-SNRs, the scales and the raw coefficients; they become plain floats where nothing requires a gradient.
 """
 
 import math
@@ -49,7 +49,7 @@ def phi(k: int, z: Tensor) -> Tensor:
 def scale_factor(kind: str, value: Scalar | None, h: Tensor, pred: str) -> Tensor:
     """R_k, the factor on a derivative's term.
 
-    bh1 and bh2 are the two B(h) of UniPC [zhao2023unipc, Sec. 3.1] written as factors on the Taylor term of
+    bh1 and bh2 are the two B(h) of UniPC [zhao2023unipc] written as factors on the Taylor term of
     order 2, with z = h for eps and -h for x0; `linear` is 1 + value * h for both.
     """
     z = h if pred == "eps" else -h
@@ -76,6 +76,8 @@ class Points:
     @classmethod
     def of(cls, schedule: Schedule, lambdas: Tensor) -> "Points":
         """All that follows from the log-SNRs; at an infinite one the point is clean data."""
+        # clean data is a fixed point, whose derivatives are not finite
+        lambdas = torch.where(lambdas.isinf(), lambdas.detach(), lambdas)
         t = schedule.t_of_lambda(lambdas)
         return cls(lambdas, schedule.alpha(t), schedule.sigma(t), t)
 
@@ -90,7 +92,7 @@ class Coefficients:
 
 
 def first_order(points: Points, start: int, end: int, pred: str) -> tuple[Tensor, Tensor]:
-    """A and the weight of f_start of the order-1 step, which is DDIM [song2021ddim, Eq. 12] for both predictions."""
+    """A and the weight of f_start of the order-1 step: DDIM [song2021ddim, Eq. 12] for both predictions."""
     h = points.lambda_[end] - points.lambda_[start]
     if pred == "x0":
         return points.sigma[end] / points.sigma[start], -points.alpha[end] * torch.expm1(-h)
@@ -120,14 +122,16 @@ def taylor(
             value = next(values)
         factor = scale_factor(derivative.scale.kind, value, h, pred)
         term = outer * h * phi(k + 1, h if pred == "eps" else -h) * factor
-        for point, w in zip(derivative.points, _difference_weights(points, start, h, derivative, k), strict=True):
+        for point, w in zip(
+            derivative.points, _difference_weights(points, start, h, derivative, k), strict=True
+        ):
             c[point] = c.get(point, 0.0) + term * w
             c[start] = c[start] - term * w
     return Coefficients(_scalar(A), {m: _scalar(weight) for m, weight in c.items()})
 
 
 def _difference_weights(points: Points, start: int, h: Tensor, derivative: Derivative, k: int) -> Tensor:
-    """w with h^k f^(k) ~ sum_j w_j (f_j - f_start), exact for polynomials of degree len(points) in lambda."""
+    """Find w: h^k f^(k) ~ sum_j w_j (f_j - f_start), exact for polynomials of degree len(points)."""
     r = (points.lambda_[list(derivative.points)] - points.lambda_[start]) / h
     if len(r) == 1:
         return 1 / r
@@ -135,7 +139,8 @@ def _difference_weights(points: Points, start: int, h: Tensor, derivative: Deriv
     matrix = r ** powers[:, None] * torch.exp(-torch.lgamma(powers + 1))[:, None]
     unit = torch.zeros_like(r)
     unit[k - 1] = 1.0
-    return torch.linalg.solve(matrix, unit)
+    solution: Tensor = torch.linalg.solve(matrix, unit)
+    return solution
 
 
 def ancestral(points: Points, start: int, end: int, pred: str, eta: float) -> Coefficients:
@@ -168,7 +173,7 @@ class Values:
 
     Attributes:
         lambdas: log-SNR of the nodes, (n_nodes,).
-        scales: value of each `linear` and `const` scale: step by step, the predictor's before the corrector's.
+        scales: value of each `linear` and `const` scale; in a step the predictor's come first.
         raw: A and then the weights of each raw step, step by step.
     """
 
@@ -311,9 +316,12 @@ def compile_plan(
     values: Values | None = None,
     force: bool = False,
 ) -> Compiled:
-    """Compute all scalars of a plan for a network that predicts `prediction`.
+    """Compute all scalars of a plan.
 
     Args:
+        plan: what to compile.
+        schedule: that of the model.
+        prediction: how the model's output is read, a key of PREDICTIONS.
         values: numbers to use instead of the plan's own, from which gradients may be asked.
         force: accept a plan made on another schedule; its log-SNRs are kept and its times recomputed.
 
@@ -322,7 +330,7 @@ def compile_plan(
     """
     if dict(plan.schedule) != schedule.config() and not force:
         raise ConfigError(
-            f"The plan is for the noise schedule {dict(plan.schedule)}, but the model has {schedule.config()}; "
+            f"The plan is for the schedule {dict(plan.schedule)}, but the model has {schedule.config()}; "
             "make the plan for this model, or pass force."
         )
     updates = coefficients(plan, schedule, values)
@@ -389,10 +397,13 @@ def _check_time(i: int, node: Node, t: float, schedule: Schedule, same_schedule:
     slack = 1e-6 * schedule.t_max
     if not schedule.t_min - slack <= t <= schedule.t_max + slack:
         raise ConfigError(
-            f"nodes[{i}].t must lie within the model's range [{schedule.t_min:.6g}, {schedule.t_max:.6g}]; got {t:.6g}."
+            f"nodes[{i}].t must lie within the model's range [{schedule.t_min:.6g}, {schedule.t_max:.6g}]; "
+            f"got {t:.6g}."
         )
     if node.t_cond is not None and not same_schedule:
-        raise ConfigError(f"nodes[{i}].t_cond belongs to another schedule; set it to null before forcing the plan.")
+        raise ConfigError(
+            f"nodes[{i}].t_cond belongs to another schedule; set it to null before forcing the plan."
+        )
 
 
 def _readings(

@@ -31,7 +31,18 @@ def test_every_field_is_an_option_and_the_defaults_are_the_settings():
 
 
 def test_typed_values_reach_the_field_in_its_type():
-    typed = ("--lr", "1e-4", "--flip", "true", "--multipliers", "1,2,4", "--schedule", "edm", "--prediction", "edm")
+    typed = (
+        "--lr",
+        "1e-4",
+        "--flip",
+        "true",
+        "--multipliers",
+        "1,2,4",
+        "--schedule",
+        "edm",
+        "--prediction",
+        "edm",
+    )
     assert run("x", *typed).exit_code == 0
     assert seen["train"] == TrainSettings(lr=1e-4, flip=True)
     assert seen["model"].multipliers == [1, 2, 4]

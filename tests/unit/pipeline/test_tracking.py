@@ -24,7 +24,9 @@ def certificate(sampler: str, grid: str, nfe: int) -> dict[str, Any]:
     value = 100.0 / nfe + len(sampler)
     return {
         "schema": "fewstep.certificate/1",
-        "subject": {"plan": {"sampler": sampler, "grid": grid, "nfe": nfe, "name": f"{sampler}-{grid}-{nfe}"}},
+        "subject": {
+            "plan": {"sampler": sampler, "grid": grid, "nfe": nfe, "name": f"{sampler}-{grid}-{nfe}"}
+        },
         "protocol": {"n": 1000, "reference": {"name": "digits", "split": "train"}},
         "results": {METRIC: {"value": value, "interval": [value - 1, value + 1], "baseline": 0.5}},
         "costs": {"nfe": nfe, "network_ms_per_image": 0.25},
@@ -41,7 +43,9 @@ def finished_run(root: Path, *, nfe: tuple[int, ...] = NFE, samplers: Any = SAMP
         stamp(make_spec("digits", rule, settings), folder / place)
         return folder / place
 
-    write_json(stamped("prepare", "data") / "manifest.json", {"sha256": {"images": "ab" * 32, "labels": "cd" * 32}})
+    write_json(
+        stamped("prepare", "data") / "manifest.json", {"sha256": {"images": "ab" * 32, "labels": "cd" * 32}}
+    )
     model = stamped("train", "model")
     write_json(model / "card.json", {"steps": 30})
     rows = [{"step": step, "loss": 1.0 / step} for step in range(10, 40, 10)]
@@ -75,7 +79,7 @@ def uri(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> s
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     (tmp_path / "mlflow.db").write_bytes(empty_store.read_bytes())
-    return "sqlite:///mlflow.db"
+    return f"sqlite:///{tmp_path}/mlflow.db"  # absolute: MLflow keeps one connection per text
 
 
 def runs(uri: str) -> list[Any]:
@@ -110,7 +114,9 @@ def test_a_sampler_has_its_metrics_at_step_nfe_and_its_certificates(uri: str, tm
     run = next(run for run in runs(uri) if run.info.run_name == "unipc-2 uniform-t")
     for part, shift in (("", 0.0), ("/low", -1.0), ("/high", 1.0)):
         history = client.get_metric_history(run.info.run_id, f"FD-classifier.1k{part}")
-        expected = {n: certificate("unipc-2", "uniform-t", n)["results"][METRIC]["value"] + shift for n in NFE}
+        expected = {
+            n: certificate("unipc-2", "uniform-t", n)["results"][METRIC]["value"] + shift for n in NFE
+        }
         assert {metric.step: metric.value for metric in history} == expected
     assert run.data.params["protocol.reference.split"] == "train"
     stored = client.list_artifacts(run.info.run_id)

@@ -18,8 +18,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+from PIL import Image
 
-from fewstep.pipeline.report.results import Results, best_lines
+from fewstep.pipeline.report.results import Results, best_lines, number
 
 # Okabe and Ito's colour-blind-safe hues, darkened until text in them reads on white. A marker and a dash pattern
 # go with each, so that no line is told by its colour alone. The page swaps them for lighter ones on dark.
@@ -28,6 +29,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 _DASHES = ("-", (0, (6, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), "-", (0, (6, 2)), (0, (1.5, 1.5)), "--")
 INK, MUTED, FAINT = "#1c2127", "#5c6670", "#b9c0c7"
 _CONTEXT = 0.9
+TOP_RATIO = 6
 
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -136,6 +138,8 @@ def _finish_axes(axes: Axes, frame: pd.DataFrame, results: Results, x: str) -> N
     axes.set_xlabel("network evaluations per image (NFE)" if x == "nfe" else "network milliseconds per image")
     axes.set_title(results.metric, loc="left", fontsize=10, color=MUTED)
     axes.margins(x=0.03)
+    floor = frame["fd"].min()
+    axes.set_ylim(0.8 * (min(floor, results.baseline) if results.baseline > 0 else floor), top_of_axis(results))
     if x == "nfe":
         axes.xaxis.set_major_locator(FixedLocator(results.steps))
         axes.xaxis.set_minor_locator(NullLocator())
@@ -155,8 +159,15 @@ def _finish_axes(axes: Axes, frame: pd.DataFrame, results: Results, x: str) -> N
         )  # fmt: skip
 
 
+def top_of_axis(results: Results) -> float:
+    """The largest distance drawn: plans far from all use would flatten the differences that matter."""
+    fd = results.frame["fd"]
+    return float(min(fd.max() * 1.1, TOP_RATIO * fd[results.frame["nfe"] == results.steps[0]].min()))
+
+
 def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, Line]]) -> None:
     """Names right of the axes, at the heights of the ends, moved apart where they would overlap."""
+    axes.autoscale_view()  # limits are settled lazily, and heights are relative to them
     transform = axes.transScale + axes.transLimits
     heights = [float(transform.transform((x, y))[1]) for x, y, _ in ends]
     for (x, y, line), placed in zip(ends, spread(heights, gap=0.048), strict=True):
@@ -217,6 +228,25 @@ def training_figure(log: pd.DataFrame) -> Figure:
     return figure
 
 
+def samples_figure(strips: Mapping[str, Image.Image], *, columns: int, title: str) -> Figure:
+    """Strips of sample images under one another, each of `columns` images with its name at the left; all have one size."""
+    width, height = next(iter(strips.values())).size
+    row = 6.2 * height / width
+    tall = len(strips) * (row + 0.06) + 0.4
+    with _style():
+        figure = Figure(figsize=(8.6, tall))
+        figure.text(0.01, 1 - 0.12 / tall, title, va="top", color=MUTED)
+        for i, (label, picture) in enumerate(strips.items()):
+            bottom = 1 - (0.4 + (i + 1) * (row + 0.06)) / tall
+            axes = figure.add_axes((2.3 / 8.6, bottom, 6.2 / 8.6, row / tall))
+            axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
+            axes.set_axis_off()
+            for edge in range(1, columns):
+                axes.axvline(edge * width / columns - 0.5, color="white", linewidth=1.5)
+            figure.text(0.01, bottom + row / tall / 2, label, va="center", fontsize=9)
+    return figure
+
+
 @contextmanager
 def _style() -> Iterator[None]:
     # matplotlib's own defaults first: a user's matplotlibrc must not change a report.
@@ -266,13 +296,3 @@ def inline_svg(figure: Figure, *, name: str, label: str, titles: Mapping[str, st
 def page_colours() -> dict[str, str]:
     """The style-sheet variable behind each colour that the figures use, as they are on light paper."""
     return {"ink": INK, "muted": MUTED, "faint": FAINT} | {f"c{i}": c for i, c in enumerate(COLOURS)}
-
-
-def number(value: float) -> str:
-    """Three significant digits, never in powers of ten: 0.0312, 3.12, 31.2, 312, 3124; a dash for no value."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    if value == 0:
-        return "0"
-    digits = max(0, 2 - math.floor(math.log10(abs(value))))
-    return f"{value:.{min(digits, 6)}f}"

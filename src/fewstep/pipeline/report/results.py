@@ -31,6 +31,7 @@ class Results:
             precision_low, precision_high, recall, recall_low, recall_high, calls, ms, seconds, device, plan,
             plan_hash, certificate. A measurement that was not made is NaN.
         metric: Name of the Fréchet distance as the certificates spell it, for example `FD-classifier#1k`.
+        level: Probability that the intervals of that distance state; None when there are none.
         protocol: What every certificate agrees on.
         model: `fingerprint` and `name` of the model that all samples come from.
         data: `fingerprint` and `name` of the dataset.
@@ -39,6 +40,7 @@ class Results:
 
     frame: pd.DataFrame
     metric: str
+    level: float | None
     protocol: dict[str, Any]
     model: dict[str, Any]
     data: dict[str, Any]
@@ -104,6 +106,7 @@ def read_results(paths: Iterable[str | Path]) -> Results:
     return Results(
         frame=frame,
         metric=metric,
+        level=first["results"][metric].get("level"),
         protocol=first["protocol"],
         model=first["subject"]["model"],
         data=first["subject"]["data"],
@@ -131,7 +134,7 @@ def _half_width(row: Mapping[str, Any]) -> float:
 
 
 def best_lines(frame: pd.DataFrame, by: str) -> pd.DataFrame:
-    """The best (sampler, grid) of each group, best group first.
+    """The best (sampler, grid) of each group; groups measured at every NFE first, then best first.
 
     A line is scored by its mean log ratio to the best row at each NFE, over the lines of its group that cover
     the most NFEs: a line must not win by having been measured where winning is easy.
@@ -151,7 +154,7 @@ def best_lines(frame: pd.DataFrame, by: str) -> pd.DataFrame:
         score=("ratio", "mean"), covers=("nfe", "nunique")
     )
     lines = lines[lines["covers"] == lines.groupby(by)["covers"].transform("max")]
-    lines = lines.sort_values(["score", "sampler", "grid"]).drop_duplicates(by)
+    lines = lines.sort_values(["covers", "score", "sampler", "grid"], ascending=[False, True, True, True]).drop_duplicates(by)
     return lines.drop(columns="covers").reset_index(drop=True)
 
 
@@ -185,9 +188,7 @@ def winners(results: Results) -> list[dict[str, Any]]:
 
 
 def reference_row(results: Results) -> dict[str, Any]:
-    """The row that stands for "many steps": the best DDIM row at its largest NFE, else the best row at the
-    largest NFE of all.
-    """  # noqa: D205 - one sentence
+    """The row that stands for "many steps": DDIM's best at its largest NFE; without DDIM, the best at any."""
     rows = results.frame[results.frame["sampler"] == BASELINE_SAMPLER]
     rows = results.frame if rows.empty else rows
     record: dict[str, Any] = rows[rows["nfe"] == rows["nfe"].max()].iloc[0].to_dict()
@@ -195,9 +196,10 @@ def reference_row(results: Results) -> dict[str, Any]:
 
 
 def calls_to_match(results: Results, row: Mapping[str, Any], reference: Mapping[str, Any]) -> int | None:
-    """The fewest evaluations at which the sampler of `row`, on its grid, is at or below the upper end of the
-    reference's interval; None if that was not seen.
-    """  # noqa: D205 - one sentence
+    """The fewest evaluations at which the sampler and grid of `row` are as good as `reference`.
+
+    As good: at or below the upper end of the reference's interval. None if that was not seen.
+    """
     frame = results.frame
     line = frame[(frame["sampler"] == row["sampler"]) & (frame["grid"] == row["grid"])]
     reached = line[line["fd"] <= reference["fd_high"]]["nfe"]
@@ -217,6 +219,16 @@ def flat_metrics(results: Results) -> dict[str, Any]:
         if entry["ddim"] is not None:
             flat[f"{key}.fd_ddim"] = entry["ddim"]["fd"]
     return flat
+
+
+def number(value: float) -> str:
+    """Three significant digits, never in powers of ten: 0.0312, 3.12, 31.2, 312, 3124; a dash for no value."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if value == 0:
+        return "0"
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:.{min(digits, 6)}f}"
 
 
 def _checked(certificate: Any, path: Path) -> dict[str, Any]:

@@ -1,0 +1,285 @@
+"""The statistics file: what samples are compared with, and everything that its numbers depend on."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fewstep.checks import ConfigError, DataError
+from fewstep.data.packed import load_dataset
+from fewstep.files import atomic_file, canonical_json, require_space
+from fewstep.metrics.extractor import Extractor, extract
+from fewstep.metrics.statistics import CHUNK, Array, Statistics
+from fewstep.progress import Progress
+
+SCHEMA = "fewstep.statistics/1"
+KEEP_BYTES = 256 * 2**20
+"""Features up to this size stay in the file; without them only Fréchet distances can be computed."""
+
+_META = {"schema", "provenance", "extractor", "dataset", "n", "n_heldout", "chunk_size", "sha256", "versions"}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Reference statistics, held-out real features, and where both come from.
+
+    Attributes: statistics: of the reference split. heldout: features (m, D) of real images outside it, or None.
+        meta: the JSON part of the file.
+    """
+
+    statistics: Statistics
+    heldout: NDArray[np.float32] | None
+    meta: dict[str, Any]
+    baselines: dict[int, Any] = field(default_factory=dict, repr=False, compare=False)
+    """Distances of real images to the reference by number of images, kept for the next set of samples."""
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What a certificate says about the reference."""
+        dataset = self.meta["dataset"]
+        return {
+            "name": dataset["name"],
+            "split": dataset["split"],
+            "n": self.meta["n"],
+            "sha256": self.meta["sha256"],
+        }
+
+
+def build_reference(
+    data_dir: str | Path,
+    extractor: Extractor,
+    *,
+    split: str = "train",
+    heldout: str | None = "test",
+    progress: Progress[int] = iter,
+) -> Reference:
+    """Extract the features of a packed dataset.
+
+    Args: split: the reference. heldout: real images for the baseline; left out where the dataset has no such
+        split, or where it is the reference itself.
+    Raises: DataError: the dataset is damaged, or its images do not fit the extractor.
+    """
+    dataset = load_dataset(data_dir, split)
+    features = extract(dataset.images, extractor, progress=progress)
+    kept = None
+    if heldout not in (None, split) and heldout in dataset.manifest["splits"]:
+        kept = extract(load_dataset(data_dir, heldout).images, extractor, progress=progress)
+        kept = kept if kept.nbytes <= KEEP_BYTES else kept[: KEEP_BYTES // kept[0].nbytes]
+    facts = {
+        "name": dataset.name,
+        "fingerprint": dataset.fingerprint,
+        "split": split,
+        "heldout_split": heldout,
+    }
+    if kept is None:
+        facts["heldout_split"] = None
+    return from_features(features, extractor.protocol, dataset=facts, heldout=kept)
+
+
+def from_features(
+    features: NDArray[np.float32],
+    extractor: dict[str, str],
+    *,
+    dataset: dict[str, Any],
+    heldout: NDArray[np.float32] | None = None,
+) -> Reference:
+    """Reference statistics of features that are at hand.
+    Args: extractor: `Extractor.protocol`. dataset: name, fingerprint, split, heldout_split.
+    Raises: DataError: fewer than two rows, NaN or infinity.
+    """
+    statistics = Statistics.from_features(features)
+    cov = statistics.cov
+    if features.nbytes > KEEP_BYTES:
+        statistics = Statistics(statistics.n, statistics.mu, cov)
+    return Reference(statistics, heldout, _meta(statistics, extractor, dataset, heldout, "fewstep"))
+
+
+def _meta(
+    statistics: Statistics,
+    extractor: dict[str, str],
+    dataset: dict[str, Any],
+    heldout: NDArray[np.float32] | None,
+    provenance: str,
+) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "provenance": provenance,
+        "extractor": extractor,
+        "dataset": dataset,
+        "n": statistics.n,
+        "n_heldout": 0 if heldout is None else len(heldout),
+        "chunk_size": CHUNK,
+        "sha256": _digest(statistics, extractor),
+        "versions": {"fewstep": _version(), "torch": torch.__version__, "numpy": np.__version__},
+    }
+
+
+def _version() -> str:
+    try:
+        return version("fewstep")
+    except PackageNotFoundError:
+        return "source tree"
+
+
+def _digest(statistics: Statistics, extractor: dict[str, str]) -> str:
+    """Hash of what a distance depends on; the same for equal statistics, whatever else the file holds."""
+    digest = hashlib.sha256(canonical_json([statistics.n, extractor]).encode())
+    for array in (statistics.mu, statistics.cov):
+        digest.update(np.ascontiguousarray(array, "<f8").tobytes())
+    return digest.hexdigest()
+
+
+def save_reference(path: str | Path, reference: Reference) -> None:
+    """Write the .npz: mu, sigma, sqrt_factor, meta and, where kept, features and heldout.
+    Raises: DataError: the disk is too full.
+    """
+    statistics = reference.statistics
+    arrays: dict[str, Any] = {
+        "mu": statistics.mu,
+        "sigma": statistics.cov,
+        "sqrt_factor": statistics.factor,
+        "meta": np.array(json.dumps(reference.meta, sort_keys=True)),
+    }
+    for name, kept in (("features", statistics.features), ("heldout", reference.heldout)):
+        if kept is not None:
+            arrays[name] = kept
+    require_space(path, sum(array.nbytes for array in arrays.values()))
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def load_reference(path: str | Path, *, extractor: Extractor | None = None) -> Reference:
+    """Read what `save_reference` wrote.
+
+    Args: extractor: the one that the samples will be seen through.
+    Raises: DataError: the file is missing, damaged or foreign. ConfigError: it was made with another extractor.
+    """
+    arrays = _read(path)
+    if "meta" not in arrays:
+        raise DataError(
+            f"{path} must be a statistics file of fewstep, but it has no meta; a file of another program is read "
+            "with import_reference."
+        )
+    meta = _parse_meta(str(arrays["meta"]), path)
+    missing = [name for name in ("mu", "sigma", "sqrt_factor") if name not in arrays]
+    if missing:
+        raise DataError(
+            f"{path} must hold {', '.join(missing)}, but does not; make it again with fewstep stats."
+        )
+    _check_moments(arrays["mu"], arrays["sigma"], path)
+    dim = len(arrays["mu"])
+    for name, columns in (("features", True), ("heldout", True), ("sqrt_factor", False)):
+        array = arrays.get(name)
+        if array is not None and (array.ndim != 2 or array.shape[1 if columns else 0] != dim):
+            raise DataError(
+                f"{path}: {name} must belong to {dim} features, got {array.shape}; make it again."
+            )
+    statistics = Statistics(
+        meta["n"],
+        arrays["mu"],
+        arrays["sigma"],
+        features=arrays.get("features"),
+        factor=arrays["sqrt_factor"],
+    )
+    if _digest(statistics, meta["extractor"]) != meta["sha256"]:
+        raise DataError(f"{path} must hold the numbers that its hash names, but they differ; make it again.")
+    if extractor is not None:
+        require_extractor(meta, extractor, path)
+    return Reference(statistics, arrays.get("heldout"), meta)
+
+
+def require_extractor(meta: dict[str, Any], extractor: Extractor, path: str | Path = "the reference") -> None:
+    """Refuse a reference that was seen through another extractor.
+    Raises: ConfigError: naming both.
+    """
+    theirs, ours = meta["extractor"], extractor.protocol
+    if theirs != ours:
+        field = next(name for name in ours if theirs.get(name) != ours[name])
+        difference = "" if field == "id" else f" ({field} {theirs.get(field)} against {ours[field]})"
+        raise ConfigError(
+            f"{path} was made with the extractor {theirs.get('id')}, the samples are to be seen through "
+            f"{ours['id']}{difference}; make the statistics again or choose the same extractor."
+        )
+
+
+def import_reference(
+    path: str | Path, extractor: Extractor, *, name: str, split: str = "train", n: int | None = None
+) -> Reference:
+    """Read statistics of another program: `mu` and `sigma` (pytorch-fid, EDM, ADM), or images `arr_0` (ADM).
+
+    Nothing in such a file says which extractor it is of; the caller vouches for it, and the certificate tells
+    by the provenance "external". The spatial statistics (`mu_s`, `sigma_s`) of ADM files are not used.
+
+    Args: n: number of images behind `mu` and `sigma`, where known.
+    Raises: DataError: the file is damaged, has neither, or is of another number of features.
+    """
+    arrays = _read(path)
+    dataset = {"name": name, "fingerprint": None, "split": split, "heldout_split": None}
+    if "mu" in arrays and "sigma" in arrays:
+        _check_moments(arrays["mu"], arrays["sigma"], path)
+        if len(arrays["mu"]) != extractor.dim:
+            raise DataError(
+                f"{path} holds statistics of {len(arrays['mu'])} features, but {extractor.id} has "
+                f"{extractor.dim}; choose the extractor it was made with."
+            )
+        statistics = Statistics(n, arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64))
+    elif "arr_0" in arrays:
+        if arrays["arr_0"].dtype != np.uint8:
+            raise DataError(f"{path}: arr_0 must be uint8 images (N, H, W, C), got {arrays['arr_0'].dtype}.")
+        statistics = Statistics.from_features(extract(arrays["arr_0"], extractor))
+    else:
+        raise DataError(
+            f"{path} must hold mu and sigma, or images arr_0; got {', '.join(arrays) or 'nothing'}."
+        )
+    return Reference(statistics, None, _meta(statistics, extractor.protocol, dataset, None, "external"))
+
+
+def export_reference(path: str | Path, reference: Reference) -> None:
+    """Write `mu` and `sigma` alone, as pytorch-fid and EDM read them."""
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, mu=reference.statistics.mu, sigma=reference.statistics.cov)
+
+
+def _read(path: str | Path) -> dict[str, NDArray[Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise DataError(
+            f"{path} must exist, but there is no such file; make it with fewstep stats."
+        ) from None
+    except Exception as error:  # numpy raises zipfile, zlib, OS and value errors for damaged archives
+        raise DataError(
+            f"{path} must be an .npz of statistics, but it is damaged ({error}); make it again."
+        ) from None
+
+
+def _parse_meta(text: str, path: str | Path) -> dict[str, Any]:
+    try:
+        meta = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}: meta must be JSON, but it is damaged ({error}); make it again.") from None
+    if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
+        found = meta.get("schema") if isinstance(meta, dict) else type(meta).__name__
+        raise DataError(
+            f"{path} must have the schema {SCHEMA}, got {found}; make it again with fewstep stats."
+        )
+    if set(meta) != _META:
+        wrong = ", ".join(sorted(set(meta) ^ _META))
+        raise DataError(
+            f"{path}: meta has missing or unknown fields ({wrong}); make it again with fewstep stats."
+        )
+    return meta
+
+
+def _check_moments(mu: Array, sigma: Array, path: str | Path) -> None:
+    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+        raise DataError(f"{path} must hold mu (D,) and sigma (D, D), got {mu.shape} and {sigma.shape}.")
+    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+        raise DataError(f"{path} must hold finite numbers, but has NaN or infinity; make it again.")

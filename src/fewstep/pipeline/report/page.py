@@ -1,0 +1,251 @@
+"""The report page: one file of HTML with its style, script, figures and sample images inside."""
+
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from PIL import Image
+
+from fewstep.pipeline.report import figures
+from fewstep.pipeline.report.images import data_uri
+from fewstep.pipeline.report.results import (
+    Results,
+    best_lines,
+    calls_to_match,
+    number,
+    reference_row,
+    winners,
+)
+
+# The same hues as on paper, light enough to read on dark.
+_DARK = {
+    "ink": "#e6e9ec", "muted": "#a3adb6", "faint": "#4b545d",
+    "c0": "#5aaeea", "c1": "#f0854d", "c2": "#3fc39b", "c3": "#dd8abf", "c4": "#d9ae3c", "c5": "#64c4dd", "c6": "#a79af0",
+    "c7": "#a9afb6",
+}  # fmt: skip
+MATRIX_ROWS = 24
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The sample images of one number of evaluations: (row of the table, strip) from best to worst."""
+
+    nfe: int
+    rows: Sequence[tuple[Mapping[str, Any], Image.Image]]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """All panels, the seeds of their columns, and the strip that each panel is compared with."""
+
+    panels: Sequence[Panel]
+    seeds: Sequence[int]
+    reference: tuple[Mapping[str, Any], Image.Image] | None
+
+
+@dataclass(frozen=True)
+class Background:
+    """What is told about the run beside the certificates; everything may be missing.
+
+    Attributes:
+        card: The model card.
+        training: Columns step and loss of the training log.
+        settings: The resolved settings of the run.
+    """
+
+    card: Mapping[str, Any] | None = None
+    training: pd.DataFrame | None = None
+    settings: Mapping[str, Any] | None = None
+
+
+def render(results: Results, *, run: str, samples: Samples, background: Background) -> str:
+    """The page as text; it names no address that a browser would load."""
+    lines = figures.highlighted(results)
+    titles = {f"point-{row['plan_hash']}": tooltip(row) for row in results.frame.to_dict("records")}
+    environment = Environment(
+        loader=FunctionLoader(_asset), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": number, "sampler": describe, "percent": _percent, "count": _count}
+    page = environment.get_template("page.html.j2").render(
+        run=run,
+        results=results,
+        style=_asset("page.css"),
+        script=_asset("page.js"),
+        light=figures.page_colours(),
+        dark=_DARK,
+        headline=headline(results),
+        winners=winners(results),
+        reference=reference_row(results),
+        matrix=_matrix(results),
+        matrix_hidden=max(0, results.frame["sampler"].nunique() - MATRIX_ROWS),
+        rows=results.frame.to_dict("records"),
+        has_kid=bool(results.frame["kid"].notna().any()),
+        has_precision=bool(results.frame["precision"].notna().any()),
+        has_ms=bool(results.frame["ms"].gt(0).any()),
+        fd_figure=_svg(results, lines, titles, x="nfe"),
+        ms_figure=_svg(results, lines, titles, x="ms") if results.frame["ms"].gt(0).any() else None,
+        highlighted={(line.sampler, line.grid) for line in lines},
+        samples=samples,
+        training=None if background.training is None else _training_svg(background.training),
+        uri=data_uri,
+        seeds=_seeds(samples.seeds),
+        off_chart=off_chart(results),
+        protocol=_protocol(results),
+        costs=_costs(results),
+        environments=[flatten(environment) for environment in results.environments],
+        card=flatten(background.card or {}),
+        settings=flatten(background.settings or {}),
+    )
+    return page.rstrip() + "\n"
+
+
+def headline(results: Results) -> list[str]:
+    """The answer in up to four sentences."""
+    nfe = results.headline_nfe
+    entry = next(entry for entry in winners(results) if entry["nfe"] == nfe)
+    best, reference = entry["best"], reference_row(results)
+    what = "the best known sampler is" if entry["candidates"] > 1 else "there is one sampler,"
+    sentences = [f"At {nfe} evaluations {what} {describe(best)}: FD {interval(best, 'fd')}."]
+    if entry["ties"]:
+        sentences.append(f"{entry['ties']} of {entry['candidates'] - 1} other plans cannot be told from it.")
+    if reference["nfe"] > nfe and reference["sampler"] != best["sampler"]:
+        calls = calls_to_match(results, best, reference)
+        target = f"{reference['sampler']} at {reference['nfe']} (FD {number(reference['fd'])})"
+        sentences.append(
+            f"It does not reach {target} within the evaluations measured."
+            if calls is None
+            else f"It needs {calls} evaluations to match {target}."
+        )
+    if not math.isnan(results.baseline):
+        sentences.append(f"Real images against real images of the same number: FD {number(results.baseline)}.")
+    return sentences
+
+
+def describe(row: Mapping[str, Any]) -> str:
+    """Sampler and grid in words."""
+    return f"{row['sampler']} on {row['grid']}"
+
+
+def interval(row: Mapping[str, Any], column: str) -> str:
+    """`3.12 [2.91, 3.33]`; the value alone when its interval has no width."""
+    low, high = row[f"{column}_low"], row[f"{column}_high"]
+    if not high > low:
+        return number(row[column])
+    return f"{number(row[column])} [{number(low)}, {number(high)}]"
+
+
+def tooltip(row: Mapping[str, Any]) -> str:
+    """What a point of a figure says when it is pointed at."""
+    text = f"{describe(row)}, NFE {row['nfe']}: FD {interval(row, 'fd')}"
+    return text if math.isnan(row["ms"]) else f"{text}, {number(row['ms'])} ms per image"
+
+
+def flatten(value: Any, name: str = "") -> dict[str, str]:
+    """Nested mappings as dotted names and printable values."""
+    if isinstance(value, Mapping):
+        flat: dict[str, str] = {}
+        for key, below in value.items():
+            flat |= flatten(below, f"{name}.{key}" if name else str(key))
+        return flat
+    if isinstance(value, list | tuple):
+        return {name: ", ".join(map(str, value))}
+    return {name: f"{value:.6g}" if isinstance(value, float) else str(value)}
+
+
+def _svg(results: Results, lines: Sequence[figures.Line], titles: Mapping[str, str], *, x: str) -> str:
+    label = f"{results.metric} against {'network evaluations' if x == 'nfe' else 'network milliseconds per image'}"
+    return figures.inline_svg(
+        figures.distance_figure(results, lines, x=x),
+        name=x,
+        label=f"{label}, logarithmic axes; the values are in the leaderboard below.",
+        titles=titles,
+    )
+
+
+def _training_svg(log: pd.DataFrame) -> str:
+    last = number(float(log["loss"].iloc[-1]))
+    label = f"Training loss over {int(log['step'].iloc[-1])} steps; the last value is {last}."
+    return figures.inline_svg(figures.training_figure(log), name="training", label=label)
+
+
+def _matrix(results: Results) -> list[dict[str, Any]]:
+    """One row per sampler on its best grid, best first; a cell per NFE with its ratio to the best of that NFE."""
+    cells: dict[tuple[str, str, int], dict[str, Any]] = {}
+    for nfe in results.steps:
+        rows = results.at(nfe).to_dict("records")
+        for row in reversed(rows):  # of plans with one name and NFE the best is kept
+            ratio = row["fd"] / rows[0]["fd"] if rows[0]["fd"] > 0 else 1.0
+            cells[row["sampler"], row["grid"], nfe] = {"row": row, "ratio": ratio, "shade": _shade(ratio)}
+    lines = best_lines(results.frame, "sampler").head(MATRIX_ROWS).to_dict("records")
+    return [
+        line | {"cells": [cells.get((line["sampler"], line["grid"], nfe)) for nfe in results.steps]} for line in lines
+    ]
+
+
+def _shade(ratio: float) -> int:
+    """Percent of tint: 100 at the best, 0 from twice the best on."""
+    return round(100 * max(0.0, 1 - math.log2(ratio)))
+
+
+def _protocol(results: Results) -> dict[str, str]:
+    first = results.frame.iloc[0]
+    facts = {"metric": results.metric, "model": results.model, "data": results.data} | results.protocol
+    return flatten(facts) | {"certificates": str(len(results.frame)), "devices": _devices(results)} | (
+        {} if math.isnan(first["baseline"]) else {"real against real": number(results.baseline)}
+    )
+
+
+def _devices(results: Results) -> str:
+    return ", ".join(sorted(set(results.frame["device"])))
+
+
+def _costs(results: Results) -> dict[str, str]:
+    frame = results.frame
+    images = len(frame) * int(results.protocol.get("n") or 0)
+    facts = {
+        "certificates": _count(len(frame)),
+        "samplers": _count(frame["sampler"].nunique()),
+        "grids": ", ".join(sorted(set(frame["grid"]))),
+        "evaluations per image": ", ".join(map(str, results.steps)),
+        "images drawn": _count(images),
+        "device": _devices(results),
+    }
+    seconds = frame["seconds"].sum(min_count=1)
+    return facts | ({} if math.isnan(seconds) else {"sampling time": _duration(float(seconds))})
+
+
+def off_chart(results: Results) -> int:
+    """How many plans lie above the figures."""
+    return int(results.frame["fd"].gt(figures.top_of_axis(results)).sum())
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    consecutive = len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[-1] + 1))
+    return f"{seeds[0]} to {seeds[-1]}" if consecutive else ", ".join(map(str, seeds))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _count(value: float) -> str:
+    if math.isnan(value):
+        return "–"
+    return f"{int(value):,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def _percent(value: float) -> str:
+    return "–" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def _asset(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+

@@ -1,0 +1,75 @@
+"""The leaderboard in the terminal: a coloured table for people, plain aligned text for pipes."""
+
+import math
+import sys
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.table import Table
+
+from fewstep.pipeline.report.page import headline, interval
+from fewstep.pipeline.report.results import Results, distinguishable, number
+
+_HEADERS = ("NFE", "#", "sampler", "grid", "FD", "", "KID", "precision", "recall", "ms/image")
+_NUMERIC = {"NFE", "#", "KID", "precision", "recall", "ms/image"}
+
+
+def print_leaderboard(
+    results: Results, *, top: int | None = 5, nfe: int | None = None, stream: TextIO | None = None
+) -> None:
+    """Print the best rows of every number of evaluations, and the answer in words.
+
+    Args:
+        results: What to show.
+        top: Rows per NFE; None shows all.
+        nfe: Show this number of evaluations alone.
+        stream: Where to; standard output unless given. Colours and rules appear on terminals only.
+    """
+    stream = sys.stdout if stream is None else stream
+    rows = leaderboard_rows(results, top=top, nfe=nfe)
+    if not stream.isatty():
+        stream.write(_plain(rows))
+        return
+    console = Console(file=stream, highlight=False)
+    table = Table(title=results.metric, caption="= not distinguishable from the best at that NFE")
+    for header in _HEADERS:
+        table.add_column(header, justify="right" if header in _NUMERIC else "left", no_wrap=True)
+    for i, row in enumerate(rows):
+        last = i + 1 == len(rows) or rows[i + 1][0] != row[0]
+        table.add_row(*row, style="bold" if row[1] == "1" else None, end_section=last)
+    console.print(table)
+    console.print(" ".join(headline(results)), soft_wrap=True)
+
+
+def leaderboard_rows(results: Results, *, top: int | None, nfe: int | None) -> list[tuple[str, ...]]:
+    """Printable cells, one tuple per row, in the order of the headers."""
+    cells: list[tuple[str, ...]] = []
+    for steps in results.steps if nfe is None else [nfe]:
+        rows = results.at(steps).to_dict("records")
+        cells += [_cells(row, rows[0]) for row in rows[:top]]
+    return cells
+
+
+def _cells(row: dict[str, Any], best: dict[str, Any]) -> tuple[str, ...]:
+    tie = "=" if row is not best and not distinguishable(row, best) else ""
+    measured = (number(row["kid"]), *(_share(row[name]) for name in ("precision", "recall")), number(row["ms"]))
+    return (
+        str(row["nfe"]), str(row["rank"]), row["sampler"], row["grid"], interval(row, "fd"), tie, *measured
+    )  # fmt: skip
+
+
+def _share(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.3f}"
+
+
+def _plain(rows: list[tuple[str, ...]]) -> str:
+    table = [tuple(header or "tie" for header in _HEADERS), *rows]
+    widths = [max(len(row[i]) for row in table) for i in range(len(_HEADERS))]
+    lines = (
+        "  ".join(
+            cell.rjust(width) if header in _NUMERIC else cell.ljust(width)
+            for cell, width, header in zip(row, widths, _HEADERS, strict=True)
+        ).rstrip()
+        for row in table
+    )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,121 @@
+"""Batches without state: what step s sees depends on the seed and on s alone, so nothing has to be resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fewstep.checks import ConfigError
+from fewstep.data.pixels import to_unit
+from fewstep.rng import generator
+
+
+class ImageSource(Protocol):
+    """What training asks of a dataset; `data.packed.Dataset` is one."""
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        """One class per image, or None."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the content."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Sequence[int] | NDArray[np.int64] | Tensor) -> Tensor:
+        """The images of these rows, uint8 `(B, C, H, W)`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One process's part of a global batch.
+
+    x0: `(b, C, H, W)` float32 in [-1, 1]. labels: int64 `(b,)` or None. size: images in the global batch.
+    rows: which of its rows these are; noise is drawn for the whole global batch and cut to these rows.
+    """
+
+    x0: Tensor
+    labels: Tensor | None
+    size: int
+    rows: slice
+
+    def cut(self, drawn: Tensor) -> Tensor:
+        """This process's rows of something drawn for the global batch, on the device of the images."""
+        return drawn[self.rows].to(self.x0.device, non_blocking=True)
+
+
+def image_batches(
+    source: ImageSource,
+    *,
+    batch_size: int,
+    seed: int,
+    flip: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+    device: torch.device | str = "cpu",
+) -> Callable[[int], Batch]:
+    """A function from the step (0, 1, ...) to its batch.
+
+    Args:
+        source: The images; every epoch visits each of them once, in an order of its own.
+        batch_size: Images per step over all processes.
+        seed: Of the orders and the flips.
+        flip: Mirror each image left to right with probability one half.
+        rank: This process's number.
+        world_size: Number of processes, which share each batch equally.
+        device: Where the batch goes.
+
+    Raises:
+        ConfigError: An empty source, or a batch that the processes cannot share equally.
+    """
+    n = len(source)
+    if n < 1:
+        raise ConfigError("training needs at least one image; the dataset is empty.")
+    if batch_size < 1 or batch_size % world_size:
+        raise ConfigError(
+            f"batch_size must be a positive multiple of the number of processes, {world_size}; got {batch_size}."
+        )
+    share = batch_size // world_size
+    rows = slice(rank * share, (rank + 1) * share)
+    labels = None if source.labels is None else torch.as_tensor(np.asarray(source.labels))
+
+    def at(step: int) -> Batch:
+        chosen = indices(step, n=n, batch_size=batch_size, seed=seed)[rows]
+        images = source.batch(chosen.numpy())
+        if flip:
+            mirror = torch.rand(batch_size, generator=generator(seed, "flip", step))[rows] < 0.5
+            images = torch.where(mirror[:, None, None, None], images.flip(-1), images)
+        x0 = to_unit(images.to(device, non_blocking=True)).contiguous(memory_format=torch.channels_last)
+        return Batch(x0, None if labels is None else labels[chosen].to(device), batch_size, rows)
+
+    return at
+
+
+def indices(step: int, *, n: int, batch_size: int, seed: int) -> Tensor:
+    """Rows of the global batch of a step, int64 `(batch_size,)`: a window of the endless row of epochs."""
+    start, stop = step * batch_size, (step + 1) * batch_size
+    epochs = range(start // n, (stop - 1) // n + 1)
+    row = torch.cat([_epoch(n, seed, epoch) for epoch in epochs])
+    return row[start - epochs[0] * n : stop - epochs[0] * n]
+
+
+@lru_cache(maxsize=4)
+def _epoch(n: int, seed: int, epoch: int) -> Tensor:
+    """The order of one epoch."""
+    return torch.randperm(n, generator=generator(seed, "epoch", epoch))
+
+
+def batch_settings(source: ImageSource, **values: Any) -> dict[str, Any]:
+    """The facts about the batches that a checkpoint must agree with."""
+    return {"data": source.fingerprint, "images": len(source), **values}

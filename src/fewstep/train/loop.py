@@ -1,0 +1,324 @@
+"""The one training loop. A method supplies `step`; clock, averages, checkpoints and metrics live here.
+
+On the CPU a run that was killed at any moment and started again ends with the very weights of an undisturbed
+run: batches and noise depend on (seed, step) alone, and a checkpoint holds everything else.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fewstep.checks import ConfigError, DataError
+from fewstep.rng import generator
+from fewstep.train.batches import Batch
+from fewstep.train.checkpoint import latest_checkpoint, read_checkpoint, write_checkpoint
+from fewstep.train.ema import Ema
+from fewstep.train.metrics_log import MetricsLog
+from fewstep.train.world import World
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class State:
+    """Everything that training changes.
+
+    nets, optimisers: by name, so that two networks with an optimiser each fit. ema: averages, by the name of
+    the network that they follow. step: steps made. images_seen: over all processes.
+    """
+
+    nets: dict[str, nn.Module]
+    optimisers: dict[str, Optimizer]
+    ema: dict[str, Ema] = field(default_factory=dict)
+    step: int = 0
+    images_seen: int = 0
+
+    def tensors(self) -> dict[str, Any]:
+        """The nested dict of tensors and plain numbers that a checkpoint holds."""
+        return {
+            "nets": {name: net.state_dict() for name, net in self.nets.items()},
+            "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
+            "ema": {name: ema.net.state_dict() for name, ema in self.ema.items()},
+        }
+
+    def restore(self, tensors: Mapping[str, Any]) -> None:
+        """Take over what `tensors` returned."""
+        for name, net in self.nets.items():
+            net.load_state_dict(tensors["nets"][name])
+        for name, optimiser in self.optimisers.items():
+            optimiser.load_state_dict(tensors["optimisers"][name])
+        for name, ema in self.ema.items():
+            ema.net.load_state_dict(tensors["ema"][name])
+
+
+class Step(Protocol):
+    """What a method supplies: change the state by one step and return what to log, scalars by name.
+
+    `rng` is fresh for each step and equal in all processes: draw for the whole global batch, then `batch.cut`.
+    """
+
+    def __call__(
+        self, state: State, batch: Batch, *, rng: torch.Generator
+    ) -> Mapping[str, Tensor | float]: ...
+
+
+def fit(
+    state: State,
+    step: Step,
+    batches: Callable[[int], Batch],
+    *,
+    steps: int,
+    seed: int,
+    settings: Mapping[str, Any],
+    checkpoints: str | Path | None = None,
+    metrics: str | Path | None = None,
+    until: int | None = None,
+    rate: Callable[[int], float] | None = None,
+    log_every: int = 10,
+    checkpoint_every: int | None = None,
+    checkpoint_seconds: float = 60.0,
+    world: World | None = None,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> State:
+    """Train until `steps` steps are made, resuming from the last checkpoint where there is one.
+
+    Args:
+        state: The networks, optimisers and averages at their start; changed in place.
+        step: What one step does.
+        batches: From the step (0, 1, ...) to its batch.
+        steps: Length of the whole training.
+        seed: Of the generator that `step` receives, and of dropout.
+        settings: Plain values that decide the result; a checkpoint of other settings is refused.
+        checkpoints: Folder of the checkpoints; None: nothing is kept.
+        metrics: JSONL file with a line every `log_every` steps; on resume cut back to the checkpoint.
+        until: Stop early at this step, with a checkpoint; the learning rate still follows `steps`.
+        rate: Factor on the learning rates in step 0, 1, ...; None: 1.
+        log_every: Steps over which logged values are averaged.
+        checkpoint_every: Steps between checkpoints.
+        checkpoint_seconds: Seconds between checkpoints when `checkpoint_every` is None.
+        world: The processes that train together.
+        progress: Wraps the steps to report on them.
+
+    Returns:
+        `state`.
+
+    Raises:
+        ConfigError: A checkpoint of other settings.
+        DataError: A damaged checkpoint, or training that diverged: the last checkpoint is kept.
+        KeyboardInterrupt, SystemExit: On SIGINT and SIGTERM, after a checkpoint was written.
+    """
+    if steps < 1 or log_every < 1:
+        raise ConfigError(f"training needs steps >= 1 and log_every >= 1; got {steps} and {log_every}.")
+    world = World() if world is None else world
+    run = _Run(
+        state=state,
+        settings={**settings, "seed": seed, "steps": steps, "log_every": log_every},
+        folder=None if checkpoints is None else Path(checkpoints),
+        metrics=MetricsLog(Path(metrics) if metrics is not None and world.leads else None),
+        every=checkpoint_every,
+        seconds=checkpoint_seconds,
+        world=world,
+    )
+    run.resume()
+    world.copy_from_leader([*state.nets.values(), *(ema.net for ema in state.ema.values())])
+    base = {name: [group["lr"] for group in o.param_groups] for name, o in state.optimisers.items()}
+    last = steps if until is None else min(until, steps)
+    device = next(next(iter(state.nets.values())).parameters()).device
+    for net in state.nets.values():
+        net.train()
+    with _signals() as received:
+        bar = progress(range(state.step, last)) if world.leads else range(state.step, last)
+        for i in bar:
+            factor = 1.0 if rate is None else rate(i)
+            _set_rates(state, base, factor)
+            if device.type == "cpu":
+                # Dropout draws from the global stream: it is placed, so that a resumed run draws the same.
+                torch.set_rng_state(generator(seed, "dropout", i, world.rank).get_state())
+            batch = batches(i)
+            values = step(state, batch, rng=generator(seed, "step", i))
+            state.step, state.images_seen = i + 1, state.images_seen + batch.size
+            for name, ema in state.ema.items():
+                net = state.nets[name]
+                ema.update(net, step=state.step, images_seen=state.images_seen, batch_size=batch.size)
+            stopping = world.any(bool(received), device)
+            run.after_step(values, last=i + 1 == last or stopping, check=device.type == "cpu", bar=bar)
+            if stopping:
+                _stop(received)
+    _set_rates(state, base, 1.0)
+    return state
+
+
+@dataclass
+class _Run:
+    """The books of one call of `fit`: sums to log, the clock, the files."""
+
+    state: State
+    settings: dict[str, Any]
+    folder: Path | None
+    metrics: MetricsLog
+    every: int | None
+    seconds: float
+    world: World
+    sums: dict[str, float] = field(default_factory=dict)
+    count: int = 0
+    pending: list[tuple[int, dict[str, Tensor | float]]] = field(default_factory=list)
+    saved_at: float = field(default_factory=time.monotonic)
+    logged_at: float = field(default_factory=time.monotonic)
+    logged_images: int = 0
+
+    def resume(self) -> None:
+        """Read the last checkpoint, if any, and cut the metrics back to it."""
+        path = None if self.folder is None else latest_checkpoint(self.folder)
+        if path is not None:
+            device = next(next(iter(self.state.nets.values())).parameters()).device
+            found = read_checkpoint(path, settings=self.settings, device=device)
+            self.state.restore(found.tensors)
+            self.state.step, self.state.images_seen = found.step, int(found.numbers["images_seen"])
+            self.sums, self.count = dict(found.numbers["sums"]), int(found.numbers["count"])
+            log.info("resumed from %s", path)
+        self.metrics.cut_to(self.state.step)
+        self.logged_images = self.state.images_seen
+
+    def after_step(
+        self, values: Mapping[str, Tensor | float], *, last: bool, check: bool, bar: Iterable[int]
+    ) -> None:
+        """Check, log and keep what is due. Reading values waits for a GPU, so there it is done when needed."""
+        step = self.state.step
+        self.pending.append((step, dict(values)))
+        logs = step % self.settings["log_every"] == 0 or last
+        saves = self.folder is not None and (last or self._save_is_due())
+        if check or logs or saves:
+            self._read()
+        if logs and self.count:
+            self._log(bar)
+        if saves:
+            self._save()
+
+    def _save_is_due(self) -> bool:
+        if self.every is not None:
+            return self.state.step % self.every == 0
+        return time.monotonic() - self.saved_at >= self.seconds
+
+    def _read(self) -> None:
+        """Add the pending values to the sums.
+
+        Raises:
+            DataError: One of them is not finite.
+        """
+        for step, values in self.pending:
+            for name, value in values.items():
+                number = float(value)
+                if not math.isfinite(number):
+                    raise DataError(self._diverged(step, name, number))
+                self.sums[name] = self.sums.get(name, 0.0) + number
+            self.count += 1
+        self.pending.clear()
+
+    def _diverged(self, step: int, name: str, number: float) -> str:
+        kept = None if self.folder is None else latest_checkpoint(self.folder)
+        where = "no checkpoint was kept" if kept is None else f"the last good checkpoint is {kept}"
+        return (
+            f"training diverged: {name} must be finite but is {number} at step {step}; {where}. "
+            "Lower the learning rate, clip gradients, or check the data."
+        )
+
+    def _log(self, bar: Iterable[int]) -> None:
+        now, state = time.monotonic(), self.state
+        speed = (state.images_seen - self.logged_images) / max(now - self.logged_at, 1e-9)
+        means = {name: total / self.count for name, total in self.sums.items()}
+        rates = {f"lr_{name}": o.param_groups[0]["lr"] for name, o in state.optimisers.items()}
+        self.metrics.append(
+            {
+                "step": state.step,
+                "images": state.images_seen,
+                **means,
+                **rates,
+                "images_per_second": round(speed, 1),
+            }
+        )
+        report = getattr(bar, "set_postfix_str", None)
+        if report is not None:
+            report(
+                ", ".join(f"{k} {v:.4g}" for k, v in means.items()) + f", {speed:,.0f} images/s",
+                refresh=False,
+            )
+        self.sums, self.count, self.logged_at, self.logged_images = {}, 0, now, state.images_seen
+
+    def _save(self) -> None:
+        self.saved_at = time.monotonic()
+        if self.world.leads and self.folder is not None:
+            write_checkpoint(
+                self.folder,
+                step=self.state.step,
+                tensors=self.state.tensors(),
+                numbers={"images_seen": self.state.images_seen, "sums": self.sums, "count": self.count},
+                settings=self.settings,
+            )
+
+
+def warmup(steps: int, *, length: int, shape: str = "constant") -> Callable[[int], float]:
+    """Factor on the learning rate: a linear rise over `length` steps, then "constant" or "cosine" down to 0.
+
+    Raises:
+        ConfigError: An unknown shape, or a warm-up as long as the training.
+    """
+    if shape not in ("constant", "cosine"):
+        raise ConfigError(f"the learning rate's course must be constant or cosine; got {shape!r}.")
+    if not 0 <= length < steps:
+        raise ConfigError(f"the warm-up must be shorter than the training, {steps} steps; got {length}.")
+
+    def factor(step: int) -> float:
+        if step < length:
+            return (step + 1) / (length + 1)
+        if shape == "constant":
+            return 1.0
+        return 0.5 * (1.0 + math.cos(math.pi * (step - length) / (steps - length)))
+
+    return factor
+
+
+def _set_rates(state: State, base: Mapping[str, list[float]], factor: float) -> None:
+    """Set every learning rate to its base times the factor."""
+    for name, optimiser in state.optimisers.items():
+        for group, lr in zip(optimiser.param_groups, base[name], strict=True):
+            group["lr"] = lr * factor
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying in the middle of a step; other threads cannot, and do not."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stop(received: list[int]) -> None:
+    """End as the signal asks, now that the checkpoint is written."""
+    if signal.SIGTERM in received:
+        raise SystemExit(128 + signal.SIGTERM)
+    raise KeyboardInterrupt

@@ -1,0 +1,125 @@
+"""The denoising loss, shared by all methods that train a diffusion model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fewstep.checks import ConfigError
+from fewstep.diffusion.prediction import input_scale, target, weights
+from fewstep.diffusion.schedule import EDM, Schedule
+
+Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""(x_t, time input, label) -> output."""
+
+EDM_SIGMA_DATA = 0.5  # [karras2022edm, Table 1]
+LOG_SIGMA_MEAN, LOG_SIGMA_STD = -1.2, 1.2  # of the training noise levels [karras2022edm, Table 1]
+
+
+def _snr(snr_t: Tensor) -> Tensor:
+    return snr_t
+
+
+def _min_snr_5(snr_t: Tensor) -> Tensor:
+    return snr_t.clamp(max=5.0)
+
+
+def _edm(snr_t: Tensor) -> Tensor:
+    """(s^2 + s_data^2) / (s s_data)^2 with s = edm_sigma = snr^(-1/2)."""
+    return snr_t + EDM_SIGMA_DATA**-2
+
+
+WEIGHTINGS: dict[str, Callable[[Tensor], Tensor] | None] = {
+    "uniform": None,  # the plain squared error of whatever the network predicts [ho2020ddpm, Eq. 14]
+    "snr": _snr,  # the squared error of eps, whatever the network predicts
+    "min-snr-5": _min_snr_5,  # [hang2023minsnr, Eq. 9]
+    "edm": _edm,  # lambda(sigma) [karras2022edm, Table 1]
+}
+"""Weight of the squared error of x0_hat as a function of snr_t; None: no conversion to x0 at all."""
+
+
+def check_weighting(weighting: str) -> None:
+    """Refuse a name that is not in `WEIGHTINGS`.
+
+    Raises:
+        ConfigError: An unknown name.
+    """
+    if weighting not in WEIGHTINGS:
+        raise ConfigError(f"weighting must be one of {', '.join(WEIGHTINGS)}; got {weighting!r}.")
+
+
+def draw_times(schedule: Schedule, n: int, *, weighting: str = "uniform", rng: torch.Generator) -> Tensor:
+    """Training times, float64 `(n,)`, in the schedule's [t_min, t_max].
+
+    Uniform in t; with EDM's schedule or weighting log edm_sigma is normal [karras2022edm, Table 1].
+    """
+    if weighting == "edm" or isinstance(schedule, EDM):
+        log_sigma = LOG_SIGMA_MEAN + LOG_SIGMA_STD * torch.randn(n, generator=rng, dtype=torch.float64)
+        return schedule.t_of_lambda(-log_sigma).clamp(schedule.t_min, schedule.t_max)
+    uniform = torch.rand(n, generator=rng, dtype=torch.float64)
+    return schedule.t_min + (schedule.t_max - schedule.t_min) * uniform
+
+
+def denoising_loss(
+    network: Network,
+    x0: Tensor,
+    eps: Tensor,
+    t: Tensor,
+    *,
+    schedule: Schedule,
+    prediction: str,
+    weighting: str = "uniform",
+    labels: Tensor | None = None,
+) -> Tensor:
+    """Weighted squared error of the network's output, averaged over each image.
+
+    Args:
+        network: Called once, with `x_t`, the schedule's time input and the labels.
+        x0: `(B, ...)` data in [-1, 1].
+        eps: Unit normal noise of the same shape.
+        t: float64 on the CPU: `(B,)`, or a time per pixel `(B, 1, H, W)`.
+        schedule: Gives the signal and noise amplitudes.
+        prediction: How the output is read, one of `PREDICTIONS`.
+        weighting: One of `WEIGHTINGS`.
+        labels: int64 `(B,)` or None.
+
+    Returns:
+        `(B,)`, float32.
+    """
+    like = x0.ndim
+    one, zero = torch.ones_like(t), torch.zeros_like(t)
+    scale = input_scale(prediction, schedule, t)
+    # A perfect output is linear in x0 and eps: its two factors are found in float64 and cast once.
+    factors = torch.stack(
+        [
+            schedule.alpha(t),
+            schedule.sigma(t),
+            target(prediction, schedule, t, one, zero),
+            target(prediction, schedule, t, zero, one),
+            loss_weight(schedule, prediction, t, weighting=weighting),
+            one if scale is None else scale,
+            schedule.time_input(t),
+        ]
+    ).to(x0.dtype)
+    factors = factors.to(x0.device, non_blocking=True)
+    time = factors[6]
+    if t.ndim == 1:
+        factors = factors.reshape(7, -1, *[1] * (like - 1))
+    alpha_t, sigma_t, of_x0, of_eps, weight, scale_in = factors[:6]
+    output = network(scale_in * (alpha_t * x0 + sigma_t * eps), time, labels).float()
+    return (weight * (output - (of_x0 * x0 + of_eps * eps)).square()).flatten(1).mean(1)
+
+
+def loss_weight(schedule: Schedule, prediction: str, t: Tensor, *, weighting: str) -> Tensor:
+    """Factor on the squared error of the network's output at times t, in the shape of t.
+
+    An error e of the output is an error x0_of_output * e of x0_hat, so the weights of x0 errors carry over.
+    """
+    check_weighting(weighting)
+    of_snr = WEIGHTINGS[weighting]
+    if of_snr is None:
+        return torch.ones_like(t)
+    read = weights(prediction, schedule, t)
+    return of_snr((schedule.alpha(t) / schedule.sigma(t)).square()) * read.x0_of_output.square()

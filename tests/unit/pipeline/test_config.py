@@ -1,0 +1,210 @@
+"""`params.yaml` and the models that check it agree, and each mistake is one sentence that names its place."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+from pydantic import BaseModel
+from ruamel.yaml import YAML
+
+from fewstep.checks import ConfigError
+from fewstep.pipeline import config
+from fewstep.pipeline.config import Section, Settings, load_params, merged, parse_params, settings
+
+ROOT = Path(__file__).parents[3]
+PARAMS = ROOT / "params.yaml"
+RUNS = ("digits", "cifar10", "celeba", "lsun-bedroom", "folder")
+
+
+def raw(**sections: Any) -> dict[str, Any]:
+    return {"dvc_runs": ["digits"], "defaults": {}, "runs": {"digits": sections}}
+
+
+def mistakes(content: object) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        parse_params(content)
+    return str(caught.value).splitlines()
+
+
+def test_the_file_states_every_default() -> None:
+    stated = yaml.safe_load(PARAMS.read_text())["defaults"]
+    assert stated == Settings().model_dump(mode="json")
+
+
+def test_the_file_has_the_runs_and_they_are_valid() -> None:
+    params = load_params(PARAMS)
+    assert tuple(params.runs) == RUNS
+    assert params.dvc_runs == ["digits"]
+    assert settings(params, "celeba").data.size == 64
+    assert settings(params, "celeba").evaluate == Settings().evaluate
+
+
+def test_yaml_1_1_and_1_2_read_the_file_alike() -> None:
+    old = yaml.safe_load(PARAMS.read_text())  # the parser of Snakemake
+    new = YAML(typ="safe", pure=True).load(PARAMS)  # the parser of DVC
+    assert json.dumps(old, sort_keys=True) == json.dumps(new, sort_keys=True)
+
+
+@pytest.mark.parametrize("text", ["1e-3", "yes", "12:30:00"])
+def test_values_that_the_parsers_read_differently_are_refused(text: str) -> None:
+    field = "flip" if text == "yes" else "lr"
+    readings = [yaml.safe_load(text), YAML(typ="safe", pure=True).load(text)]
+    assert readings[0] != readings[1]
+    refused = 0
+    for value in readings:
+        try:
+            parse_params(raw(train={field: value}))
+        except ConfigError:
+            refused += 1
+    assert refused >= 1  # never accepted with two meanings
+
+
+def test_the_schema_is_in_step() -> None:
+    stored = (ROOT / "workflow" / "schemas" / "params.schema.json").read_text()
+    assert stored == config.schema_text(), "run: make schema"
+
+
+def test_sections_merge_and_lists_are_replaced() -> None:
+    content = raw(train={"steps": 7}, plans={"nfe": [5]})
+    content["defaults"] = {"train": {"steps": 9, "lr": 0.5}, "plans": {"nfe": [4, 6], "grids": ["karras"]}}
+    assert merged(content, "digits") == {
+        "train": {"steps": 7, "lr": 0.5},
+        "plans": {"nfe": [5], "grids": ["karras"]},
+    }
+    assert content["defaults"]["train"]["steps"] == 9
+
+
+def test_a_run_without_changes_may_be_empty() -> None:
+    content = {"dvc_runs": [], "defaults": None, "runs": {"digits": None}}
+    assert parse_params(content).runs["digits"] == Settings()
+
+
+def test_an_unknown_field_is_named_with_what_is_allowed() -> None:
+    (line,) = mistakes(raw(train={"stpes": 3}))
+    assert line.startswith(
+        "params.yaml: runs.digits.train.stpes: unknown field; allowed: steps, batch_size, lr,"
+    )
+
+
+@pytest.mark.parametrize(
+    ("sections", "line"),
+    [
+        ({"train": {"steps": 0}}, "train.steps: must be greater than or equal to 1, got 0"),
+        ({"train": {"lr": "1e-3"}}, "train.lr: must be a valid number, got '1e-3'"),
+        ({"train": {"flip": "yes"}}, "train.flip: must be a valid boolean, got 'yes'"),
+        ({"train": 3}, "train: must be a mapping of settings, got 3"),
+        ({"plans": {"nfe": []}}, "plans.nfe: List must have at least 1 item after validation, not 0, got []"),
+        ({"plans": {"nfe": [4, 4]}}, "plans.nfe: must not repeat a value, got [4, 4]"),
+        ({"plans": {"nfe": [4, 0]}}, "plans.nfe.1: must be greater than or equal to 1, got 0"),
+        ({"evaluate": {"level": 1.0}}, "evaluate.level: must be less than 1, got 1.0"),
+        ({"evaluate": {"metrics": ["fid"]}}, "evaluate.metrics.0: must be 'fd', 'kid' or 'pr', got 'fid'"),
+        ({"model": {"schedule": {"typ": "edm"}}}, "model.schedule.typ: unknown field; allowed: type"),
+        (
+            {"data": {"dataset": "celeba"}},
+            "data.source: must name the file or folder that holds celeba, got nothing",
+        ),
+        (
+            {"sample": {"guidance": 2.0}},
+            "sample.guidance: must be 1 for a model without classes, got 2.0; set model.class_conditional",
+        ),
+    ],
+)
+def test_a_mistake_is_one_sentence_with_its_place(sections: dict[str, Any], line: str) -> None:
+    assert mistakes(raw(**sections)) == [f"params.yaml: runs.digits.{line}"]
+
+
+def test_all_mistakes_come_at_once_and_once() -> None:
+    content = raw(train={"stpes": 3}, sample={"n": 1})
+    content["defaults"] = {"evaluate": {"level": 2.0}}
+    content["runs"]["other"] = {}
+    places = [line.split(": ")[1] for line in mistakes(content)]
+    assert sorted(places) == ["defaults.evaluate.level", "runs.digits.sample.n", "runs.digits.train.stpes"]
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ([], "must be a mapping with dvc_runs, defaults and runs"),
+        ({"dvc_runs": [], "runs": {}}, "runs: must be a mapping with at least one run, got {}"),
+        (
+            {"dvc_runs": [], "runs": {"A b": {}}},
+            "runs.A b: the name of a run must be small letters, digits and dashes",
+        ),
+        ({"dvc_runs": ["x"], "runs": {"a": {}}}, "dvc_runs: 'x' must be one of the runs: a"),
+        ({"dvc_runs": None, "runs": {"a": {}}}, "dvc_runs: must be a list of runs, got None"),
+        (
+            {"dvc_runs": [], "runs": {"a": {}}, "run": 1},
+            "run: unknown field; allowed: dvc_runs, defaults, runs",
+        ),
+        ({"dvc_runs": [], "runs": {"a": 5}}, "runs.a: must be a mapping of sections, got 5"),
+        (
+            {"dvc_runs": [], "runs": {"a": {}}, "defaults": 5},
+            "defaults: must be a mapping of sections, got 5",
+        ),
+    ],
+)
+def test_a_file_of_the_wrong_shape_is_one_sentence(content: object, line: str) -> None:
+    assert mistakes(content) == [f"params.yaml: {line}"]
+
+
+def test_a_missing_or_broken_file_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"params.yaml: must be a readable file; No such file"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("runs: [\n")
+    with pytest.raises(ConfigError, match="must be YAML") as caught:
+        load_params(tmp_path / "params.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_run_is_one_sentence() -> None:
+    with pytest.raises(ConfigError, match="run must be one of digits, cifar10, .*, got 'mnist'"):
+        settings(load_params(PARAMS), "mnist")
+
+
+def sections_of(model: type[BaseModel]) -> list[type[Section]]:
+    nested = [f.annotation for f in model.model_fields.values()]
+    found = [kind for kind in nested if isinstance(kind, type) and issubclass(kind, Section)]
+    return found + [inner for kind in found for inner in sections_of(kind)]
+
+
+def test_every_field_says_what_it_is() -> None:
+    for section in sections_of(Settings):
+        assert section.__doc__
+        for name, field in section.model_fields.items():
+            nested = isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+            assert nested or field.description, f"{section.__name__}.{name}"
+
+
+def test_result_settings_leave_out_what_changes_no_result() -> None:
+    chosen = Settings().result_settings()
+    assert "workers" not in chosen["data"]
+    assert "checkpoint_seconds" not in chosen["train"]
+    assert chosen["train"]["steps"] == Settings().train.steps
+
+
+def test_choices_are_those_of_the_code() -> None:
+    from fewstep.diffusion.grids import GRIDS
+    from fewstep.diffusion.prediction import PREDICTIONS
+    from fewstep.diffusion.schedule import SCHEDULES
+    from fewstep.sampling.presets import PRESETS
+    from fewstep.train.losses import WEIGHTINGS
+
+    assert set(get_args(config.PresetName)) == set(PRESETS)
+    assert set(get_args(config.GridName)) == set(GRIDS)
+    for section, field, names in (
+        (config.ScheduleSettings, "type", SCHEDULES),
+        (config.ModelSettings, "prediction", PREDICTIONS),
+        (config.TrainSettings, "weighting", WEIGHTINGS),
+    ):
+        assert set(get_args(section.model_fields[field].annotation)) == set(names), field
+
+
+def test_reading_the_settings_imports_neither_torch_nor_a_workflow_tool() -> None:
+    heavy = {"torch", "numpy", "snakemake", "dvc", "mlflow", "optuna"}
+    code = f"import sys, fewstep.pipeline.specs; print(*sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
