@@ -1,7 +1,8 @@
 """Every random number of the project: seeds become generators here and nowhere else."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -31,3 +32,11 @@ class ImageNoise:
         for row, image_generator in zip(noise, self._generators, strict=True):
             torch.randn(self.shape, generator=image_generator, out=row)
         return noise
+
+
+@contextmanager
+def initial_weights(seed: int) -> Iterator[None]:
+    """Make modules built inside draw their weights from `seed`; the global stream is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.set_rng_state(generator(seed, "weights").get_state())
+        yield

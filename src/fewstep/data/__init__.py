@@ -9,9 +9,9 @@ from fewstep.checks import ConfigError
 from fewstep.data.celeba import celeba_source
 from fewstep.data.cifar10 import cifar10_source
 from fewstep.data.digits import digits_source
+from fewstep.data.engine import prepare_source
 from fewstep.data.folder import folder_source
 from fewstep.data.lsun import lsun_source
-from fewstep.data.prepare import prepare_source
 from fewstep.data.source import Source
 
 _LSUN = "lsun-"

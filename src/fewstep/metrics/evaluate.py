@@ -55,12 +55,12 @@ def evaluate_samples(
 
     The reference keeps its factor and its baselines: load it and the extractor once for many sets of samples.
 
-    Args: samples: uint8 images, a tensor (N, C, H, W) or an array (N, H, W, C); or their features, a float array
-        (N, D). metrics: of "fd", "kid", "pr"; the last two need a reference with features. level: of the
-        intervals. resamples, seed: of the half-samples; equal ones make replicates of two sets paired.
+    Args: samples: uint8 images, a tensor (N, C, H, W) or an array (N, H, W, C); or their features, a float
+        array (N, D). metrics: of "fd", "kid", "pr"; the last two need a reference with features. level: of
+        the intervals. resamples, seed: of the half-samples; equal ones make replicates of two sets paired.
     Returns: Metric name -> value, interval and what else belongs to it, plain numbers and strings.
-    Raises: ConfigError: an unknown metric, another extractor, no features for kid or pr. DataError: images that do
-        not fit the extractor, NaN, too few images.
+    Raises: ConfigError: an unknown metric, another extractor, no features for kid or pr. DataError: images
+        that do not fit the extractor, NaN, too few images.
     """
     unknown = [name for name in metrics if name not in METRICS]
     if unknown or not metrics:
@@ -108,7 +108,7 @@ def _frechet(
 
 def _kid(features: NDArray[Any], reference: Reference, extractor: Extractor, level: float) -> dict[str, Any]:
     real = _real_features(reference)
-    # Official KID uses Inception features as they are; others are brought to unit mean variance by the reference.
+    # Official KID takes Inception features as they are; others get unit mean variance in the reference.
     variance = float(np.trace(reference.statistics.cov)) / reference.statistics.dim
     scale = 1.0 if extractor.id == "inception2015" else max(variance, np.finfo(float).tiny) ** 0.5
     found = kid(features, real, scale=scale)
@@ -152,7 +152,8 @@ def _subset(features: NDArray[Any], n: int, stream: str) -> NDArray[Any]:
     if n == len(features):
         return features
     order = torch.randperm(len(features), generator=generator(_SEED, stream, len(features)))
-    return features[np.sort(order[:n].numpy())]
+    rows: NDArray[Any] = features[np.sort(order[:n].numpy())]
+    return rows
 
 
 class Baseline(NamedTuple):
@@ -165,9 +166,9 @@ class Baseline(NamedTuple):
 def real_baseline(reference: Reference, n: int) -> Baseline | None:
     """What n perfect samples would score: the mean distance of n real images to the reference.
 
-    Held-out images are taken where there are n of them, in up to 8 disjoint sets. Otherwise the reference is cut
-    into random parts that are compared with each other; the bias of a distance between equals is c/n_a + c/n_b, so
-    that the mean is scaled by (1/n + 1/n_reference) / (1/n_a + 1/n_b).
+    Held-out images are taken where there are n of them, in up to 8 disjoint sets. Otherwise the reference is
+    cut into random parts that are compared with each other; the bias of a distance between equals is
+    c/n_a + c/n_b, so that the mean is scaled by (1/n + 1/n_reference) / (1/n_a + 1/n_b).
 
     Returns: None where there are neither enough held-out images nor features of the reference.
     """

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewstep.checks import ConfigError, DataError
 from fewstep.metrics import efficientnet, weights
@@ -34,7 +34,7 @@ class Extractor:
     shape: tuple[int, int, int] | None = None
     """The only image shape it takes; None for any size with 1 or 3 channels."""
     dtype: str = "float32"
-    device: str = "cpu"
+    device: str | torch.device = "cpu"
 
     @property
     def protocol(self) -> dict[str, str]:
@@ -66,7 +66,12 @@ class Extractor:
             return self.forward(images_u8.to(self.device)).float().cpu()
 
 
-def load_extractor(name: str | Path, *, path: str | Path | None = None, device: str = "cpu") -> Extractor:
+Loader = Callable[[str | Path | None, str | torch.device], Extractor]
+
+
+def load_extractor(
+    name: str | Path, *, path: str | Path | None = None, device: str | torch.device = "cpu"
+) -> Extractor:
     """Load an extractor by its name in EXTRACTORS, or a trained classifier by its model folder.
 
     Args: path: the weight file, where it is not to be searched. device: where the network runs.
@@ -77,7 +82,8 @@ def load_extractor(name: str | Path, *, path: str | Path | None = None, device: 
     if Path(name).is_dir():
         return _classifier(Path(name), device)
     raise ConfigError(
-        f"The extractor must be one of {', '.join(EXTRACTORS)} or the folder of a trained classifier; got {name}."
+        f"The extractor must be one of {', '.join(EXTRACTORS)} or the folder of a trained classifier; "
+        f"got {name}."
     )
 
 
@@ -108,8 +114,8 @@ def _batch(images: Tensor | NDArray[np.uint8], start: int) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(part.transpose(0, 3, 1, 2)))
 
 
-def _efficientnet(tap: str, dim: int) -> Callable[[str | Path | None, str], Extractor]:
-    def load(path: str | Path | None, device: str) -> Extractor:
+def _efficientnet(tap: str, dim: int) -> Loader:
+    def load(path: str | Path | None, device: str | torch.device) -> Extractor:
         file, digest = weights.find_weights(
             weights.EFFICIENTNET_LITE0,
             path=path,
@@ -127,7 +133,7 @@ def _efficientnet(tap: str, dim: int) -> Callable[[str | Path | None, str], Extr
     return load
 
 
-def _inception(path: str | Path | None, device: str) -> Extractor:
+def _inception(path: str | Path | None, device: str | torch.device) -> Extractor:
     file, digest = weights.find_weights(
         weights.INCEPTION_2015,
         path=path,
@@ -135,7 +141,8 @@ def _inception(path: str | Path | None, device: str) -> Extractor:
     )
     net = Inception2015()
     net.load_state_dict(weights.read_weights(file))
-    net = net.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+    net.eval().requires_grad_(False).to(device)
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in the stubs
     return Extractor(
         "inception2015",
         2048,
@@ -146,38 +153,23 @@ def _inception(path: str | Path | None, device: str) -> Extractor:
     )
 
 
-def _classifier(folder: Path, device: str) -> Extractor:
+def _classifier(folder: Path, device: str | torch.device) -> Extractor:
     from fewstep.data.pixels import to_unit
-    from fewstep.nets.folder import load_model
+    from fewstep.nets.folder import load_classifier
 
-    model = load_model(folder, device=device)
-    net = model.net
-    if (
-        not isinstance(net, nn.Module)
-        or not callable(getattr(net, "features", None))
-        or not model.fingerprint
-    ):
-        raise ConfigError(
-            f"{folder} must hold a classifier with features, got the model {model.name}; "
-            "train one with fewstep extractor."
-        )
-    features: Callable[[Tensor], Tensor] = net.eval().requires_grad_(False).features  # type: ignore[assignment]
-    channels, height, width = model.shape
-    shape = (channels, height, width)
-    with torch.inference_mode():
-        dim = features(torch.zeros(1, *shape, device=device)).shape[1]
+    loaded = load_classifier(folder, device=device)
     return Extractor(
-        f"{model.name}-{model.fingerprint[:8]}",
-        dim,
+        f"{loaded.name}-{loaded.fingerprint[:8]}",
+        loaded.net.n_features,
         "none",
-        model.fingerprint,
-        lambda images_u8: features(to_unit(images_u8)),
-        shape=shape,
+        loaded.fingerprint,
+        lambda images_u8: loaded.net.features(to_unit(images_u8)),
+        shape=loaded.shape,
         device=device,
     )
 
 
-EXTRACTORS: dict[str, Callable[[str | Path | None, str], Extractor]] = {
+EXTRACTORS: dict[str, Loader] = {
     "effnet-lite0-p320": _efficientnet("p320", efficientnet.P_FEATURES),
     "effnet-lite0-h1280": _efficientnet("h1280", efficientnet.H_FEATURES),
     "inception2015": _inception,

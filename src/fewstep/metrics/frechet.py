@@ -1,12 +1,14 @@
 """Fréchet distance between two Gaussians [dowson1982frechet, Eq. 4], without a matrix square root.
 
-tr (S1 S2)^(1/2) is the sum of the square roots of the eigenvalues of B^T S1 B for any factor B B^T = S2, which is
-symmetric, and the nuclear norm of A1 A2^T for centred features A^T A = S. The smaller of the two is computed.
+tr (S1 S2)^(1/2) is the sum of the roots of the eigenvalues of B^T S1 B, a symmetric matrix, for any factor
+B B^T = S2; and it is the nuclear norm of A1 A2^T for centred features A^T A = S. The smaller one is computed.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fewstep.checks import DataError
 from fewstep.metrics.statistics import Array, Statistics
@@ -16,8 +18,8 @@ from fewstep.metrics.statistics import Array, Statistics
 class Frechet:
     """The squared distance and how it came about.
 
-    A large mean term with a small trace term is a shift of colour or brightness. Rounding leaves a value of up
-    to 1e-8 of the trace, of either sign, between equal sets.
+    A large mean term with a small trace term is a shift of colour or brightness. Rounding leaves a value of
+    up to 1e-8 of the trace, of either sign, between equal sets.
     """
 
     value: float
@@ -86,7 +88,7 @@ def _cheapest(a: Statistics, b: Statistics) -> str:
 
 
 def _cross(a: Statistics, b: Statistics) -> Array:
-    return np.linalg.svd(a.centred() @ b.centred().T, compute_uv=False)
+    return _double(np.linalg.svd(a.centred() @ b.centred().T, compute_uv=False))
 
 
 def _small(small: Statistics, other: Statistics) -> Array:
@@ -99,7 +101,11 @@ def _by_factor(a: Statistics, b: Statistics) -> Array:
 
 
 def _eigenvalues(matrix: Array) -> Array:
-    return np.linalg.eigvalsh((matrix + matrix.T) / 2)
+    return _double(np.linalg.eigvalsh((matrix + matrix.T) / 2))
+
+
+def _double(values: NDArray[Any]) -> Array:
+    return values.astype(np.float64, copy=False)
 
 
 _SPECTRA = {
@@ -112,7 +118,7 @@ _SPECTRA = {
 
 
 def _roots(spectrum: Array, rank: int, *, squared: bool) -> tuple[Array, float, float]:
-    """Square roots of the `rank` largest eigenvalues (a singular value is a root already), clipped mass, condition."""
+    """Roots of the `rank` largest eigenvalues (singular values are roots), clipped mass, condition."""
     top = np.sort(spectrum)[-rank:]
     clipped = float(-top[top < 0].sum())
     top = top.clip(min=0)

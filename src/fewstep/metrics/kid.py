@@ -16,7 +16,7 @@ _SEED = 2018
 
 @dataclass(frozen=True)
 class Kid:
-    """Mean over disjoint blocks and the standard error of that mean; a good model's value may be below zero."""
+    """Mean over disjoint blocks and its standard error; a good model's value may be below zero."""
 
     value: float
     standard_error: float
@@ -36,7 +36,8 @@ def mmd2(x: Array, y: Array) -> float:
 
 def _kernel(x: Array, y: Array) -> Array:
     base = x @ y.T / x.shape[1] + 1
-    return base * base * base
+    cubed: Array = base * base * base
+    return cubed
 
 
 def kid(

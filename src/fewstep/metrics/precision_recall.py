@@ -1,6 +1,7 @@
-"""Precision and recall [kynkaanniemi2019precision, Sec. 3]; density and coverage [naeem2020density, Eqs. 3, 4].
+"""Precision, recall [kynkaanniemi2019precision, Sec. 3], density and coverage [naeem2020density, Eqs. 3, 4].
 
-Precision and density rise for blurred images and for images of few modes: rank by distances, read these beside.
+Precision and density rise for blurred images and for images of few modes: rank by distances, read these
+beside.
 """
 
 from dataclasses import dataclass
@@ -31,8 +32,8 @@ def precision_recall(
 ) -> PrecisionRecall:
     """Overlap of two sets of features by balls that reach to each image's k-th neighbour.
 
-    Args: fake, real: (n, D), (m, D), of similar size: balls shrink as a set grows. k: for precision and recall.
-        k_density: for density and coverage.
+    Args: fake, real: (n, D), (m, D), of similar size: balls shrink as a set grows. k: for precision and
+        recall. k_density: for density and coverage.
     Raises: DataError: a set has no k-th neighbour.
     """
     needed = max(k, k_density) + 1

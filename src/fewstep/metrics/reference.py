@@ -29,8 +29,8 @@ _META = {"schema", "provenance", "extractor", "dataset", "n", "n_heldout", "chun
 class Reference:
     """Reference statistics, held-out real features, and where both come from.
 
-    Attributes: statistics: of the reference split. heldout: features (m, D) of real images outside it, or None.
-        meta: the JSON part of the file.
+    Attributes: statistics: of the reference split. heldout: features (m, D) of real images outside it, or
+        None. meta: the JSON part of the file.
     """
 
     statistics: Statistics
@@ -146,9 +146,8 @@ def save_reference(path: str | Path, reference: Reference) -> None:
         "sqrt_factor": statistics.factor,
         "meta": np.array(json.dumps(reference.meta, sort_keys=True)),
     }
-    for name, kept in (("features", statistics.features), ("heldout", reference.heldout)):
-        if kept is not None:
-            arrays[name] = kept
+    kept = {"features": statistics.features, "heldout": reference.heldout}
+    arrays |= {name: array for name, array in kept.items() if array is not None}
     require_space(path, sum(array.nbytes for array in arrays.values()))
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
@@ -158,13 +157,13 @@ def load_reference(path: str | Path, *, extractor: Extractor | None = None) -> R
     """Read what `save_reference` wrote.
 
     Args: extractor: the one that the samples will be seen through.
-    Raises: DataError: the file is missing, damaged or foreign. ConfigError: it was made with another extractor.
+    Raises: DataError: the file is missing, damaged or foreign. ConfigError: it is of another extractor.
     """
     arrays = _read(path)
     if "meta" not in arrays:
         raise DataError(
-            f"{path} must be a statistics file of fewstep, but it has no meta; a file of another program is read "
-            "with import_reference."
+            f"{path} must be a statistics file of fewstep, but it has no meta; a file of another program is "
+            "read with import_reference."
         )
     meta = _parse_meta(str(arrays["meta"]), path)
     missing = [name for name in ("mu", "sigma", "sqrt_factor") if name not in arrays]

@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def bilinear_tf1(x: Tensor, size: int) -> Tensor:
-    """Bilinear resize of TensorFlow 1: output i reads source i * in / out, clamped at the border, no antialias.
+    """Bilinear resize of TensorFlow 1: output i reads source i * in / out, clamped, no antialias.
 
     PyTorch's own bilinear resize centres pixels at half integers, which shifts every pixel and the features.
     Args: x: (B, C, H, W), floating point. size: height and width that come out.

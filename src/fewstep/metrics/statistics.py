@@ -1,7 +1,7 @@
 """Mean and covariance of features in float64, the same bits for every batch size and number of workers.
 
-Images are reduced in chunks of 256 aligned to their global index, and the chunks are folded in index order with
-Chan's formula [chan1983variance, Eq. 2.1]; workers may only decide who computes a chunk.
+Images are reduced in chunks of 256 aligned to their global index, and the chunks are folded in index order
+with Chan's formula [chan1983variance, Eq. 2.1]; workers may only decide who computes a chunk.
 """
 
 from collections.abc import Iterable, Iterator
@@ -97,7 +97,7 @@ class Accumulator:
 
 
 class Statistics:
-    """Mean, covariance and, where kept, the features themselves; covariance and factor are computed when asked for.
+    """Mean, covariance and, where kept, the features; covariance and factor are computed when asked for.
 
     Attributes: n: number of images, None when a foreign file does not say. mu: (D,) float64.
         features: (n, D) float32 or float64, or None.
@@ -147,16 +147,16 @@ class Statistics:
 
     @cached_property
     def factor(self) -> Array:
-        """A factor B (D, r) with B B^T = cov: Cholesky's where the covariance has full rank, else eigenvectors."""
+        """A factor B (D, r) with B B^T = cov: Cholesky's at full rank, else scaled eigenvectors."""
         if self.n is None or self.n > self.dim:
             try:
-                lower: Array = np.linalg.cholesky(self.cov)
+                lower = np.linalg.cholesky(self.cov)
             except np.linalg.LinAlgError:
                 pass
             else:
                 diagonal = np.diagonal(lower)
                 if diagonal.min() > 1e-6 * diagonal.max():
-                    return lower
+                    return lower.astype(np.float64, copy=False)
         values, vectors = np.linalg.eigh(self.cov)
         # n images span at most n - 1 directions; smaller eigenvalues are rounding.
         rank = self.dim if self.n is None else min(self.dim, self.n - 1)
@@ -170,7 +170,8 @@ class Statistics:
     def centred(self) -> Array:
         """A (n, D) with A^T A = cov; needs the features."""
         assert self.features is not None
-        return (self.features.astype(np.float64) - self.mu) / np.sqrt(len(self.features) - 1)
+        rows: Array = (self.features.astype(np.float64) - self.mu) / np.sqrt(len(self.features) - 1)
+        return rows
 
 
 def _chunks(features: NDArray[Any]) -> Iterator[NDArray[Any]]:

@@ -1,7 +1,7 @@
 """How sure a Fréchet distance is, given the images at hand; the reference is taken as fixed.
 
-Halves drawn without replacement have the spread of the whole set: the variance of a mean over N/2 of N images is
-S^2/(N/2) * (1 - 1/2) = S^2/N [politis1999subsampling]. A bootstrap with replacement must not be used: its
+Halves drawn without replacement have the spread of the whole set: the variance of a mean over N/2 of N images
+is S^2/(N/2) * (1 - 1/2) = S^2/N [politis1999subsampling]. A bootstrap with replacement must not be used: its
 duplicates act like a smaller set and shift the distance itself upwards by more than half.
 """
 
@@ -17,8 +17,8 @@ from fewstep.metrics.frechet import frechet
 from fewstep.metrics.statistics import Array, Statistics
 from fewstep.rng import generator
 
-RESAMPLES = 40
-"""The standard deviation of 40 replicates has a relative error of 11 percent."""
+RESAMPLES = 100
+"""The standard deviation of 100 replicates has a relative error of 7 percent."""
 
 _SEED = 20150
 
@@ -78,7 +78,7 @@ def _scatter_spectrum(rows: Array) -> Array:
 
 
 def normal_interval(value: float, sd: float, level: float = 0.95) -> Interval:
-    """value -+ z sd with the normal quantile of the level."""
+    """Value -+ z sd with the normal quantile of the level."""
     z = NormalDist().inv_cdf((1 + level) / 2)
     return Interval(value - z * sd, value + z * sd)
 

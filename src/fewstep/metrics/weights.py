@@ -41,11 +41,11 @@ EFFICIENTNET_LITE0 = WeightFile(
 
 
 def find_weights(file: WeightFile, *, path: str | Path | None = None, otherwise: str) -> tuple[Path, str]:
-    """Find a weight file: given path, $FEWSTEP_WEIGHTS_DIR, installed package, cache, download, in this order.
+    """Find a weight file: given path, $FEWSTEP_WEIGHTS_DIR, installed package, cache, download, in order.
 
     Args: otherwise: what the user can do without this file; it ends the message.
     Returns: The path and the full sha256 of its bytes.
-    Raises: ConfigError: it is nowhere and cannot be downloaded. DataError: a file of that name has another content.
+    Raises: ConfigError: it is nowhere and cannot be downloaded. DataError: such a file has another content.
     """
     places = [Path(path)] if path is not None else _places(file)
     found = next((place for place in places if place.is_file()), None)
@@ -61,7 +61,8 @@ def find_weights(file: WeightFile, *, path: str | Path | None = None, otherwise:
     digest = sha256_file(found)
     if not digest.startswith(file.sha256):
         raise DataError(
-            f"{found} must have the sha256 {file.sha256}, but has {digest[:16]}...; delete it and fetch it again."
+            f"{found} must have the sha256 {file.sha256}, but has {digest[:16]}...; "
+            "delete it and fetch it again."
         )
     return found, digest
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -25,6 +25,7 @@ from fewstep.nets.classifier import Classifier
 from fewstep.nets.unet import UNet
 
 SCHEMA = "fewstep.model/1"
+CLASSIFIER_SCHEMA = "fewstep.classifier/1"
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "card.json"
 
 NETS: dict[str, type[nn.Module]] = {"unet": UNet, "classifier": Classifier}
@@ -87,7 +88,8 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> Mod
         raise DataError(f"{folder / CONFIG} lacks {', '.join(missing)}; save the model again.")
     if config["prediction"] not in PREDICTIONS:
         raise DataError(
-            f"{folder / CONFIG}: prediction must be one of {', '.join(PREDICTIONS)}; got {config['prediction']!r}."
+            f"{folder / CONFIG}: prediction must be one of {', '.join(PREDICTIONS)}; "
+            f"got {config['prediction']!r}."
         )
     return as_model(
         net.to(device),
@@ -96,6 +98,45 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> Mod
         shape=tuple(config["shape"]),
         name=config["name"],
         fingerprint=files.sha256_file(folder / WEIGHTS),
+    )
+
+
+def save_classifier(
+    folder: str | Path, net: Classifier, *, shape: tuple[int, ...], name: str, card: Mapping[str, Any]
+) -> None:
+    """Write the folder of a classifier of images `(C, H, W)`; the arguments are those of `save_model`."""
+    config = {
+        "schema": CLASSIFIER_SCHEMA,
+        "architecture": architecture(net),
+        "shape": list(shape),
+        "name": name,
+    }
+    write_folder(folder, net, config, card=card)
+
+
+class LoadedClassifier(NamedTuple):
+    """A classifier in evaluation mode, and what its folder says of it; fingerprint: sha256 of the weights."""
+
+    net: Classifier
+    shape: tuple[int, int, int]
+    name: str
+    fingerprint: str
+
+
+def load_classifier(folder: str | Path, *, device: str | torch.device = "cpu") -> LoadedClassifier:
+    """Read the folder of a classifier.
+
+    Raises:
+        DataError: A missing, truncated or foreign file, or weights that do not fit the architecture.
+    """
+    folder = Path(folder)
+    net, config = read_folder(folder, CLASSIFIER_SCHEMA)
+    if not isinstance(net, Classifier) or len(config.get("shape", ())) != 3 or not config.get("name"):
+        raise DataError(f"{folder / CONFIG} must describe a classifier with shape and name; train it again.")
+    channels, height, width = config["shape"]
+    net = net.eval().requires_grad_(False).to(device)
+    return LoadedClassifier(
+        net, (channels, height, width), config["name"], files.sha256_file(folder / WEIGHTS)
     )
 
 
@@ -109,7 +150,8 @@ def as_model(
     fingerprint: str | None = None,
 ) -> Model:
     """Wrap a network in memory as a model: evaluation mode, no gradients for its weights, channels-last."""
-    net = net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    net = net.eval().requires_grad_(False)
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def fn(x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         out: Tensor = net(x_t, schedule.time_input(t), label)
@@ -225,7 +267,8 @@ def fill(net: nn.Module, weights: Mapping[str, Tensor], *, source: Path) -> None
     if absent or unknown or unlike:
         raise DataError(
             f"{source} does not fit the architecture of its config.json: {len(absent)} tensors missing, "
-            f"{len(unknown)} unknown, {len(unlike)} of another shape (first: {(absent + unknown + unlike)[0]})."
+            f"{len(unknown)} unknown, {len(unlike)} of another shape "
+            f"(first: {(absent + unknown + unlike)[0]})."
         )
     net.load_state_dict(dict(weights))
 

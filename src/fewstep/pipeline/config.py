@@ -140,6 +140,9 @@ class TrainSettings(Section):
     batch_size: int = Field(default=128, ge=1, le=65536, description="images per step over all devices")
     lr: float = Field(default=1e-3, gt=0, le=1, description="learning rate of Adam after the warm-up")
     warmup: int = Field(default=100, ge=0, description="steps of linear learning-rate warm-up")
+    lr_course: Literal["constant", "cosine"] = Field(
+        default="constant", description="learning rate after the warm-up: constant, or falling to 0"
+    )
     ema_decay: float = Field(default=0.995, ge=0, lt=1, description="decay per step of the averaged weights")
     clip: float | None = Field(default=1.0, gt=0, description="largest gradient norm; null: no clipping")
     weighting: Literal["uniform", "snr", "min-snr-5", "edm"] = Field(

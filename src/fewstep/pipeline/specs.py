@@ -30,6 +30,7 @@ RUN_LOCK = Path("state/run.lock")
 
 _PACKAGE = Path(__file__).parents[1]
 _OLDER_THAN_ANY_RESULT = 946684800  # 2000-01-01, as an mtime: never a reason to run again
+_SOURCES = {".py", ".j2", ".css", ".js"}
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _SectionT = TypeVar("_SectionT", bound=Section)
 
@@ -53,8 +54,8 @@ class Rule:
     ignores: tuple[str, ...] = ()
 
 
-# Left out, because no result depends on them: fewstep/__init__, progress, _typing, and of pipeline/ config and
-# options (the values are in the key), specs, and environment (it describes, it does not decide).
+# Left out, as no result depends on them: fewstep/__init__, progress, _typing, and of pipeline/ config and
+# options (the values are in the key), specs, devices (where, not what) and environment (it only describes).
 _MODEL = (
     "diffusion",
     "nets",
@@ -293,9 +294,7 @@ def code_hash(modules: Sequence[str], package: Path = _PACKAGE) -> str:
 
 
 def _sources(folder: Path) -> Iterator[Path]:
-    for path in folder.rglob("*"):
-        if path.is_file() and path.parent.name != "__pycache__":
-            yield path
+    return (path for path in folder.rglob("*") if path.suffix in _SOURCES)
 
 
 @cache

@@ -364,7 +364,8 @@ def _plan(
         for i, (t, lam) in enumerate(zip(ts, lambdas, strict=True))
     )
     name = f"{preset}.{grid}" + (".to-zero" if ts[-1] == 0 else "") + f".nfe{nfe or last}"
-    return Plan(schedule.config(), nodes, tuple(steps), name=name)
+    provenance = {"preset": preset, "grid": grid}
+    return Plan(schedule.config(), nodes, tuple(steps), name=name, provenance=provenance)
 
 
 def _points(schedule: Schedule, ts: Sequence[float]) -> Points:

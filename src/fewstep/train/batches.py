@@ -1,4 +1,4 @@
-"""Batches without state: what step s sees depends on the seed and on s alone, so nothing has to be resumed."""
+"""Batches without state: what step s sees depends on the seed and s alone; nothing has to be resumed."""
 
 from __future__ import annotations
 
@@ -84,7 +84,8 @@ def image_batches(
         raise ConfigError("training needs at least one image; the dataset is empty.")
     if batch_size < 1 or batch_size % world_size:
         raise ConfigError(
-            f"batch_size must be a positive multiple of the number of processes, {world_size}; got {batch_size}."
+            f"batch_size must be a positive multiple of the {world_size} processes that share it; "
+            f"got {batch_size}."
         )
     share = batch_size // world_size
     rows = slice(rank * share, (rank + 1) * share)

@@ -83,7 +83,8 @@ def read_checkpoint(path: Path, *, settings: Mapping[str, Any], device: torch.de
         )
     if content["settings_hash"] != settings_hash(settings):
         raise ConfigError(
-            f"the checkpoint {path} was written with other settings ({_difference(content['settings'], settings)}); "
+            f"the checkpoint {path} was written with other settings "
+            f"({_difference(content['settings'], settings)}); "
             "resume with those settings, or give an empty checkpoint folder to start again."
         )
     try:
@@ -91,7 +92,8 @@ def read_checkpoint(path: Path, *, settings: Mapping[str, Any], device: torch.de
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
-            f"{path / TENSORS} is not a readable checkpoint ({first}); remove {path} to resume from an earlier one."
+            f"{path / TENSORS} is not a readable checkpoint ({first}); "
+            f"remove {path} to resume from an earlier one."
         ) from error
     return Checkpoint(int(content["step"]), tensors, content["numbers"])
 

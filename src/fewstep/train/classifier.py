@@ -44,7 +44,11 @@ def train_classifier(
         lr: Highest learning rate.
         seed: Of the order of the images; not of the network's weights.
         weight_decay: Of AdamW.
-        checkpoints, metrics, log_every, world, progress: See `fit`.
+        checkpoints: Folder of the checkpoints; None: nothing is kept.
+        metrics: JSONL file of the averages over every `log_every` steps.
+        log_every: Steps over which logged values are averaged.
+        world: The processes that train together.
+        progress: Wraps the steps to report on them.
 
     Raises:
         ConfigError: A dataset without labels or with more classes than the network, or another bad setting.
@@ -55,10 +59,11 @@ def train_classifier(
         raise ConfigError("a classifier needs labels, but the dataset has none; prepare it with labels.")
     if len(dataset.labels) and int(np.max(dataset.labels)) >= n_classes:
         raise ConfigError(
-            f"labels must be below the network's {n_classes} classes; the dataset has {int(np.max(dataset.labels))}."
+            f"labels must be below the network's {n_classes} classes; "
+            f"the dataset has {int(np.max(dataset.labels))}."
         )
     world = World() if world is None else world
-    net.to(memory_format=torch.channels_last)
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def step(state: State, batch: Batch, *, rng: torch.Generator) -> Mapping[str, Tensor]:
         labels = batch.labels

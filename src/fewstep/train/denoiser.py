@@ -73,7 +73,14 @@ def train_denoiser(
         precision: "fp32", or "bf16" autocast around the network.
         compile: Use torch.compile.
         parts: Pieces of the batch, to save memory.
-        checkpoints, metrics, until, log_every, checkpoint_every, checkpoint_seconds, world, progress: See `fit`.
+        checkpoints: Folder of the checkpoints; None: nothing is kept.
+        metrics: JSONL file of the averages over every `log_every` steps.
+        until: Stop early at this step; the learning rate still follows `steps`.
+        log_every: Steps over which logged values are averaged.
+        checkpoint_every: Steps between checkpoints.
+        checkpoint_seconds: Seconds between checkpoints when `checkpoint_every` is None.
+        world: The processes that train together.
+        progress: Wraps the steps to report on them.
 
     Returns:
         The state; `state.ema["net"].net` holds the averaged weights.
@@ -94,7 +101,7 @@ def train_denoiser(
             f"label_dropout must lie in [0, 1) and needs a network with classes; got {label_dropout}."
         )
     world = World() if world is None else world
-    net.to(memory_format=torch.channels_last)
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     device = next(net.parameters()).device
     call = torch.compile(net) if compile else net
 

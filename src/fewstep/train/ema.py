@@ -11,7 +11,7 @@ from fewstep.checks import ConfigError
 
 
 class Ema:
-    """A copy of a network that follows it: `average <- beta * average + (1 - beta) * weights` after each step.
+    """A copy of a network that follows it: `average = beta * average + (1 - beta) * weights`, each step.
 
     With `half_life`, `beta = 0.5 ** (batch / h)` where `h = min(half_life, ramp * images seen)`: early on the
     average forgets faster, so that it never remembers the random start [karras2022edm, App. F.2].

@@ -68,12 +68,12 @@ class State:
 class Step(Protocol):
     """What a method supplies: change the state by one step and return what to log, scalars by name.
 
-    `rng` is fresh for each step and equal in all processes: draw for the whole global batch, then `batch.cut`.
+    `rng` is fresh for each step, equal in all processes: draw for the whole global batch, then `batch.cut`.
     """
 
-    def __call__(
-        self, state: State, batch: Batch, *, rng: torch.Generator
-    ) -> Mapping[str, Tensor | float]: ...
+    def __call__(self, state: State, batch: Batch, *, rng: torch.Generator) -> Mapping[str, Tensor | float]:
+        """Make one step."""
+        ...
 
 
 def fit(
@@ -196,7 +196,7 @@ class _Run:
     def after_step(
         self, values: Mapping[str, Tensor | float], *, last: bool, check: bool, bar: Iterable[int]
     ) -> None:
-        """Check, log and keep what is due. Reading values waits for a GPU, so there it is done when needed."""
+        """Check, log and keep what is due. Reading values waits for a GPU: there only when needed."""
         step = self.state.step
         self.pending.append((step, dict(values)))
         logs = step % self.settings["log_every"] == 0 or last
@@ -300,7 +300,7 @@ def _set_rates(state: State, base: Mapping[str, list[float]], factor: float) -> 
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying in the middle of a step; other threads cannot, and do not."""
+    """Collect SIGINT and SIGTERM instead of dying within a step; only the main thread can."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received

@@ -109,7 +109,8 @@ def denoising_loss(
         factors = factors.reshape(7, -1, *[1] * (like - 1))
     alpha_t, sigma_t, of_x0, of_eps, weight, scale_in = factors[:6]
     output = network(scale_in * (alpha_t * x0 + sigma_t * eps), time, labels).float()
-    return (weight * (output - (of_x0 * x0 + of_eps * eps)).square()).flatten(1).mean(1)
+    losses: Tensor = (weight * (output - (of_x0 * x0 + of_eps * eps)).square()).flatten(1).mean(1)
+    return losses
 
 
 def loss_weight(schedule: Schedule, prediction: str, t: Tensor, *, weighting: str) -> Tensor:

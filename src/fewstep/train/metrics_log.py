@@ -1,4 +1,4 @@
-"""The metrics file: one JSON object per line, whole lines only, cut back to the step that training resumes from."""
+"""The metrics file: one JSON object per line, cut back to the step from which training resumes."""
 
 from __future__ import annotations
 

@@ -111,15 +111,13 @@ def write_cifar_binary(path: Path, batches) -> Path:
 def write_celeba(folder: Path, n: int = 6) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"{i:06d}.jpg" for i in range(1, n + 1)]
-    images = {
-        f"img_align_celeba/{name}": encoded(noise(218, 178, 3, seed=i), "JPEG")
-        for i, name in enumerate(names)
-    }
+    photos = {f"img_align_celeba/{name}": noise(218, 178, 3, seed=i) for i, name in enumerate(names)}
+    images = {name: encoded(photo, "JPEG") for name, photo in photos.items()}
     write_zip(folder / "img_align_celeba.zip", images)
     split = "".join(f"{name} {i * 3 // n}\n" for i, name in enumerate(names))
     (folder / "list_eval_partition.txt").write_text(split)
     rows = [
-        f"{name} " + " ".join(" 1" if (i + a) % 3 == 0 else "-1" for a in range(40))
+        " ".join([name, *(" 1" if (i + a) % 3 == 0 else "-1" for a in range(40))])
         for i, name in enumerate(names)
     ]
     header = f"{n}\n{' '.join(CELEBA_ATTRIBUTES)} \n"
@@ -131,10 +129,8 @@ def write_lsun(folder: Path, images: dict[bytes, bytes]) -> Path:
     import lmdb
 
     folder.mkdir(parents=True)
-    with (
-        lmdb.open(str(folder), map_size=1 << 24) as environment,
-        environment.begin(write=True) as transaction,
-    ):
+    environment = lmdb.open(str(folder), map_size=1 << 24)
+    with environment, environment.begin(write=True) as transaction:
         for key, value in images.items():
             transaction.put(key, value)
     return folder

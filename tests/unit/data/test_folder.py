@@ -4,10 +4,10 @@ from formats import encoded, noise, write_files, write_tar, write_zip
 from PIL import Image
 
 from fewstep.checks import DataError
+from fewstep.data.engine import prepare_source
 from fewstep.data.folder import folder_source
 from fewstep.data.manifest import verify
 from fewstep.data.packed import load_dataset
-from fewstep.data.prepare import prepare_source
 
 FILES = {
     f"{split}/{name}/{i}.png": encoded(noise(8, 8, 3, seed=seed))
@@ -31,8 +31,11 @@ def make(kind, folder, files):
     if kind == "zip":
         return write_zip(folder / "raw.zip", files)
     suffix, mode = {
-        "tar": (".tar", "w"), "gz": (".tar.gz", "w:gz"), "xz": (".tar.xz", "w:xz"), "bz2": (".tar.bz2", "w:bz2"),
-    }[kind]  # fmt: skip
+        "tar": (".tar", "w"),
+        "gz": (".tar.gz", "w:gz"),
+        "xz": (".tar.xz", "w:xz"),
+        "bz2": (".tar.bz2", "w:bz2"),
+    }[kind]
     return write_tar(folder / f"raw{suffix}", files, mode)
 
 

@@ -6,10 +6,10 @@ import torch
 from formats import encoded, noise, write_files
 
 from fewstep.checks import ConfigError, DataError
+from fewstep.data.engine import prepare_source
 from fewstep.data.folder import folder_source
 from fewstep.data.manifest import verify
 from fewstep.data.packed import load_dataset
-from fewstep.data.prepare import prepare_source
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,10 +13,10 @@ from formats import encoded, noise, write_files, write_tar
 
 from fewstep.checks import ConfigError, DataError
 from fewstep.data import DATASETS, prepare
+from fewstep.data.engine import prepare_source
 from fewstep.data.folder import folder_source
 from fewstep.data.manifest import verify
 from fewstep.data.packed import load_dataset
-from fewstep.data.prepare import prepare_source
 
 
 def images(n: int) -> dict[str, bytes]:
@@ -85,13 +86,9 @@ def test_skipping_lists_what_was_left_out_and_resumes(raw, tmp_path):
     verify(tmp_path / "out")
 
 
-def test_shards_that_skipped_are_redone_when_nothing_may_be_skipped(raw, tmp_path, monkeypatch):
+def test_shards_that_skipped_are_redone_when_nothing_may_be_skipped(raw, tmp_path):
     (raw / "b" / "007.png").write_bytes(b"text")
-    monkeypatch.setattr(
-        "fewstep.data.prepare._publish", lambda *paths: (_ for _ in ()).throw(KeyboardInterrupt)
-    )
-    with pytest.raises(KeyboardInterrupt):
-        pack(raw, tmp_path / "out", skip_corrupt=True)
+    interrupted(raw, tmp_path / "out", after=4, skip_corrupt=True)
     with pytest.raises(DataError, match=r"b/007\.png"):
         pack(raw, tmp_path / "out")
 
@@ -106,12 +103,9 @@ def test_all_corrupt_is_an_error(tmp_path):
 def test_limit_is_spread_evenly(raw, tmp_path):
     manifest = pack(raw, tmp_path / "out", limit=9)
     assert manifest["n"] == 9
-    everything = load_dataset_after(pack(raw, tmp_path / "all"), tmp_path / "all")
-    assert np.array_equal(load_dataset(tmp_path / "out").images, everything.images[::2])
-
-
-def load_dataset_after(_manifest, folder):
-    return load_dataset(folder)
+    pack(raw, tmp_path / "all")
+    train = load_dataset(tmp_path / "all").images
+    assert np.array_equal(load_dataset(tmp_path / "out").images, train[::2])
 
 
 def test_foreign_folder_is_not_replaced(raw, tmp_path):
@@ -130,14 +124,10 @@ def test_earlier_dataset_and_empty_folder_are_replaced(raw, tmp_path):
 
 
 def test_full_disk_is_told_before_work(raw, tmp_path, monkeypatch):
-    monkeypatch.setattr("shutil.disk_usage", lambda path: os.terminal_size((0, 0)) and Usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(DataError, match="free disk"):
         pack(raw, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-class Usage:
-    free = 1000
 
 
 def test_write_error_is_one_sentence(raw, tmp_path, monkeypatch):
@@ -164,7 +154,7 @@ import sys, time
 from pathlib import Path
 import fewstep.data.shards as shards
 from fewstep.data.folder import folder_source
-from fewstep.data.prepare import prepare_source
+from fewstep.data.engine import prepare_source
 
 def slowly(ticks):
     for tick in ticks:

@@ -43,7 +43,9 @@ NO_RESULT_DEPENDS_ON = {
     "fewstep.pipeline.options",
     "fewstep.pipeline.specs",
     "fewstep.pipeline.environment",
+    "fewstep.pipeline.devices",
     "fewstep.pipeline.commands",
+    "fewstep.pipeline.commands.model",  # from others: the type of an option; from itself: the start of a search
 }
 
 
@@ -85,6 +87,7 @@ CHANGES: dict[str, Any] = {  # for fields whose other values do not follow from 
     "model.schedule": {"schedule": {"type": "flow"}},
     "model.prediction": {"prediction": "v"},
     "train.weighting": {"weighting": "snr"},
+    "train.lr_course": {"lr_course": "cosine"},
     "train.precision": {"precision": "bf16"},
     "extractor.name": {"name": "inception2015"},
     "stats.split": {"split": "test"},
@@ -104,7 +107,7 @@ def changed_value(section: str, field: str, value: Any) -> dict[str, Any] | None
     if isinstance(value, list):
         return {field: [*value, 7]}
     if isinstance(value, int):
-        return {field: value + 8}
+        return {field: value + (8 if field == "channels" else 1)}
     return {field: value * 0.9 + 0.01}
 
 
@@ -213,7 +216,7 @@ def closure(module: str) -> set[str]:
     while waiting:
         name = waiting.pop()
         file = file_of(name)
-        if name in found or name in NO_RESULT_DEPENDS_ON or file is None:
+        if name in found or file is None or (name in NO_RESULT_DEPENDS_ON and name != module):
             continue
         found.add(name)
         waiting += imports_of(file)

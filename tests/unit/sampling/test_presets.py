@@ -84,10 +84,12 @@ def test_preset_equals_its_transcription(name, grid, schedule):
     model = small_mixture().model(schedule)
     eps_of, x0_of = predictors(model)
     x = schedule.prior_std * torch.randn(4, 3, generator=generator(3), dtype=torch.float64)
+    # where alpha is nearly 0 the noise form divides by it, and rounding alone exceeds the tolerance
+    t_start = 0.97 if isinstance(schedule, Flow) else None
     for nfe in (5, 9, 11):
-        plan = PRESETS[name](schedule, nfe, grid=grid)
+        plan = PRESETS[name](schedule, nfe, grid=grid, t_start=t_start)
         expected = ORACLES[name](eps_of, x0_of, schedule, x, times(plan), nfe)
-        # 1e-9: float64 with up to 11 steps whose weights reach 1e4 on the grids a sampler is not made for
+        # both are float64; a sampler may amplify rounding on grids that it is not made for
         torch.testing.assert_close(solve(model, plan, x), expected, rtol=1e-9, atol=1e-9)
 
 

@@ -8,6 +8,7 @@ import typer
 
 from fewstep.checks import ConfigError
 from fewstep.files import atomic_dir, require_space
+from fewstep.pipeline.commands.model import DeviceOption
 from fewstep.pipeline.config import PlanSettings, SampleSettings
 from fewstep.pipeline.options import takes_settings
 from fewstep.pipeline.samples import Samples, files_in, parse_seeds, seeds_text, write_samples
@@ -19,23 +20,6 @@ if TYPE_CHECKING:
     from fewstep.sampling.plan import Plan
 
 ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="model folder")]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes cuda where there is one")]
-
-
-def chosen_device(name: str) -> str:
-    """Resolve `auto`.
-    Raises: ConfigError: no such device here.
-    """
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"--device must be a device of this machine, got {name!r} ({reason}).") from None
-    return name
 
 
 def _preset(name: str, schedule: "Schedule", nfe: int, grid: str, to_zero: bool) -> "Plan":
@@ -120,6 +104,7 @@ def sample(
     Example: fewstep sample results/digits/model plan.json --seeds 0-999 --out samples.npz
     """
     from fewstep.nets.folder import load_model
+    from fewstep.pipeline.devices import chosen_device
     from fewstep.sampling.plan import load_plan
 
     files = files_in(plans, ".json")
@@ -146,7 +131,8 @@ def _drawn(model: "Model", plan: "Plan", seeds: range, settings: SampleSettings,
     import numpy as np
     import torch
 
-    from fewstep.pipeline.environment import device_name, environment
+    from fewstep.pipeline.devices import device_name
+    from fewstep.pipeline.environment import environment
     from fewstep.progress import track
     from fewstep.sampling.sample import Costs, sample
 

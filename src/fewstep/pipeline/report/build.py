@@ -29,9 +29,9 @@ def build_report(
 ) -> Results:
     """Write the report of a run: the page, the tables and the figures, all or nothing.
 
-    The folder holds `index.html` (nothing else is needed to read it), `leaderboard.csv`, `metrics.json` (flat,
-    for `dvc metrics`) and `figures/` with `fd_vs_nfe`, `fd_vs_ms`, `samples_nfe<N>` and `training` as PNG and
-    SVG, as far as there is data for them. The same inputs give the same bytes.
+    The folder holds `index.html` (nothing else is needed to read it), `leaderboard.csv`, `metrics.json`
+    (flat, for `dvc metrics`) and `figures/` with `fd_vs_nfe`, `fd_vs_ms`, `samples_nfe<N>` and `training` as
+    PNG and SVG, as far as there is data for them. The same inputs give the same bytes.
 
     Args:
         certificates: Files, or folders that hold them.
@@ -59,7 +59,9 @@ def build_report(
     page = render(results, run=run, samples=gallery, background=background)
     with atomic_dir(out) as folder:
         (folder / "index.html").write_text(page, encoding="utf-8")
-        results.frame.to_csv(folder / "leaderboard.csv", index=False, lineterminator="\n")
+        results.frame.drop(columns="resampling").to_csv(
+            folder / "leaderboard.csv", index=False, lineterminator="\n"
+        )
         write_json(folder / "metrics.json", flat_metrics(results))
         (folder / "figures").mkdir()
         _save_figures(results, gallery, background, folder / "figures")
@@ -133,7 +135,10 @@ def _save_figures(results: Results, samples: Samples, background: Background, fo
         rows = panel.rows if samples.reference is None else [samples.reference, *panel.rows]
         strips = {f"{describe(row)}\nNFE {row['nfe']}, FD {number(row['fd'])}": image for row, image in rows}
         title = f"{results.model['name']}: same seeds, {panel.nfe} evaluations"
-        figures.save(figures.samples_figure(strips, columns=len(samples.seeds), title=title), folder / f"samples_nfe{panel.nfe:03d}")
+        figures.save(
+            figures.samples_figure(strips, columns=len(samples.seeds), title=title),
+            folder / f"samples_nfe{panel.nfe:03d}",
+        )
     if background.training is not None:
         figures.save(figures.training_figure(background.training), folder / "training")
 

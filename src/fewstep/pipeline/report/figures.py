@@ -1,6 +1,6 @@
 """The figures of a report, drawn once with matplotlib: as files, and inline with the colours of the page.
 
-Nothing here depends on the clock, the display or the user's matplotlib settings: the same rows give the same bytes.
+Nothing here depends on the clock, the display or the user's matplotlib settings: equal rows give equal bytes.
 """
 
 import html
@@ -22,8 +22,8 @@ from PIL import Image
 
 from fewstep.pipeline.report.results import Results, best_lines, number
 
-# Okabe and Ito's colour-blind-safe hues, darkened until text in them reads on white. A marker and a dash pattern
-# go with each, so that no line is told by its colour alone. The page swaps them for lighter ones on dark.
+# Okabe and Ito's colour-blind-safe hues, darkened until text in them reads on white. A marker and a dash
+# pattern go with each, so that no line is told by its colour alone. The page has lighter ones on dark.
 COLOURS = ("#0067a5", "#b8430b", "#007a5a", "#9c3d7c", "#8a6400", "#1b7f9e", "#5b4bb3", "#6b6f76")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 _DASHES = ("-", (0, (6, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), "-", (0, (6, 2)), (0, (1.5, 1.5)), "--")
@@ -78,9 +78,9 @@ class Line:
 def highlighted(results: Results) -> list[Line]:
     """One line per family, best family first, as many as there are colours."""
     best = best_lines(results.frame, "family").head(len(COLOURS))
-    rows = best[["family", "sampler", "grid"]].itertuples(index=False)
+    rows = best[["family", "sampler", "grid"]].itertuples()
     return [
-        Line(*map(str, row), colour, marker, dash)
+        Line(str(row.family), str(row.sampler), str(row.grid), colour, marker, dash)
         for row, colour, marker, dash in zip(rows, COLOURS, _MARKERS, _DASHES, strict=False)
     ]
 
@@ -88,8 +88,8 @@ def highlighted(results: Results) -> list[Line]:
 def distance_figure(results: Results, lines: Sequence[Line], *, x: str = "nfe") -> Figure:
     """Fréchet distance against network calls (`x="nfe"`) or network time per image (`x="ms"`), both axes log.
 
-    The lines have bands for their intervals and names at their ends; every other (sampler, grid) is a thin line of
-    context; the distance between real images is a level.
+    The lines have bands for their intervals and names at their ends; every other (sampler, grid) is a thin
+    line of context; the distance between real images is a level.
     """
     frame = results.frame[results.frame["fd"].gt(0) & results.frame[x].gt(0)]
     with _style():
@@ -106,7 +106,8 @@ def distance_figure(results: Results, lines: Sequence[Line], *, x: str = "nfe") 
             if not part.empty:
                 _draw_line(axes, part, x, line, order=20 - i)
                 ends.append((float(part[x].iloc[-1]), float(part["fd"].iloc[-1]), line))
-        _finish_axes(axes, frame, results, x)
+        if not frame.empty:
+            _finish_axes(axes, frame, results, x)
         _label_ends(axes, ends)
     return figure
 
@@ -138,8 +139,9 @@ def _finish_axes(axes: Axes, frame: pd.DataFrame, results: Results, x: str) -> N
     axes.set_xlabel("network evaluations per image (NFE)" if x == "nfe" else "network milliseconds per image")
     axes.set_title(results.metric, loc="left", fontsize=10, color=MUTED)
     axes.margins(x=0.03)
-    floor = frame["fd"].min()
-    axes.set_ylim(0.8 * (min(floor, results.baseline) if results.baseline > 0 else floor), top_of_axis(results))
+    least = frame["fd"].min()
+    bottom = min(least, results.baseline) if results.baseline > 0 else least
+    axes.set_ylim(0.8 * bottom, top_of_axis(results))
     if x == "nfe":
         axes.xaxis.set_major_locator(FixedLocator(results.steps))
         axes.xaxis.set_minor_locator(NullLocator())
@@ -154,15 +156,17 @@ def _finish_axes(axes: Axes, frame: pd.DataFrame, results: Results, x: str) -> N
     if results.baseline > 0:
         axes.axhline(results.baseline, color=MUTED, linewidth=1, linestyle=(0, (2, 2)), zorder=3)
         axes.annotate(
-            f"real against real {number(results.baseline)}", (0, results.baseline), xycoords=("axes fraction", "data"),
-            xytext=(2, 3), textcoords="offset points", fontsize=8.5, color=MUTED, zorder=4,
+            f"real against real {number(results.baseline)}", (0, results.baseline),
+            xycoords=("axes fraction", "data"), xytext=(2, 3), textcoords="offset points",
+            fontsize=8.5, color=MUTED, zorder=4,
         )  # fmt: skip
 
 
 def top_of_axis(results: Results) -> float:
     """The largest distance drawn: plans far from all use would flatten the differences that matter."""
-    fd = results.frame["fd"]
-    return float(min(fd.max() * 1.1, TOP_RATIO * fd[results.frame["nfe"] == results.steps[0]].min()))
+    frame = results.frame[results.frame["fd"] > 0]
+    fewest = frame[frame["nfe"] == frame["nfe"].min()]
+    return float(min(frame["fd"].max() * 1.1, TOP_RATIO * fewest["fd"].min()))
 
 
 def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, Line]]) -> None:
@@ -175,8 +179,8 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, Line]]) -> None:
             line.label, (x, y), xytext=(1.035, placed), textcoords="axes fraction", color=line.colour,
             va="center", fontsize=9.5, annotation_clip=False, gid=f"label-{line.family}",
             arrowprops={
-                "arrowstyle": "-", "color": line.colour, "alpha": 0.55, "linewidth": 0.8, "shrinkA": 2, "shrinkB": 5,
-                "relpos": (0, 0.5),
+                "arrowstyle": "-", "color": line.colour, "alpha": 0.55, "linewidth": 0.8,
+                "shrinkA": 2, "shrinkB": 5, "relpos": (0, 0.5),
             },
         )  # fmt: skip
 
@@ -229,7 +233,7 @@ def training_figure(log: pd.DataFrame) -> Figure:
 
 
 def samples_figure(strips: Mapping[str, Image.Image], *, columns: int, title: str) -> Figure:
-    """Strips of sample images under one another, each of `columns` images with its name at the left; all have one size."""
+    """Strips of `columns` images each under one another, names at the left; all strips have one size."""
     width, height = next(iter(strips.values())).size
     row = 6.2 * height / width
     tall = len(strips) * (row + 0.06) + 0.4
@@ -252,7 +256,7 @@ def _style() -> Iterator[None]:
     # matplotlib's own defaults first: a user's matplotlibrc must not change a report.
     with mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update(_STYLE)
+        mpl.rcParams.update(_STYLE)  # type: ignore[arg-type]  # the stubs want the literal names
         yield
 
 
@@ -280,9 +284,10 @@ def inline_svg(figure: Figure, *, name: str, label: str, titles: Mapping[str, st
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
     for gid, title in (titles or {}).items():
-        svg = svg.replace(f'<g id="{gid}">', f'<g id="{gid}" class="point"><title>{html.escape(title)}</title>')
+        point = f'<g id="{gid}" class="point"><title>{html.escape(title)}</title>'
+        svg = svg.replace(f'<g id="{gid}">', point)
     svg = re.sub(r'<g id="(line|band|label)-([^"]*)">', r'<g id="\1-\2" class="mark" data-family="\2">', svg)
-    svg = svg.replace('id="', f'id="{name}-').replace("url(#", f"url(#{name}-").replace('href="#', f'href="#{name}-')
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
     for variable, colour in page_colours().items():
         svg = svg.replace(colour, f"var(--{variable})")
     svg = svg.replace("font: ", "font-family: inherit; font: ").replace("'DejaVu Sans'", "var(--font)")

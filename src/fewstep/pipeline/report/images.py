@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from fewstep.checks import DataError
-from fewstep.pipeline.report.results import certificate_files
+from fewstep.pipeline.samples import files_in
 
 THUMBNAIL = 64
 PAGE_BYTES = 2_500_000
@@ -36,7 +36,7 @@ class SampleFile:
             return np.asarray(archive["arr_0"][list(indices)])
 
 
-def read_sample_files(paths: Iterable[str | Path]) -> dict[str, SampleFile]:
+def read_sample_files(paths: Sequence[Path]) -> dict[str, SampleFile]:
     """Sample files by the hash of their plan.
 
     Args:
@@ -45,20 +45,20 @@ def read_sample_files(paths: Iterable[str | Path]) -> dict[str, SampleFile]:
     Raises:
         DataError: A file is damaged or not a sample file.
     """
-    files = map(_read, certificate_files(paths, suffix=".npz"))
+    files = map(_read, files_in(paths, ".npz"))
     return {file.plan_hash: file for file in files}
 
 
 def _read(path: Path) -> SampleFile:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:  # closed if damaged, too
             meta = json.loads(str(archive["meta"][()]))
             seeds = tuple(int(seed) for seed in archive["seeds"])
             shape = _shape_without_reading(archive)
         return SampleFile(path, str(meta["plan_hash"]), meta["model"].get("fingerprint"), seeds, shape)
     except (KeyError, TypeError, ValueError, OSError, EOFError, BadZipFile) as error:
         raise DataError(
-            f"{path} must be a file of samples with arr_0, seeds and meta, but {error!r} came up; sample again."
+            f"{path} must be a file of samples, but {error!r} came up on reading it; sample again."
         ) from error
 
 
@@ -66,8 +66,8 @@ def _shape_without_reading(archive: Any) -> tuple[int, ...]:
     """(N, H, W, C) from the header alone: hundreds of files of thousands of images are only looked at."""
     with archive.zip.open("arr_0.npy") as member:
         version = np.lib.format.read_magic(member)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(member)
+        headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, _, dtype = headers[version](member)
     if len(shape) != 4 or shape[3] not in (1, 3) or dtype != np.uint8:
         raise ValueError(f"arr_0 is {dtype} {shape}, not uint8 (N, H, W, 1 or 3)")
     return tuple(shape)

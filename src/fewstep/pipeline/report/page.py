@@ -1,6 +1,5 @@
 """The report page: one file of HTML with its style, script, figures and sample images inside."""
 
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,8 +24,8 @@ from fewstep.pipeline.report.results import (
 # The same hues as on paper, light enough to read on dark.
 _DARK = {
     "ink": "#e6e9ec", "muted": "#a3adb6", "faint": "#4b545d",
-    "c0": "#5aaeea", "c1": "#f0854d", "c2": "#3fc39b", "c3": "#dd8abf", "c4": "#d9ae3c", "c5": "#64c4dd", "c6": "#a79af0",
-    "c7": "#a9afb6",
+    "c0": "#5aaeea", "c1": "#f0854d", "c2": "#3fc39b", "c3": "#dd8abf", "c4": "#d9ae3c", "c5": "#64c4dd",
+    "c6": "#a79af0", "c7": "#a9afb6",
 }  # fmt: skip
 MATRIX_ROWS = 24
 
@@ -68,9 +67,13 @@ def render(results: Results, *, run: str, samples: Samples, background: Backgrou
     lines = figures.highlighted(results)
     titles = {f"point-{row['plan_hash']}": tooltip(row) for row in results.frame.to_dict("records")}
     environment = Environment(
-        loader=FunctionLoader(_asset), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FunctionLoader(_asset),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "sampler": describe, "percent": _percent, "count": _count}
+    environment.filters |= {"number": number, "percent": _percent, "count": _count}
     page = environment.get_template("page.html.j2").render(
         run=run,
         results=results,
@@ -95,6 +98,7 @@ def render(results: Results, *, run: str, samples: Samples, background: Backgrou
         uri=data_uri,
         seeds=_seeds(samples.seeds),
         off_chart=off_chart(results),
+        paired=all(row is not None for row in results.frame["resampling"]),
         protocol=_protocol(results),
         costs=_costs(results),
         environments=[flatten(environment) for environment in results.environments],
@@ -122,7 +126,7 @@ def headline(results: Results) -> list[str]:
             else f"It needs {calls} evaluations to match {target}."
         )
     if not math.isnan(results.baseline):
-        sentences.append(f"Real images against real images of the same number: FD {number(results.baseline)}.")
+        sentences.append(f"As many real images are at FD {number(results.baseline)} from the reference.")
     return sentences
 
 
@@ -158,7 +162,8 @@ def flatten(value: Any, name: str = "") -> dict[str, str]:
 
 
 def _svg(results: Results, lines: Sequence[figures.Line], titles: Mapping[str, str], *, x: str) -> str:
-    label = f"{results.metric} against {'network evaluations' if x == 'nfe' else 'network milliseconds per image'}"
+    against = "network evaluations" if x == "nfe" else "network milliseconds per image"
+    label = f"{results.metric} against {against}"
     return figures.inline_svg(
         figures.distance_figure(results, lines, x=x),
         name=x,
@@ -174,7 +179,7 @@ def _training_svg(log: pd.DataFrame) -> str:
 
 
 def _matrix(results: Results) -> list[dict[str, Any]]:
-    """One row per sampler on its best grid, best first; a cell per NFE with its ratio to the best of that NFE."""
+    """One row per sampler on its best grid, best first; a cell per NFE with its ratio to that NFE's best."""
     cells: dict[tuple[str, str, int], dict[str, Any]] = {}
     for nfe in results.steps:
         rows = results.at(nfe).to_dict("records")
@@ -183,7 +188,8 @@ def _matrix(results: Results) -> list[dict[str, Any]]:
             cells[row["sampler"], row["grid"], nfe] = {"row": row, "ratio": ratio, "shade": _shade(ratio)}
     lines = best_lines(results.frame, "sampler").head(MATRIX_ROWS).to_dict("records")
     return [
-        line | {"cells": [cells.get((line["sampler"], line["grid"], nfe)) for nfe in results.steps]} for line in lines
+        line | {"cells": [cells.get((line["sampler"], line["grid"], nfe)) for nfe in results.steps]}
+        for line in lines
     ]
 
 
@@ -193,27 +199,21 @@ def _shade(ratio: float) -> int:
 
 
 def _protocol(results: Results) -> dict[str, str]:
-    first = results.frame.iloc[0]
     facts = {"metric": results.metric, "model": results.model, "data": results.data} | results.protocol
-    return flatten(facts) | {"certificates": str(len(results.frame)), "devices": _devices(results)} | (
-        {} if math.isnan(first["baseline"]) else {"real against real": number(results.baseline)}
-    )
-
-
-def _devices(results: Results) -> str:
-    return ", ".join(sorted(set(results.frame["device"])))
+    real = {} if math.isnan(results.baseline) else {"real against real": number(results.baseline)}
+    return flatten(facts) | real
 
 
 def _costs(results: Results) -> dict[str, str]:
     frame = results.frame
-    images = len(frame) * int(results.protocol.get("n") or 0)
+    images = len(frame) * int(results.protocol["n"])
     facts = {
         "certificates": _count(len(frame)),
         "samplers": _count(frame["sampler"].nunique()),
         "grids": ", ".join(sorted(set(frame["grid"]))),
         "evaluations per image": ", ".join(map(str, results.steps)),
         "images drawn": _count(images),
-        "device": _devices(results),
+        "device": ", ".join(sorted(set(frame["device"]))),
     }
     seconds = frame["seconds"].sum(min_count=1)
     return facts | ({} if math.isnan(seconds) else {"sampling time": _duration(float(seconds))})
@@ -247,5 +247,3 @@ def _percent(value: float) -> str:
 
 def _asset(name: str) -> str:
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
-
-

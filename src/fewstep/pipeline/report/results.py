@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,11 @@ from typing import Any
 import pandas as pd
 
 from fewstep.checks import ConfigError, DataError
-from fewstep.files import canonical_json, read_json
+from fewstep.files import canonical_json
+from fewstep.metrics.certificate import protocol_difference, read_certificate
+from fewstep.metrics.uncertainty import Difference, Interval, paired_difference
+from fewstep.pipeline.samples import files_in
 
-SCHEMA = "fewstep.certificate/1"
 HEADLINE_NFE = 10
 BASELINE_SAMPLER = "ddim"
 FRECHET_NAMES = ("FD", "FID", "cleanFID")
@@ -29,7 +31,8 @@ class Results:
         frame: One row per certificate, best first within each NFE. Columns: sampler, grid, family, nfe, rank,
             fd, fd_low, fd_high, baseline, mean_term, trace_term, kid, kid_low, kid_high, precision,
             precision_low, precision_high, recall, recall_low, recall_high, calls, ms, seconds, device, plan,
-            plan_hash, certificate. A measurement that was not made is NaN.
+            plan_hash, certificate, resampling (seed, level and replicates of the distance, or None). A
+            measurement that was not made is NaN.
         metric: Name of the Fréchet distance as the certificates spell it, for example `FD-classifier#1k`.
         level: Probability that the intervals of that distance state; None when there are none.
         protocol: What every certificate agrees on.
@@ -66,21 +69,7 @@ class Results:
         return self.frame[self.frame["nfe"] == nfe]
 
 
-def certificate_files(paths: Iterable[str | Path], *, suffix: str = ".json") -> list[Path]:
-    """Files as they are, folders as their files with `suffix`; sorted, stamps of the workflow left out.
-
-    Raises:
-        DataError: A path does not exist.
-    """
-    found: set[Path] = set()
-    for path in map(Path, paths):
-        if not path.exists():
-            raise DataError(f"{path} must be a file or a folder of {suffix} files, but it does not exist.")
-        found |= set(path.rglob(f"*{suffix}")) if path.is_dir() else {path}
-    return sorted(file for file in found if file.name != "spec.json")
-
-
-def read_results(paths: Iterable[str | Path]) -> Results:
+def read_results(paths: Sequence[Path]) -> Results:
     """Read certificates that may be ranked together.
 
     Args:
@@ -88,12 +77,15 @@ def read_results(paths: Iterable[str | Path]) -> Results:
 
     Raises:
         DataError: There is no certificate, or a file is not one.
-        ConfigError: Two certificates differ in protocol, model or data, or certify the same plan twice.
+        ConfigError: Two certificates differ in protocol, model or data, or certify the same plan, or one
+            lacks the distance of the first.
     """
-    files = certificate_files(paths)
+    files = sorted(set(files_in(paths, ".json")))
     if not files:
-        raise DataError("there must be at least one certificate to report on, got none; run fewstep evaluate.")
-    certificates = [_checked(read_json(file), file) for file in files]
+        raise DataError(
+            "There must be a certificate to report on, got none; make some with fewstep evaluate."
+        )
+    certificates = [read_certificate(file) for file in files]
     metric = _frechet_name(certificates[0], files[0])
     for file, certificate in zip(files, certificates, strict=True):
         _require_same_protocol(certificates[0], certificate, files[0], file)
@@ -119,18 +111,24 @@ def family(sampler: str) -> str:
     return _VARIANT.sub("", sampler)
 
 
-def distinguishable(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether the interval of the difference of two rows excludes zero.
+def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> Difference:
+    """Distance of row `a` minus that of row `b`, with its interval.
 
-    The two are taken as independent. Samples from shared seeds are positively correlated, which makes the true
-    interval narrower: what this calls distinguishable is, what it calls a tie may be told apart by a paired test.
+    Rows that were resampled at the same indices are compared as pairs. Others are taken as independent, which
+    errs towards a tie: samples from shared seeds move together.
     """
-    margin = math.hypot(_half_width(a), _half_width(b))
-    return bool(abs(a["fd"] - b["fd"]) > margin)
+    one, other = a["resampling"], b["resampling"]
+    if one is not None and other is not None and one[:2] == other[:2]:
+        return paired_difference(a["fd"], b["fd"], one[2], other[2], one[1])
+    value = a["fd"] - b["fd"]
+    margin = math.hypot(a["fd_high"] - a["fd_low"], b["fd_high"] - b["fd_low"]) / 2
+    return Difference(value, Interval(value - margin, value + margin))
 
 
-def _half_width(row: Mapping[str, Any]) -> float:
-    return (row["fd_high"] - row["fd_low"]) / 2
+def distinguishable(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether the interval of the difference of two rows excludes zero."""
+    low, high = difference(a, b).interval
+    return low > 0 or high < 0
 
 
 def best_lines(frame: pd.DataFrame, by: str) -> pd.DataFrame:
@@ -150,11 +148,14 @@ def best_lines(frame: pd.DataFrame, by: str) -> pd.DataFrame:
     fd = frame["fd"].clip(lower=1e-12)
     ratio = (fd / fd.groupby(frame["nfe"]).transform("min")).map(math.log)
     keys = list(dict.fromkeys([by, "sampler", "grid"]))
-    lines = frame.assign(ratio=ratio).groupby(keys, as_index=False).agg(
-        score=("ratio", "mean"), covers=("nfe", "nunique")
+    lines = (
+        frame.assign(ratio=ratio)
+        .groupby(keys, as_index=False)
+        .agg(score=("ratio", "mean"), covers=("nfe", "nunique"))
     )
     lines = lines[lines["covers"] == lines.groupby(by)["covers"].transform("max")]
-    lines = lines.sort_values(["covers", "score", "sampler", "grid"], ascending=[False, True, True, True]).drop_duplicates(by)
+    lines = lines.sort_values(["covers", "score", "sampler", "grid"], ascending=[False, True, True, True])
+    lines = lines.drop_duplicates(by)
     return lines.drop(columns="covers").reset_index(drop=True)
 
 
@@ -162,9 +163,9 @@ def winners(results: Results) -> list[dict[str, Any]]:
     """For every NFE the best row, the best row of another sampler, and how they compare.
 
     Returns:
-        Dictionaries with keys nfe, best, runner_up (a row or None), certain (bool or None), ties (how many rows
-        the best is not distinguishable from), candidates, ddim (the best DDIM row or None), ratio (FD of the
-        best over FD of DDIM, or None).
+        Dictionaries with keys nfe, best, runner_up (a row or None), lead (runner-up minus best, a Difference
+        or None), ties (how many rows cannot be told from the best), candidates, ddim (the best DDIM row or
+        None), ratio (FD of the best over FD of DDIM, or None).
     """
     table = []
     for nfe in results.steps:
@@ -177,7 +178,7 @@ def winners(results: Results) -> list[dict[str, Any]]:
                 "nfe": nfe,
                 "best": best,
                 "runner_up": runner_up,
-                "certain": None if runner_up is None else distinguishable(best, runner_up),
+                "lead": None if runner_up is None else difference(runner_up, best),
                 "ties": sum(not distinguishable(best, row) for row in others),
                 "candidates": len(rows),
                 "ddim": ddim,
@@ -222,8 +223,8 @@ def flat_metrics(results: Results) -> dict[str, Any]:
 
 
 def number(value: float) -> str:
-    """Three significant digits, never in powers of ten: 0.0312, 3.12, 31.2, 312, 3124; a dash for no value."""
-    if value is None or not math.isfinite(value):
+    """Three digits that matter, no powers of ten: 0.0312, 3.12, 31.2, 312, 3124; a dash for no value."""
+    if not math.isfinite(value):
         return "–"
     if value == 0:
         return "0"
@@ -231,21 +232,9 @@ def number(value: float) -> str:
     return f"{value:.{min(digits, 6)}f}"
 
 
-def _checked(certificate: Any, path: Path) -> dict[str, Any]:
-    """Raise DataError unless the sections that the report reads are there."""
-    schema = certificate.get("schema") if isinstance(certificate, dict) else None
-    if schema != SCHEMA:
-        raise DataError(f"{path} must be a certificate ({SCHEMA}), got schema {schema!r}; name other files.")
-    checked: dict[str, Any] = certificate
-    for section in ("subject", "protocol", "results", "costs", "environment"):
-        if not isinstance(checked.get(section), dict):
-            raise DataError(f"{path} must have a section {section!r}, but has none; evaluate again.")
-    return checked
-
-
 def _frechet_name(certificate: Mapping[str, Any], path: Path) -> str:
     for name in certificate["results"]:
-        if name.split("-", 1)[0].split("#", 1)[0] in FRECHET_NAMES:
+        if _kind(name) in FRECHET_NAMES:
             return str(name)
     raise DataError(
         f"{path} must hold a Fréchet distance to be ranked by, got {', '.join(certificate['results'])}; "
@@ -253,70 +242,71 @@ def _frechet_name(certificate: Mapping[str, Any], path: Path) -> str:
     )
 
 
-def _require_same_protocol(a: dict[str, Any], b: dict[str, Any], path_a: Path, path_b: Path) -> None:
+def _require_same_protocol(a: Mapping[str, Any], b: Mapping[str, Any], path_a: Path, path_b: Path) -> None:
     """Numbers are ranked only if they answer the same question about the same model."""
-    difference = first_difference(a["protocol"], b["protocol"], "protocol")
-    for subject in ("model", "data"):
-        difference = difference or first_difference(
-            a["subject"].get(subject), b["subject"].get(subject), subject
-        )
+    difference = protocol_difference(a, b)
+    for part in ("model", "data"):
+        one, other = a["subject"][part], b["subject"][part]
+        if one != other and difference is None:
+            difference = f"{part} is {one} and {other}"
     if difference is not None:
-        field, left, right = difference
         raise ConfigError(
-            f"certificates must share one protocol to be ranked, but {field} is {left!r} in {path_a} and "
-            f"{right!r} in {path_b}; report on them separately."
+            f"Certificates must share one protocol to be ranked, but {difference} in {path_a} and {path_b}; "
+            "report on them separately."
         )
 
 
-def first_difference(a: Any, b: Any, name: str) -> tuple[str, Any, Any] | None:
-    """The first field, in sorted order and by dotted name, in which two JSON values differ."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        pairs = ((f"{name}.{key}", a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()))
-        return next(filter(None, (first_difference(x, y, field) for field, x, y in pairs)), None)
-    return None if a == b else (name, a, b)
+def _row(certificate: Mapping[str, Any], metric: str, path: Path) -> dict[str, Any]:
+    plan, costs, results = certificate["subject"]["plan"], certificate["costs"], certificate["results"]
+    if metric not in results:
+        raise ConfigError(
+            f"Certificates must share a distance to be ranked by, but {path} has no {metric}; evaluate anew."
+        )
+    frechet = results[metric]
+    row = {
+        "sampler": plan["sampler"],
+        "grid": plan["grid"] or "own",
+        "family": family(plan["sampler"]),
+        "nfe": plan["nfe"],
+        **_measurement("fd", frechet),
+        "baseline": _number(frechet.get("baseline")),
+        "mean_term": _number(frechet.get("mean_term")),
+        "trace_term": _number(frechet.get("trace_term")),
+    }
+    for prefix, column in METRIC_NAMES.items():
+        row |= _measurement(column, next((results[name] for name in results if _kind(name) == prefix), {}))
+    return row | {
+        "calls": costs["network_calls"],
+        "ms": float(costs["network_ms_per_image"]),
+        "seconds": float(costs["wall_seconds"]),
+        "device": costs["device"],
+        "plan": plan["name"],
+        "plan_hash": plan["hash"],
+        "certificate": path.name,
+        "resampling": _resampling(frechet),
+    }
 
 
-def _row(certificate: dict[str, Any], metric: str, path: Path) -> dict[str, Any]:
-    try:
-        plan, costs, results = certificate["subject"]["plan"], certificate["costs"], certificate["results"]
-        sampler = str(plan["sampler"])
-        row = {
-            "sampler": sampler,
-            "grid": str(plan.get("grid") or "own"),
-            "family": family(sampler),
-            "nfe": int(plan["nfe"]),
-            **_measurement("fd", results[metric]),
-            "baseline": _number(results[metric].get("baseline")),
-            "mean_term": _number(results[metric].get("mean_term")),
-            "trace_term": _number(results[metric].get("trace_term")),
-        }
-        for prefix, column in METRIC_NAMES.items():
-            named = next((results[name] for name in results if name.split("-", 1)[0] == prefix), {})
-            row |= _measurement(column, named)
-        row |= {
-            "calls": _number(costs.get("network_calls")),
-            "ms": _number(costs.get("network_ms_per_image")),
-            "seconds": _number(costs.get("wall_seconds")),
-            "device": str(costs.get("device") or "unknown"),
-            "plan": str(plan["name"]),
-            "plan_hash": str(plan["hash"]),
-            "certificate": path.name,
-        }
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise DataError(f"{path} must be a whole certificate, but {error!r} came up; evaluate again.") from error
-    if not math.isfinite(row["fd"]):
-        raise DataError(f"{path} must give a finite {metric}, got {row['fd']}; evaluate again.")
-    return row
+def _kind(metric: str) -> str:
+    """`FD` of `FD-classifier#1k`, `cleanFID` of `cleanFID#50k`."""
+    return metric.split("-", 1)[0].split("#", 1)[0]
 
 
 def _measurement(column: str, record: Mapping[str, Any]) -> dict[str, float]:
     """Value and interval; a value without an interval has one of width zero."""
     value = _number(record.get("value"))
-    low, high = record.get("interval") or (value, value)
-    return {column: value, f"{column}_low": _number(low), f"{column}_high": _number(high)}
+    low, high = record.get("interval", (value, value))
+    return {column: value, f"{column}_low": float(low), f"{column}_high": float(high)}
 
 
-def _number(value: Any) -> float:
+def _resampling(record: Mapping[str, Any]) -> tuple[int, float, list[float]] | None:
+    """Seed, level and replicates; two rows with equal seed and level are paired."""
+    if not {"resample_seed", "level", "replicates"} <= record.keys():
+        return None
+    return record["resample_seed"], record["level"], record["replicates"]
+
+
+def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 

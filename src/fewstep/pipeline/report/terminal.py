@@ -7,6 +7,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.table import Table
 
+from fewstep.checks import ConfigError
 from fewstep.pipeline.report.page import headline, interval
 from fewstep.pipeline.report.results import Results, distinguishable, number
 
@@ -24,7 +25,13 @@ def print_leaderboard(
         top: Rows per NFE; None shows all.
         nfe: Show this number of evaluations alone.
         stream: Where to; standard output unless given. Colours and rules appear on terminals only.
+
+    Raises:
+        ConfigError: Nothing was measured at `nfe`.
     """
+    if nfe is not None and nfe not in results.steps:
+        measured = ", ".join(map(str, results.steps))
+        raise ConfigError(f"--nfe must be one of the measured numbers of calls, {measured}; got {nfe}.")
     stream = sys.stdout if stream is None else stream
     rows = leaderboard_rows(results, top=top, nfe=nfe)
     if not stream.isatty():
@@ -52,10 +59,8 @@ def leaderboard_rows(results: Results, *, top: int | None, nfe: int | None) -> l
 
 def _cells(row: dict[str, Any], best: dict[str, Any]) -> tuple[str, ...]:
     tie = "=" if row is not best and not distinguishable(row, best) else ""
-    measured = (number(row["kid"]), *(_share(row[name]) for name in ("precision", "recall")), number(row["ms"]))
-    return (
-        str(row["nfe"]), str(row["rank"]), row["sampler"], row["grid"], interval(row, "fd"), tie, *measured
-    )  # fmt: skip
+    place = (str(row["nfe"]), str(row["rank"]), row["sampler"], row["grid"], interval(row, "fd"), tie)
+    return (*place, number(row["kid"]), _share(row["precision"]), _share(row["recall"]), number(row["ms"]))
 
 
 def _share(value: float) -> str:

@@ -1,0 +1,175 @@
+"""`fewstep train` and `extractor`: from a packed dataset to a model folder."""
+
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fewstep.checks import ConfigError
+from fewstep.files import atomic_file
+from fewstep.pipeline.config import ExtractorSettings, ModelSettings, TrainSettings
+from fewstep.pipeline.options import takes_settings
+from fewstep.pipeline.specs import Spec, stamp
+
+if TYPE_CHECKING:
+    from fewstep.data.packed import Dataset
+
+DataOption = Annotated[Path, typer.Option(help="packed dataset, from fewstep prepare")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes cuda where there is one")]
+
+
+@takes_settings()
+def train(
+    data: DataOption,
+    out: Annotated[Path, typer.Option(help="model folder to write")],
+    checkpoints: Annotated[Path, typer.Option(help="folder of checkpoints, from which training goes on")],
+    device: DeviceOption = "auto",
+    *,
+    model: ModelSettings,
+    train: TrainSettings,
+    spec: Spec | None,
+) -> None:
+    """Train a diffusion model; run it again after a break and it goes on. Several GPUs: start it with torchrun.
+
+    Example: fewstep train --data data/digits --out model --checkpoints checkpoints --steps 2000
+    """
+    from fewstep.data.packed import load_dataset
+    from fewstep.diffusion.schedule import DDPMTable, schedule_from_config
+    from fewstep.nets.folder import save_model
+    from fewstep.nets.unet import UNet
+    from fewstep.pipeline.devices import chosen_device
+    from fewstep.progress import track
+    from fewstep.rng import initial_weights
+    from fewstep.train.denoiser import train_denoiser
+    from fewstep.train.world import joined
+
+    dataset = load_dataset(data, "train")
+    channels, height, width = dataset.shape
+    if height != width:
+        raise ConfigError(f"Training needs square images, got {height} x {width}; prepare {data} with --size.")
+    if model.class_conditional and dataset.classes is None:
+        raise ConfigError(f"--class-conditional needs labels, but {data} has none; leave it out.")
+    table = model.schedule.type == "ddpm"
+    schedule = DDPMTable.linear() if table else schedule_from_config({"type": model.schedule.type})
+    folder = checkpoints / spec.key if spec else checkpoints
+    metrics = folder / "metrics.jsonl"
+    started = time.time()
+    with joined() as world, initial_weights(train.seed):
+        net = UNet(
+            height,
+            channels,
+            model.channels,
+            multipliers=model.multipliers,
+            blocks=model.blocks,
+            attention=model.attention,
+            dropout=model.dropout,
+            n_classes=len(dataset.classes or ()) if model.class_conditional else 0,
+        ).to(chosen_device(device, local_rank=world.local_rank))
+        state = train_denoiser(
+            dataset,
+            net,
+            schedule=schedule,
+            prediction=model.prediction,
+            steps=train.steps,
+            batch_size=train.batch_size,
+            lr=train.lr,
+            seed=train.seed,
+            warmup_steps=train.warmup,
+            lr_course=train.lr_course,
+            clip=train.clip,
+            weighting=train.weighting,
+            label_dropout=train.label_dropout,
+            flip=train.flip,
+            ema_decay=train.ema_decay,
+            precision=train.precision,
+            compile=train.compile,
+            checkpoints=folder,
+            metrics=metrics,
+            log_every=train.log_every,
+            checkpoint_seconds=train.checkpoint_seconds,
+            world=world,
+            progress=track("train", unit="step"),
+        )
+        if not world.leads:
+            return
+    save_model(
+        out,
+        state.ema["net"].net,
+        schedule=schedule,
+        prediction=model.prediction,
+        shape=dataset.shape,
+        name=f"{dataset.name}-{spec.run if spec else out.resolve().name}",
+        card={
+            **_facts(dataset, net),
+            "settings": {"model": model.model_dump(mode="json"), "train": train.model_dump(mode="json")},
+            "steps": state.step,
+            "images_seen": state.images_seen,
+            "seconds_of_last_start": round(time.time() - started, 1),
+        },
+    )
+    with atomic_file(out / metrics.name) as temporary:
+        shutil.copyfile(metrics, temporary)
+    if spec:
+        stamp(spec, out)
+    typer.echo(f"{out}: {dataset.name}, {state.step} steps, {state.images_seen:,} images seen")
+
+
+@takes_settings(hide=("name",))
+def extractor(
+    data: DataOption,
+    out: Annotated[Path, typer.Option(help="model folder to write")],
+    device: DeviceOption = "auto",
+    *,
+    extractor: ExtractorSettings,
+    spec: Spec | None,
+) -> None:
+    """Train a small classifier on the labels; its features then serve to compare images.
+
+    Example: fewstep extractor --data data/digits --out extractor
+    """
+    from fewstep.data.packed import load_dataset
+    from fewstep.nets.classifier import Classifier
+    from fewstep.nets.folder import save_classifier
+    from fewstep.pipeline.devices import chosen_device
+    from fewstep.progress import track
+    from fewstep.rng import initial_weights
+    from fewstep.train.classifier import accuracy, train_classifier
+
+    dataset = load_dataset(data, "train")
+    if dataset.classes is None:
+        raise ConfigError(f"A classifier needs labels, but {data} has none; use the extractor effnet-lite0-p320.")
+    with initial_weights(extractor.seed):
+        net = Classifier(dataset.shape[0], len(dataset.classes)).to(chosen_device(device))
+    train_classifier(
+        dataset,
+        net,
+        steps=extractor.steps,
+        batch_size=extractor.batch_size,
+        lr=extractor.lr,
+        seed=extractor.seed,
+        progress=track("extractor", unit="step"),
+    )
+    right = accuracy(net, load_dataset(data, "test"))
+    save_classifier(
+        out,
+        net,
+        shape=dataset.shape,
+        name=f"{dataset.name}-cnn",
+        card={**_facts(dataset, net), "settings": extractor.model_dump(mode="json"), "test_accuracy": right},
+    )
+    if spec:
+        stamp(spec, out)
+    typer.echo(f"{out}: classifier of {dataset.name}, {right:.1%} of the test images right")
+
+
+def _facts(dataset: "Dataset", net: Any) -> Mapping[str, Any]:
+    from fewstep.pipeline.environment import environment
+
+    return {
+        "data": {"name": dataset.name, "fingerprint": dataset.fingerprint, "n": len(dataset)},
+        "parameters": sum(parameter.numel() for parameter in net.parameters()),
+        "environment": environment(),
+    }
