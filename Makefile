@@ -29,7 +29,7 @@ help:
 	@echo "make format             ruff format, snakefmt"
 	@echo "make schema             workflow/schemas/params.schema.json from the settings models"
 	@echo "make adopt              take what dvc checkout or dvc pull brought as current, after DVC has verified it"
-	@echo "make prune              delete files under results/ that no rule makes any more"
+	@echo "make prune [RUN=digits] delete result folders that the settings of the run no longer ask for"
 	@echo "make clean              delete logs, caches and workflow metadata; results and the environment stay"
 
 $(STAMP): pyproject.toml $(wildcard constraints.txt)
@@ -77,9 +77,9 @@ adopt: $(STAMP)
 	snakemake --cores 1 --quiet all --touch
 
 prune: $(STAMP)
-	@snakemake --quiet all --list-untracked all 2>/dev/null | grep '^results/' | while read -r file; do \
-		rm -v -- "$$file"; done
-	@find results -mindepth 1 -type d -empty -delete 2>/dev/null || true
+	@python -c 'from fewstep.pipeline import config, specs; \
+		print(*specs.leftovers("$(RUN)", config.settings(config.load_params("params.yaml"), "$(RUN)")), sep="\n")' \
+		| while read -r folder; do [ -z "$$folder" ] || { echo "removed $$folder"; rm -rf -- "$$folder"; }; done
 
 clean:
 	rm -rf logs .snakemake .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

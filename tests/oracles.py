@@ -1,7 +1,7 @@
-"""Naive transcriptions of each known sampler, one function each, as the papers and their authors' code write them.
+"""Naive transcriptions of each known sampler, as the papers and their authors' code write them.
 
-They share nothing with the code under test. `f` is called as f(x, t) and gives eps_hat or x0_hat; `schedule` offers
-alpha, sigma, lambda_ and t_of_lambda; `ts` are the times of all nodes, falling, the last one included.
+They share nothing with the code under test. `f` is called as f(x, t) and gives eps_hat or x0_hat; `schedule`
+offers alpha, sigma, lambda_ and t_of_lambda; `ts` are the times of all nodes, falling, the last one included.
 """
 
 import math
@@ -173,10 +173,10 @@ def _unipc_update(f, schedule, x, models, times, t, order, variant, pred, correc
         factorial *= k + 1
         h_phi_k = h_phi_k / z - 1 / factorial
     matrix, right = torch.stack(matrix), torch.stack(right)
-    if order == 2:
-        predictor = [0.5]
-    else:
-        predictor = torch.linalg.solve(matrix[:-1, :-1], right[:-1]) if order > 1 else []
+    predictor = []
+    if order > 1:
+        # the official code takes 1/2 for order 2 instead of solving its 1 x 1 system
+        predictor = [0.5] if order == 2 else torch.linalg.solve(matrix[:-1, :-1], right[:-1])
     corrector = [0.5] if order == 1 else torch.linalg.solve(matrix, right)
     if pred == "x0":
         base = sigma_t / sigma_s * x - alpha_t * torch.expm1(z) * models[-1]

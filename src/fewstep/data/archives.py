@@ -1,13 +1,14 @@
 """Members of folders, zips and tars, read where they are: nothing is unpacked to disk."""
 
 import lzma
+import os
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image
@@ -28,9 +29,8 @@ Member = tuple[str, Any, str]  # name in the source, where the reader finds it, 
 
 def is_image_name(name: str) -> bool:
     """Whether a member is an image by its suffix; hidden files and macOS resource forks are not."""
-    path = PurePosixPath(name)
-    hidden = any(part.startswith(".") and part != "." or part == "__MACOSX" for part in path.parts)
-    return path.suffix.lower() in SUFFIXES and not hidden
+    hidden = any(part.startswith(".") and part != "." or part == "__MACOSX" for part in name.split("/"))
+    return os.path.splitext(name)[1].lower() in SUFFIXES and not hidden
 
 
 def open_image(blob: bytes) -> Image.Image:
@@ -43,18 +43,30 @@ def open_image(blob: bytes) -> Image.Image:
 def folder_members(folder: Path) -> list[Member]:
     """Image files below a folder; where is the relative path."""
     members: list[Member] = []
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder).as_posix()
-        if is_image_name(name) and path.is_file():
-            status = path.stat()
-            members.append((name, name, f"{status.st_size}-{status.st_mtime_ns}"))
+    below = [""]
+    while below:
+        inside = below.pop()
+        with os.scandir(folder / inside) as entries:  # several times faster than Path.rglob
+            for entry in entries:
+                name = inside + entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    below.append(f"{name}/")
+                elif is_image_name(name) and entry.is_file():
+                    status = entry.stat()
+                    members.append((name, name, f"{status.st_size}-{status.st_mtime_ns}"))
     return members
 
 
 @contextmanager
 def folder_reader(folder: Path) -> Iterator[Read]:
     """Read members of a folder."""
-    yield lambda item, blob: open_image((folder / item.where).read_bytes())
+    root = str(folder)
+
+    def read(item: Item, blob: bytes | None) -> Image.Image:
+        with open(os.path.join(root, item.where), "rb") as file:
+            return open_image(file.read())
+
+    yield read
 
 
 def zip_members(path: Path) -> list[Member]:
@@ -86,7 +98,7 @@ def tar_members(path: Path, mode: Literal["r:", "r|*"]) -> list[Member]:
         for position, member in enumerate(archive):
             if member.isfile() and is_image_name(member.name):
                 where = (member.offset_data, member.size) if mode == "r:" else position
-                members.append((str(PurePosixPath(member.name)), where, ""))
+                members.append((member.name.removeprefix("./"), where, ""))
             archive.members = []  # type: ignore[attr-defined]  # else it keeps all headers
     return members
 

@@ -17,8 +17,7 @@ _SPLITS = {"0": "train", "1": "valid", "2": "test"}
 def celeba_source(
     source: Path | None, *, size: int | None = None, grey: bool = False, test_fraction: float = 0.0
 ) -> Source:
-    """CelebA [liu2015celeba] with the crop of the DDIM literature: 128 x 128 about row 121, column 89, then
-    bilinear.
+    """CelebA [liu2015celeba] with the crop of the DDIM literature: 128 x 128 at row 121, column 89; bilinear.
 
     Args: source: folder with the aligned zip and the two lists. size: 64 when None. grey: one channel.
     test_fraction: has no say, the partition list tells the splits.

@@ -45,14 +45,10 @@ def cifar10_source(
     """
     path = _archive(source)
     images, labels, classes, n_train = _read_archive(path)
+    splits = ["train"] * n_train + ["test"] * (len(labels) - n_train)
     items = [
-        Item(
-            f"{'train' if row < n_train else 'test'}-{row:05d}",
-            "train" if row < n_train else "test",
-            label,
-            row,
-        )
-        for row, label in enumerate(labels.tolist())
+        Item(f"{split}-{row:05d}", split, label, row)
+        for row, (split, label) in enumerate(zip(splits, labels.tolist(), strict=True))
     ]
     official = OFFICIAL.get(path.name)
     is_official = (
@@ -142,8 +138,7 @@ def read_python_batch(data: bytes, name: str) -> Batch:
 
 def load_arrays(data: bytes, name: str) -> dict[str, Any]:
     """Unpickle a dict of plain values and numpy arrays.
-    Raises: DataError: damaged, not a dict, or the pickle asks for anything else, which would run code of its
-    author.
+    Raises: DataError: damaged, not a dict, or it asks for anything else, which would run its author's code.
     """
     try:
         content = _ArrayUnpickler(BytesIO(data), encoding="latin1").load()

@@ -61,7 +61,5 @@ def _load() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 def _split(nth: int, test_fraction: float) -> str:
-    """The nth image of a class goes to the test split whenever the running share falls behind the
-    fraction.
-    """
+    """The nth image of a class goes to the test split whenever the running share falls behind."""
     return "test" if int((nth + 1) * test_fraction) > int(nth * test_fraction) else "train"

@@ -28,12 +28,10 @@ def download(
     """Have `url` at `path`; nothing is fetched when a file that fits is there.
 
     A broken transfer stays as `<path>.part` and the next call continues it with an HTTP range.
-    Args: size: bytes. md5, sha256: hex digests, as the publisher gives them. progress: wraps the chunks of 1
-    MiB.
+    Args: size: bytes. md5, sha256: hex digests, as published. progress: wraps the chunks of 1 MiB.
     Returns: `path`.
-    Raises: DataError: no connection, an HTTP error, a broken transfer, or a file of another size or checksum;
-    a file
-        that does not fit is deleted if it was fetched here, and kept if it was there before.
+    Raises: DataError: no connection, an HTTP error, a broken transfer, or a file of another size or checksum,
+        which is deleted if it was fetched here and kept if it was there before.
     """
     path = Path(path)
     if path.exists():

@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from fewstep.checks import DataError
@@ -94,7 +94,7 @@ def items_of(
     """
     latest = {member[0]: member for member in members}  # a tar may hold a name again: the last one counts
     members = [latest[name] for name in sorted(latest)]
-    folders = _without_shared([PurePosixPath(name).parts[:-1] for name, _, _ in members])
+    folders = _without_shared([tuple(name.split("/")[:-1]) for name, _, _ in members])
     split_by_folder = all(parts and parts[0].lower() in SPLIT_FOLDERS for parts in folders)
     class_names = [parts[split_by_folder] if len(parts) > split_by_folder else None for parts in folders]
     found = {name for name in class_names if name is not None}
@@ -109,7 +109,7 @@ def items_of(
         if split_by_folder:
             split = SPLIT_FOLDERS[parts[0].lower()]
         else:
-            own_name = "/".join((*parts, PurePosixPath(name).name))
+            own_name = "/".join((*parts, name.rsplit("/", 1)[-1]))
             split = "test" if _unit_hash(own_name) < test_fraction else "train"
         label = classes.index(class_name) if classes is not None and class_name is not None else None
         items.append(Item(name, split, label, where, stamp))

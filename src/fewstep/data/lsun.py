@@ -77,10 +77,7 @@ def _reader(databases: list[Path]) -> Iterator[Read]:
 
         def read(item: Item, blob: bytes | None) -> Pixels:
             database, key = item.where
-            value = transactions[database].get(key)
-            if value is None:
-                raise ValueError("the database has lost its key")
-            return open_image(value)
+            return open_image(transactions[database].get(key, b""))
 
         yield read
 
@@ -96,7 +93,9 @@ def _all_opened(databases: list[Path]) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def _opened(database: Path) -> Iterator[Any]:
-    """A read transaction of an LMDB folder."""
+    """A read transaction of an LMDB folder.
+    Raises: DataError: it is no database, or truncated, which would kill this process at a missing page.
+    """
     try:
         import lmdb
     except ImportError:
@@ -104,8 +103,12 @@ def _opened(database: Path) -> Iterator[Any]:
             "LSUN must have the package lmdb, which is missing; install fewstep[data]."
         ) from None
     try:
-        environment = lmdb.open(str(database), readonly=True, lock=False, readahead=False)
+        with lmdb.open(str(database), readonly=True, lock=False, readahead=False) as environment:
+            expected = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+            found = (database / "data.mdb").stat().st_size
+            if found < expected:
+                raise DataError(f"{database} must have {expected} bytes, but has {found}; unzip it again.")
+            with environment.begin(write=False) as transaction:
+                yield transaction
     except lmdb.Error as error:
-        raise DataError(f"{database} must be an LMDB database, but {error}; unzip it again.") from None
-    with environment, environment.begin(write=False) as transaction:
-        yield transaction
+        raise DataError(f"{database} must be an LMDB database, but {error}; unzip it again.") from error

@@ -198,7 +198,9 @@ def pack_shard(read: Read, packing: Packing, shard: Shard) -> None:
                     f"{item.name} must be {width}x{height} like the images before it, but is "
                     f"{array.shape[1]}x{array.shape[0]}; give a size to bring all images to it."
                 )
-            file.seek(packing.offset + row * row_bytes)
+            position = packing.offset + row * row_bytes
+            if position != file.tell():  # a seek would flush the buffer
+                file.seek(position)
             file.write(array.tobytes())
         file.flush()
         os.fsync(file.fileno())  # the record promises that the rows outlive a power cut

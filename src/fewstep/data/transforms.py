@@ -1,6 +1,4 @@
-"""From an image of any mode and size to the stored bytes: the choices that make two copies of a dataset
-differ.
-"""
+"""From an image of any mode and size to the stored bytes: where two copies of a dataset come to differ."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -111,7 +111,8 @@ def _batch(images: Tensor | NDArray[np.uint8], start: int) -> Tensor:
         return part
     if part.ndim != 4:
         raise DataError(f"Images must be an array (N, H, W, C), got {part.shape}.")
-    return torch.from_numpy(np.ascontiguousarray(part.transpose(0, 3, 1, 2)))
+    # A copy: a memory map is read-only, and PyTorch warns of such memory.
+    return torch.from_numpy(np.array(part.transpose(0, 3, 1, 2), order="C"))
 
 
 def _efficientnet(tap: str, dim: int) -> Loader:

@@ -1,4 +1,4 @@
-"""Fréchet distance between two Gaussians [dowson1982frechet, Eq. 4], without a matrix square root.
+"""Fréchet distance between two Gaussians [dowson1982frechet], without a matrix square root.
 
 tr (S1 S2)^(1/2) is the sum of the roots of the eigenvalues of B^T S1 B, a symmetric matrix, for any factor
 B B^T = S2; and it is the nuclear norm of A1 A2^T for centred features A^T A = S. The smaller one is computed.
@@ -49,7 +49,7 @@ def frechet(a: Statistics, b: Statistics, *, method: str = "auto") -> Frechet:
     if method not in _SPECTRA:
         raise ValueError(f"method must be auto or one of {', '.join(_SPECTRA)}; got {method!r}.")
     spectrum = _SPECTRA[method](a, b)
-    rank = min(a.dim, *(s.n - 1 for s in (a, b) if s.n is not None))
+    rank = min([a.dim, *(side.n - 1 for side in (a, b) if side.n is not None)])
     roots, clipped, condition = _roots(spectrum, rank, squared=method != "cross")
     difference = a.mu - b.mu
     mean_term = float(difference @ difference)

@@ -1,4 +1,4 @@
-"""Kernel distance: unbiased squared maximum mean discrepancy [binkowski2018kid, Sec. 4]."""
+"""Kernel distance: unbiased squared maximum mean discrepancy [binkowski2018kid]."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +24,7 @@ class Kid:
 
 
 def mmd2(x: Array, y: Array) -> float:
-    """Unbiased MMD^2 with the kernel (x.y / D + 1)^3 [binkowski2018kid, Eq. 4].
+    """Unbiased MMD^2 with the kernel (x.y / D + 1)^3 [binkowski2018kid].
     Args: x, y: (n, D) and (m, D), n and m at least 2.
     """
     kernel_xx, kernel_yy, kernel_xy = _kernel(x, x), _kernel(y, y), _kernel(x, y)

@@ -1,4 +1,4 @@
-"""Precision, recall [kynkaanniemi2019precision, Sec. 3], density and coverage [naeem2020density, Eqs. 3, 4].
+"""Precision, recall [kynkaanniemi2019precision], density and coverage [naeem2020density].
 
 Precision and density rise for blurred images and for images of few modes: rank by distances, read these
 beside.

@@ -247,7 +247,7 @@ def export_reference(path: str | Path, reference: Reference) -> None:
 
 def _read(path: str | Path) -> dict[str, NDArray[Any]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with Path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise DataError(

@@ -1,7 +1,7 @@
 """Mean and covariance of features in float64, the same bits for every batch size and number of workers.
 
 Images are reduced in chunks of 256 aligned to their global index, and the chunks are folded in index order
-with Chan's formula [chan1983variance, Eq. 2.1]; workers may only decide who computes a chunk.
+with Chan's formula [chan1983variance]; workers may only decide who computes a chunk.
 """
 
 from collections.abc import Iterable, Iterator
@@ -36,7 +36,7 @@ def chunk_moments(features: NDArray[Any]) -> Moments:
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-    """Moments of the union [chan1983variance, Eq. 2.1]; either side may be empty."""
+    """Moments of the union [chan1983variance]; either side may be empty."""
     return _merge_into(Moments(a.n, a.mean.copy(), a.scatter.copy()), b)
 
 

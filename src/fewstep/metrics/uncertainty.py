@@ -1,8 +1,10 @@
 """How sure a Fréchet distance is, given the images at hand; the reference is taken as fixed.
 
 Halves drawn without replacement have the spread of the whole set: the variance of a mean over N/2 of N images
-is S^2/(N/2) * (1 - 1/2) = S^2/N [politis1999subsampling]. A bootstrap with replacement must not be used: its
-duplicates act like a smaller set and shift the distance itself upwards by more than half.
+is S^2/(N/2) * (1 - 1/2) = S^2/N [politis1999subsampling]. This holds to first order. So near the
+reference that a distance is all bias, the first order vanishes and the interval is too wide, by up to two.
+A bootstrap with replacement must not be used: its duplicates act like a smaller set and shift the distance
+itself upwards by more than half.
 """
 
 from statistics import NormalDist
@@ -126,7 +128,7 @@ class Extrapolation(NamedTuple):
 def extrapolate(
     features: NDArray[Any], reference: Statistics, *, sizes: int = 8, repeats: int = 4, seed: int = _SEED
 ) -> Extrapolation:
-    """Distance at infinitely many images, by a line in 1/N from N/4 to N [chong2020unbiased, Sec. 4].
+    """Distance at infinitely many images, by a line in 1/N from N/4 to N [chong2020unbiased].
 
     The bias of a finite reference remains; it is about slope / n_reference.
     Differs: evenly spaced 1/N, subsets without replacement.

@@ -1,8 +1,8 @@
 """The model folder: weights as safetensors, what they mean as JSON, where they come from as a card.
 
-model.safetensors   the weights (float32, or float16 to save space)
-config.json         architecture, noise schedule, prediction, shape, classes, name
-card.json           data, code commit, steps, images seen, metrics: for people, never read by the code
+- `model.safetensors`: the weights (float32, or float16 to save space)
+- `config.json`: architecture, noise schedule, prediction, shape, classes, name
+- `card.json`: data, code commit, steps, images seen, metrics: for people, never read by the code
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from fewstep.diffusion.prediction import PREDICTIONS
 from fewstep.diffusion.schedule import Schedule, schedule_from_config
 from fewstep.nets.classifier import Classifier
 from fewstep.nets.unet import UNet
+from fewstep.rng import initial_weights
 
 SCHEMA = "fewstep.model/1"
 CLASSIFIER_SCHEMA = "fewstep.classifier/1"
@@ -181,8 +182,8 @@ def architecture(net: nn.Module) -> dict[str, Any]:
     raise ConfigError(f"a model folder holds one of {', '.join(NETS)}; got {type(net).__name__}.")
 
 
-def build(config: Mapping[str, Any]) -> nn.Module:
-    """The untrained network of an architecture entry.
+def build(config: Mapping[str, Any], *, seed: int = 0) -> nn.Module:
+    """The untrained network of an architecture entry, its random weights decided by `seed` alone.
 
     Raises:
         ConfigError: An unknown type, or values that the type does not take.
@@ -191,10 +192,11 @@ def build(config: Mapping[str, Any]) -> nn.Module:
     kind = values.pop("type", None)
     if kind not in NETS:
         raise ConfigError(f"architecture type must be one of {', '.join(NETS)}; got {kind!r}.")
-    try:
-        return NETS[kind](**values)
-    except TypeError as error:
-        raise ConfigError(f"architecture {kind!r} does not take these values: {error}.") from error
+    with initial_weights(seed):
+        try:
+            return NETS[kind](**values)
+        except TypeError as error:
+            raise ConfigError(f"architecture {kind!r} does not take these values: {error}.") from error
 
 
 def write_folder(

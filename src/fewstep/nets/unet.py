@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from fewstep.checks import ConfigError
 
-EPSILON = 1e-5  # of the normalisations, as in ADM
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -252,8 +251,8 @@ class Block(nn.Module):
         if self.down:
             h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
         h = self.conv1(h)
-        scale, shift = as_maps(self.emb(F.silu(emb))).chunk(2, dim=1)
-        h = F.silu(self.norm2(h, scale, shift))
+        scale, shift = as_maps(self.emb(F.silu(emb))).to(h.dtype).chunk(2, dim=1)
+        h = F.silu(torch.addcmul(shift, self.norm2(h), 1 + scale))
         if self.dropout:
             h = F.dropout(h, self.dropout, self.training)
         h = self.conv2(h) + (x if self.shortcut is None else self.shortcut(x))
@@ -282,49 +281,19 @@ class Attention(nn.Module):
         return x + cast(Tensor, h)
 
 
-class Norm(nn.Module):
-    """Group normalisation, optionally followed by a scale and a shift; statistics are float32.
+class Norm(nn.GroupNorm):
+    """Group normalisation that keeps its input's dtype (statistics are float32 in any case).
 
     A group holds at least 4 channels: with one channel each the normalisation would erase channel means.
     """
 
     def __init__(self, width: int, groups: int) -> None:
-        super().__init__()
         limit = max(1, min(groups, width // 4))
-        self.groups = next(n for n in range(limit, 0, -1) if width % n == 0)
-        self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width))
+        super().__init__(next(n for n in range(limit, 0, -1) if width % n == 0), width)
 
-    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-        """`norm(x) * (1 + scale) + shift` for `(B, C, H, W)`, in the dtype of `x`."""
-        if x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last):
-            return self._channels_last(x, scale, shift)
-        h = F.group_norm(x, self.groups, self.weight, self.bias, EPSILON).to(x.dtype)
-        return (
-            h
-            if scale is None or shift is None
-            else torch.addcmul(shift.to(h.dtype), h, 1 + scale.to(h.dtype))
-        )
-
-    def _channels_last(self, x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
-        """The same as one multiply-add per pixel, 3 to 4 times faster than PyTorch's own kernel."""
-        b, c, height, width = x.shape
-        pixels = x.permute(0, 2, 3, 1).reshape(b, height * width, c)
-        wide = pixels.float()
-        sums = torch.stack([wide.sum(1), wide.square().sum(1)]).reshape(2, b, self.groups, -1).sum(-1)
-        mean, square = sums / (height * width * c // self.groups)
-        inverse = (square - mean * mean).clamp_min(0.0).add(EPSILON).rsqrt()
-        factor = (inverse[..., None] * self.weight.reshape(self.groups, -1)).reshape(b, 1, c)
-        offset = self.bias - (mean[..., None] * factor.reshape(b, self.groups, -1)).reshape(b, 1, c)
-        per_pixel = scale is not None and scale.shape[-1] * scale.shape[-2] > 1
-        if scale is not None and shift is not None and not per_pixel:
-            gain = 1 + scale.reshape(-1, 1, c)
-            factor, offset = factor * gain, offset * gain + shift.reshape(-1, 1, c)
-        h = torch.addcmul(offset.to(x.dtype), pixels, factor.to(x.dtype))
-        h = h.reshape(b, height, width, c).permute(0, 3, 1, 2)
-        if per_pixel and scale is not None and shift is not None:
-            h = torch.addcmul(shift.to(h.dtype), h, 1 + scale.to(h.dtype))
-        return h
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `(B, C, H, W)`; autocast would return float32 and double the memory traffic."""
+        return super().forward(x).to(x.dtype)
 
 
 def sinusoids(time: Tensor, n: int) -> Tensor:

@@ -37,7 +37,7 @@ def read_samples(path: Path) -> Samples:
     Raises: DataError: the file is missing, damaged, or of another program.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             samples = Samples(arrays["arr_0"], arrays["seeds"], json.loads(str(arrays["meta"])))
     except FileNotFoundError:
         raise DataError(f"{path} must exist, but there is no such file; make it with fewstep sample.") from None

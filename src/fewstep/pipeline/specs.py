@@ -256,6 +256,24 @@ def sync_specs(params: Params) -> None:
                 _sync(make_spec(run, rule, settings), settings.plans.nfe)
 
 
+def leftovers(run: str, settings: Settings) -> list[Path]:
+    """Result folders that the settings of a run no longer ask for, and half-written ones."""
+    found: set[Path] = set()
+    for rule, depends in RULES.items():
+        place = Path(depends.results.format(run=run, nfe="*"))
+        if "results" not in place.parts:
+            continue
+        wanted = (
+            {Path(depends.results.format(run=run, nfe=n)).parent for n in settings.plans.nfe}
+            if applies(rule, settings)
+            else set()
+        )
+        parent = place.parent
+        found.update(set(parent.parent.glob(parent.name)) - wanted)
+        found.update(parent.parent.glob(f".{parent.name}.*"))
+    return sorted(found)
+
+
 def acquire_lock(path: Path = RUN_LOCK) -> tuple[IO[str] | None, str]:
     """Take the lock of this working directory; the kernel drops it when the process dies, however it dies.
 

@@ -9,14 +9,16 @@ nothing.
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 from fewstep.checks import ConfigError, DataError
@@ -25,6 +27,8 @@ from fewstep.pipeline.specs import STAMP
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+log = logging.getLogger(__name__)
 
 KEY = "fewstep.key"
 PARENT = "mlflow.parentRunId"
@@ -89,37 +93,48 @@ def track_run(run: str, *, uri: str, commit: str | None, results: Path = Path("r
 
 
 @contextmanager
-def live_curve(run: str, key: str, *, uri: str) -> Iterator[Callable[[Row], None]]:
-    """Send a training curve to MLflow while it grows.
+def live_curve(metrics: Path, *, run: str, key: str, uri: str) -> Iterator[None]:
+    """While the block runs, send the rows that appear in a `metrics.jsonl` to MLflow, the last at its end.
 
-    Yields a function that takes one row of `metrics.jsonl` (`step` and numbers). Rows are sent every ten
-    seconds and at the end; rows up to the last step that a killed process had sent are skipped, so a resumed
-    training continues its curve. `track_run` later finds the curve by `key` and adds nothing.
+    Rows up to the last step that a killed process had sent are skipped, so a resumed training continues its
+    curve. `track_run` later finds the curve by `key` and adds nothing. A store that fails on the way is a
+    warning: training goes on, and the file has the curve.
 
     Args:
+        metrics: The file, which need not exist yet.
         run: Name of the run.
         key: Spec key of the training.
         uri: The MLflow store.
+
+    Raises:
+        ConfigError: The store cannot be used at the start.
     """
     with _store(uri) as client:
-        shelf = _Shelf(client, run, uri)
-        run_id, last_step = shelf.resume(key, name=f"train {key[:8]}")
-    waiting: list[Point] = []
-    sent = time.monotonic()
+        run_id, last = _Shelf(client, run, uri).resume(key, name=f"train {key[:8]}")
+    ended = Event()
 
     def send() -> None:
-        nonlocal sent
-        with _store(uri) as client:
-            _log_points(client, run_id, waiting)
-        waiting.clear()
-        sent = time.monotonic()
+        nonlocal last
+        rows = [row for row in _rows(metrics) if row["step"] > last] if metrics.exists() else []
+        if rows:
+            with _store(uri) as client:
+                _log_points(client, run_id, [point for row in rows for point in _row_points(row)])
+            last = int(rows[-1]["step"])
 
-    def add(row: Row) -> None:
-        waiting.extend(point for point in _row_points(row) if point[2] > last_step)
-        if time.monotonic() - sent > _LIVE_SECONDS:
-            send()
+    def follow() -> None:
+        while not ended.wait(_LIVE_SECONDS):
+            try:
+                send()
+            except ConfigError as error:
+                log.warning("the training curve waits in %s: %s", metrics, error)
 
-    yield add
+    follower = Thread(target=follow, daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        follower.join()
     send()
     with _store(uri) as client:
         client.set_terminated(run_id)
@@ -294,14 +309,16 @@ def _row_points(row: Row) -> list[Point]:
 
 
 def _rows(path: Path) -> Iterator[Row]:
+    """The rows of a training curve; a torn last line is left for the next reading."""
     if not path.exists():
         raise DataError(
             f"{path} must hold the training curve, but there is no such file; train the model again"
         )
     for line in path.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        if "step" in row:
-            yield row
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            return
 
 
 def _settings_of(folder: Path, nfe: int) -> dict[str, Any]:

@@ -13,11 +13,13 @@ Every preset is a function (schedule, nfe, *, grid, t_start, t_end, to_zero, ...
 All raise ConfigError for an unknown grid, or an nfe that the sampler cannot have.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fewstep.checks import ConfigError
 from fewstep.diffusion.grids import GRIDS
@@ -238,6 +240,8 @@ def deis(
     The paper's tAB1 has 2 points, tAB2 has 3. The integrals are exact for smooth schedules; for tables the
     kinks between rows leave a small error. diffusers' DEIS fits in log-SNR instead.
     """
+    if points < 1:
+        raise ConfigError(f"points must be at least 1; got {points}.")
     ts = _times(schedule, nfe, grid, t_start, t_end, to_zero)
     steps = [_deis_step(schedule, ts, i, min(points, i + 1)) for i in range(nfe)]
     return _plan(f"deis-{points}", schedule, grid, ts, steps)
@@ -260,7 +264,7 @@ def ipndm(
     if not 1 <= order <= len(ADAMS_BASHFORTH):
         raise ConfigError(f"order must be within 1 to {len(ADAMS_BASHFORTH)}; got {order}.")
     ts = _times(schedule, nfe, grid, t_start, t_end, to_zero)
-    points = _points(schedule, ts)
+    points = Points.of(schedule, _lambdas(schedule, ts))
     steps = []
     for i in range(nfe):
         A, base = (float(value) for value in first_order(points, i, i + 1, "eps"))
@@ -357,20 +361,21 @@ def _plan(
     nfe: int | None = None,
 ) -> Plan:
     """A plan whose every node but the last asks the network."""
-    lambdas = schedule.lambda_(torch.tensor(ts, dtype=torch.float64)).tolist()
+    lambdas = _lambdas(schedule, ts)
     last = len(ts) - 1
     nodes = tuple(
         Node(t, lam, eval="none" if i == last else "net")
-        for i, (t, lam) in enumerate(zip(ts, lambdas, strict=True))
+        for i, (t, lam) in enumerate(zip(ts, lambdas.tolist(), strict=True))
     )
     name = f"{preset}.{grid}" + (".to-zero" if ts[-1] == 0 else "") + f".nfe{nfe or last}"
     provenance = {"preset": preset, "grid": grid}
     return Plan(schedule.config(), nodes, tuple(steps), name=name, provenance=provenance)
 
 
-def _points(schedule: Schedule, ts: Sequence[float]) -> Points:
+def _lambdas(schedule: Schedule, ts: Sequence[float]) -> Tensor:
+    """Log-SNRs, infinite at clean data, where rounding may leave a schedule short of it."""
     t = torch.tensor(ts, dtype=torch.float64)
-    return Points(schedule.lambda_(t), schedule.alpha(t), schedule.sigma(t), t)
+    return torch.where(t == 0, math.inf, schedule.lambda_(t))
 
 
 def _orders(order: int, n_steps: int, lower_final: bool, to_zero: bool) -> list[int]:
@@ -463,12 +468,13 @@ def _deis_step(schedule: Schedule, ts: Sequence[float], i: int, n_points: int) -
     knots = np.array([ts[i - back] for back in range(n_points)])
     roots, quadrature = np.polynomial.legendre.leggauss(QUADRATURE_POINTS)
     inner = t + (s - t) * (roots + 1) / 2
-    edm_sigma = schedule.edm_sigma(torch.tensor([t, s, *inner], dtype=torch.float64)).numpy()
+    edm_sigma = np.exp(-_lambdas(schedule, [t, s, *inner]).numpy())
     alpha_start, alpha_end = float(schedule.alpha(t)), float(schedule.alpha(s))
     c = []
     for back in range(n_points):
         others = np.delete(knots, back)
-        basis = np.polynomial.Polynomial.fromroots(others) / np.prod(knots[back] - others)
+        basis = np.polynomial.Polynomial(np.polynomial.polynomial.polyfromroots(others))
+        basis /= np.prod(knots[back] - others)
         ends = basis(s) * edm_sigma[1] - basis(t) * edm_sigma[0]
         inside = (s - t) / 2 * np.sum(quadrature * basis.deriv()(inner) * edm_sigma[2:])
         c.append((i - back, float(alpha_end * (ends - inside))))

@@ -113,8 +113,8 @@ def sample(
 ) -> Tensor:
     """Make one image per seed, on the device of the model's network.
 
-    Image i depends on seeds[i] alone. Its noise never depends on the batch; convolutions may round the last bit
-    differently at other batch sizes, which shows only where a value lies on the border of two pixel levels.
+    Image i depends on seeds[i] alone. Its noise never depends on the batch; convolutions may round the last
+    bit differently at other batch sizes, which shows only where a value lies between two pixel levels.
 
     Args:
         model: what predicts.

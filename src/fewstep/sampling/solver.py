@@ -5,8 +5,7 @@ With h = lambda_end - lambda_start and the prediction f expanded around the star
     x0 :  x_end = (sigma_end/sigma_start) x_start + alpha_end sum_k h^(k+1) phi_{k+1}(-h) R_k f^(k)
     eps:  x_end = (alpha_end/alpha_start) x_start - sigma_end sum_k h^(k+1) phi_{k+1}( h) R_k f^(k)
 
-Scalars are float64. They are computed by differentiable tensor operations, so that gradients reach the
-log-SNRs, the scales and the raw coefficients; they become plain floats where nothing requires a gradient.
+A scalar is a Python float, or a float64 tensor () where a gradient must reach it: the formulas are the same.
 """
 
 import math
@@ -20,66 +19,81 @@ from torch import Tensor
 from fewstep.checks import ConfigError
 from fewstep.diffusion.prediction import weights
 from fewstep.diffusion.schedule import Schedule
-from fewstep.sampling.plan import Corrector, Derivative, Node, Plan, Raw, Scale, Step
+from fewstep.sampling.plan import Corrector, Derivative, Plan, Raw, Scale, Step
 
 Scalar = float | Tensor
 Key = tuple[str, int]
 """Name of a stored tensor: ("x", node), ("x0", node) or ("eps", node)."""
 
-_SERIES_TERMS = 20  # the first term left out of phi_k's series is below 1/21! at |z| = 1
-_EXPONENTS = torch.arange(_SERIES_TERMS, dtype=torch.float64)
+SERIES_TERMS = 18  # at |z| = 1 the first term left out of phi_1's series is 1/19!, below float64's resolution
 
 
-def phi(k: int, z: Tensor) -> Tensor:
-    """phi_k(z) = int_0^1 e^((1-r)z) r^(k-1)/(k-1)! dr for k >= 1, elementwise, to float64 precision.
+def _value(z: Scalar) -> float:
+    return float(z.detach()) if isinstance(z, Tensor) else z
+
+
+def _expm1(z: Scalar) -> Scalar:
+    return torch.expm1(z) if isinstance(z, Tensor) else math.expm1(z)
+
+
+def _sqrt(z: Scalar) -> Scalar:
+    return torch.sqrt(z) if isinstance(z, Tensor) else math.sqrt(z)
+
+
+def phi(k: int, z: Scalar) -> Scalar:
+    """phi_k(z) = int_0^1 e^((1-r)z) r^(k-1)/(k-1)! dr for k >= 1, to float64 precision.
 
     The recursion loses all digits near 0, so |z| < 1 is summed as a series.
     """
-    near_zero = z.abs() < 1
-    near = torch.where(near_zero, z, 0.0)
-    inverse_factorials = torch.exp(-torch.lgamma(_EXPONENTS + k + 1)).to(z)
-    series = (near.unsqueeze(-1) ** _EXPONENTS.to(z) * inverse_factorials).sum(-1)
-    far = torch.where(near_zero, 1.0, z)
-    recursion = torch.expm1(far) / far
+    if abs(_value(z)) < 1:
+        series: Scalar = 0.0
+        for j in reversed(range(SERIES_TERMS)):
+            series = series * z + 1 / math.factorial(j + k)
+        return series
+    value = _expm1(z) / z
     for i in range(1, k):
-        recursion = (recursion - 1 / math.factorial(i)) / far
-    return torch.where(near_zero, series, recursion)
+        value = (value - 1 / math.factorial(i)) / z
+    return value
 
 
-def scale_factor(kind: str, value: Scalar | None, h: Tensor, pred: str) -> Tensor:
+def scale_factor(kind: str, value: Scalar | None, h: Scalar, pred: str) -> Scalar:
     """R_k, the factor on a derivative's term.
 
-    bh1 and bh2 are the two B(h) of UniPC [zhao2023unipc] written as factors on the Taylor term of
-    order 2, with z = h for eps and -h for x0; `linear` is 1 + value * h for both.
+    bh1 and bh2 are the two B(h) of UniPC [zhao2023unipc] written as factors on the Taylor term of order 2,
+    with z = h for eps and -h for x0; `linear` is 1 + value * h for both.
     """
     z = h if pred == "eps" else -h
     if kind == "none":
-        return torch.ones_like(h)
+        return 1.0
     if kind == "bh1":
         return 0.5 / phi(2, z)
     if kind == "bh2":
         return 0.5 * phi(1, z) / phi(2, z)
     assert value is not None
-    given = torch.as_tensor(value, dtype=h.dtype)
-    return 1 + given * h if kind == "linear" else given
+    return 1 + value * h if kind == "linear" else value
 
 
 @dataclass(frozen=True)
 class Points:
-    """The nodes' log-SNR, amplitudes and times, each (n_nodes,) float64."""
+    """The nodes' log-SNRs and amplitudes, one scalar each."""
 
-    lambda_: Tensor
-    alpha: Tensor
-    sigma: Tensor
-    t: Tensor
+    lambda_: list[Scalar]
+    alpha: list[Scalar]
+    sigma: list[Scalar]
 
     @classmethod
     def of(cls, schedule: Schedule, lambdas: Tensor) -> "Points":
-        """All that follows from the log-SNRs; at an infinite one the point is clean data."""
-        # clean data is a fixed point, whose derivatives are not finite
-        lambdas = torch.where(lambdas.isinf(), lambdas.detach(), lambdas)
-        t = schedule.t_of_lambda(lambdas)
-        return cls(lambdas, schedule.alpha(t), schedule.sigma(t), t)
+        """All that follows from the log-SNRs, (n_nodes,); at an infinite one the point is clean data."""
+        # clean data is written out: there, schedules divide 0 by 0, and their derivatives are not finite
+        clean = lambdas.isinf()
+        t = schedule.t_of_lambda(torch.where(clean, 0.0, lambdas))
+        alpha, sigma = torch.where(clean, 1.0, schedule.alpha(t)), torch.where(clean, 0.0, schedule.sigma(t))
+        return cls(_scalars(lambdas), _scalars(alpha), _scalars(sigma))
+
+
+def _scalars(values: Tensor) -> list[Scalar]:
+    """Floats, or tensors () where a gradient must flow."""
+    return list(values.unbind()) if values.requires_grad else values.tolist()
 
 
 @dataclass(frozen=True)
@@ -91,14 +105,16 @@ class Coefficients:
     noise_std: Scalar = 0.0
 
 
-def first_order(points: Points, start: int, end: int, pred: str) -> tuple[Tensor, Tensor]:
+def first_order(points: Points, start: int, end: int, pred: str) -> tuple[Scalar, Scalar]:
     """A and the weight of f_start of the order-1 step: DDIM [song2021ddim, Eq. 12] for both predictions."""
     h = points.lambda_[end] - points.lambda_[start]
     if pred == "x0":
-        return points.sigma[end] / points.sigma[start], -points.alpha[end] * torch.expm1(-h)
+        return points.sigma[end] / points.sigma[start], -points.alpha[end] * _expm1(-h)
     A = points.alpha[end] / points.alpha[start]
-    # sigma_end e^h, which is 0 * infinity at clean data, is alpha_end sigma_start / alpha_start
-    return A, -A * points.sigma[start] if bool(h.isinf()) else -points.sigma[end] * torch.expm1(h)
+    if math.isinf(_value(h)):
+        # sigma_end e^h, which is 0 * infinity at clean data, is A sigma_start
+        return A, -A * points.sigma[start]
+    return A, -points.sigma[end] * _expm1(h)
 
 
 def taylor(
@@ -107,40 +123,44 @@ def taylor(
     end: int,
     pred: str,
     deriv: Sequence[Derivative],
-    values: Iterator[Scalar] | None = None,
+    values: Iterator[Scalar],
 ) -> Coefficients:
     """The deterministic step of order len(deriv) + 1.
-    Args: values: replacements for the value of each `linear` or `const` scale, in order.
+    Args: values: the value of each `linear` or `const` scale, in order, instead of the one in `deriv`.
     """
     A, base = first_order(points, start, end, pred)
     c = {start: base}
     h = points.lambda_[end] - points.lambda_[start]
     outer = points.alpha[end] if pred == "x0" else -points.sigma[end]
     for k, derivative in enumerate(deriv, start=1):
-        value: Scalar | None = derivative.scale.value
-        if value is not None and values is not None:
-            value = next(values)
+        value = None if derivative.scale.value is None else next(values)
         factor = scale_factor(derivative.scale.kind, value, h, pred)
         term = outer * h * phi(k + 1, h if pred == "eps" else -h) * factor
-        for point, w in zip(
-            derivative.points, _difference_weights(points, start, h, derivative, k), strict=True
-        ):
+        distances = [(points.lambda_[point] - points.lambda_[start]) / h for point in derivative.points]
+        for point, w in zip(derivative.points, difference_weights(distances, k), strict=True):
             c[point] = c.get(point, 0.0) + term * w
             c[start] = c[start] - term * w
-    return Coefficients(_scalar(A), {m: _scalar(weight) for m, weight in c.items()})
+    return Coefficients(A, c)
 
 
-def _difference_weights(points: Points, start: int, h: Tensor, derivative: Derivative, k: int) -> Tensor:
-    """Find w: h^k f^(k) ~ sum_j w_j (f_j - f_start), exact for polynomials of degree len(points)."""
-    r = (points.lambda_[list(derivative.points)] - points.lambda_[start]) / h
-    if len(r) == 1:
-        return 1 / r
-    powers = torch.arange(1, len(r) + 1, dtype=r.dtype)
-    matrix = r ** powers[:, None] * torch.exp(-torch.lgamma(powers + 1))[:, None]
-    unit = torch.zeros_like(r)
-    unit[k - 1] = 1.0
-    solution: Tensor = torch.linalg.solve(matrix, unit)
-    return solution
+def difference_weights(distances: Sequence[Scalar], k: int) -> list[Scalar]:
+    """Find w: f^(k)(0) ~ sum_j w_j (f(r_j) - f(0)), exact for polynomials of degree len(distances).
+
+    w_j is k! times the coefficient of r^k in Lagrange's basis polynomial of r_j over 0, r_1, r_2, ...
+    """
+    found = []
+    for j, r_j in enumerate(distances):
+        coefficients: list[Scalar] = [1.0]  # of the product of (r - r_m), lowest power first
+        denominator = r_j
+        for r_m in (*distances[:j], *distances[j + 1 :]):
+            shifted: list[Scalar] = [0.0, *coefficients]
+            for power, coefficient in enumerate(coefficients):
+                shifted[power] = shifted[power] - r_m * coefficient
+            coefficients = shifted
+            denominator = denominator * (r_j - r_m)
+        # the basis polynomial has one more factor r, so its coefficient of r^k stands at k - 1
+        found.append(math.factorial(k) * coefficients[k - 1] / denominator)
+    return found
 
 
 def ancestral(points: Points, start: int, end: int, pred: str, eta: float) -> Coefficients:
@@ -149,19 +169,14 @@ def ancestral(points: Points, start: int, end: int, pred: str, eta: float) -> Co
     The noise has std eta sigma_end sqrt(1 - e^(-2h)), and what is left of sigma_end stays on eps_hat.
     """
     h = points.lambda_[end] - points.lambda_[start]
-    fresh = -torch.expm1(-2 * h)
-    kept = (1 - eta**2 * fresh).sqrt()
-    A = kept * points.sigma[end] / points.sigma[start]
+    fresh = -_expm1(-2 * h)
+    A = _sqrt(1 - eta**2 * fresh) * points.sigma[end] / points.sigma[start]
     of_x0 = points.alpha[end] - A * points.alpha[start]
-    c = of_x0
-    if pred == "eps":
-        A, c = A + of_x0 / points.alpha[start], -of_x0 * points.sigma[start] / points.alpha[start]
-    return Coefficients(_scalar(A), {start: _scalar(c)}, _scalar(eta * points.sigma[end] * fresh.sqrt()))
-
-
-def _scalar(value: Scalar) -> Scalar:
-    """A float, unless a gradient must flow through it."""
-    return value if isinstance(value, Tensor) and value.requires_grad else float(value)
+    noise_std = eta * points.sigma[end] * _sqrt(fresh)
+    if pred == "x0":
+        return Coefficients(A, {start: of_x0}, noise_std)
+    of_eps = -of_x0 * points.sigma[start] / points.alpha[start]
+    return Coefficients(points.alpha[end] / points.alpha[start], {start: of_eps}, noise_std)
 
 
 # The continuous values of a plan
@@ -232,14 +247,12 @@ def coefficients(
     """
     values = Values.of(plan) if values is None else values
     points = Points.of(schedule, values.lambdas)
-    scales: Iterator[Tensor] = iter(values.scales)
-    raw: Iterator[Tensor] = iter(values.raw)
+    scales, raw = iter(_scalars(values.scales)), iter(_scalars(values.raw))
     result = []
     for step in plan.steps:
         corrected = None
         if step.raw:
-            A = _scalar(next(raw))
-            update = Coefficients(A, {m: _scalar(next(raw)) for m, _ in step.raw.c})
+            update = Coefficients(next(raw), {m: next(raw) for m, _ in step.raw.c})
         elif step.eta > 0:
             update = ancestral(points, step.start, step.end, step.pred, step.eta)
         else:
@@ -304,8 +317,8 @@ class Compiled:
 
 
 def _coefficients_to_json(update: Coefficients) -> dict[str, Any]:
-    c = {str(m): float(weight) for m, weight in update.c.items()}
-    return {"A": float(update.A), "c": c, "noise_std": float(update.noise_std)}
+    c = {str(m): _value(weight) for m, weight in update.c.items()}
+    return {"A": _value(update.A), "c": c, "noise_std": _value(update.noise_std)}
 
 
 def compile_plan(
@@ -334,14 +347,15 @@ def compile_plan(
             "make the plan for this model, or pass force."
         )
     updates = coefficients(plan, schedule, values)
-    times = _network_times(plan, schedule, values)
-    readings = [_readings(plan, i, schedule, prediction, t) for i, t in enumerate(times)]
+    t, t_fed = _network_times(plan, schedule, values)
+    network_times = _scalars(t_fed)
+    readings = _readings(plan, schedule, prediction, t, t_fed)
     operations: list[Evaluate | Update] = []
 
     def evaluate(node: int) -> None:
         if plan.nodes[node].eval != "none":
             reads = tuple(reading.read for reading in readings[node].values())
-            operations.append(Evaluate(node, plan.nodes[node].eval, _scalar(times[node][1]), reads))
+            operations.append(Evaluate(node, plan.nodes[node].eval, network_times[node], reads))
 
     def update(k: int, numbers: Coefficients) -> None:
         step = plan.steps[k]
@@ -363,6 +377,40 @@ def compile_plan(
     return Compiled(plan, tuple(_with_releases(operations, last_state)), tuple(updates))
 
 
+def _network_times(plan: Plan, schedule: Schedule, values: Values | None) -> tuple[Tensor, Tensor]:
+    """The nodes' own times, and the times fed to the network, (n_nodes,) each."""
+    given = Values.of(plan).lambdas if values is None else values.lambdas
+    clean = given.isinf()
+    ts = torch.where(clean, 0.0, schedule.t_of_lambda(torch.where(clean, 0.0, given)))
+    same_schedule = dict(plan.schedule) == schedule.config()
+    for i, (node, t) in enumerate(zip(plan.nodes, ts.tolist(), strict=True)):
+        if node.eval == "net":
+            _check_range(i, t, schedule)
+        if same_schedule and values is None and abs(t - node.t) > 1e-6 * max(abs(t), schedule.t_min):
+            raise ConfigError(
+                f"nodes[{i}].t must be the time of its lambda {node.lambda_:.9g}, {t:.9g}; got {node.t:.9g}."
+            )
+        if node.t_cond is not None and not same_schedule:
+            raise ConfigError(
+                f"nodes[{i}].t_cond belongs to another schedule; set it to null before forcing the plan."
+            )
+    if same_schedule and values is None:
+        # the written times are free of the rounding of the inverse
+        ts = torch.tensor([node.t for node in plan.nodes], dtype=torch.float64)
+    conditioned = [i for i, node in enumerate(plan.nodes) if node.t_cond is not None]
+    fed = torch.tensor([plan.nodes[i].t_cond for i in conditioned], dtype=torch.float64)
+    return ts, ts.index_put((torch.tensor(conditioned, dtype=torch.long),), fed)
+
+
+def _check_range(i: int, t: float, schedule: Schedule) -> None:
+    slack = 1e-6 * schedule.t_max
+    if not schedule.t_min - slack <= t <= schedule.t_max + slack:
+        raise ConfigError(
+            f"nodes[{i}].t must lie within the model's range [{schedule.t_min:.6g}, {schedule.t_max:.6g}]; "
+            f"got {t:.6g}."
+        )
+
+
 @dataclass(frozen=True)
 class _Reading:
     """f = scale * stored, and how the stored tensor is made; a scale of 0 means that f is zero."""
@@ -371,68 +419,36 @@ class _Reading:
     read: Read
 
 
-def _network_times(plan: Plan, schedule: Schedule, values: Values | None) -> list[tuple[Tensor, Tensor]]:
-    """Per node its own time and the time fed to the network, scalar tensors."""
-    lambdas = Values.of(plan).lambdas if values is None else values.lambdas
-    ts = schedule.t_of_lambda(lambdas)
-    same_schedule = dict(plan.schedule) == schedule.config()
-    times = []
-    for i, node in enumerate(plan.nodes):
-        t = ts[i]
-        if node.eval == "net":
-            _check_time(i, node, float(t), schedule, same_schedule)
-        if same_schedule and values is None:
-            if abs(float(t) - node.t) > 1e-6 * max(abs(node.t), schedule.t_min):
-                raise ConfigError(
-                    f"nodes[{i}].t must be the time of its lambda {node.lambda_:.9g}, {float(t):.9g}; "
-                    f"got {node.t:.9g}."
-                )
-            # the written time, free of the rounding of the inverse
-            t = torch.tensor(node.t, dtype=torch.float64)
-        times.append((t, t if node.t_cond is None else torch.tensor(node.t_cond, dtype=torch.float64)))
-    return times
-
-
-def _check_time(i: int, node: Node, t: float, schedule: Schedule, same_schedule: bool) -> None:
-    slack = 1e-6 * schedule.t_max
-    if not schedule.t_min - slack <= t <= schedule.t_max + slack:
-        raise ConfigError(
-            f"nodes[{i}].t must lie within the model's range [{schedule.t_min:.6g}, {schedule.t_max:.6g}]; "
-            f"got {t:.6g}."
-        )
-    if node.t_cond is not None and not same_schedule:
-        raise ConfigError(
-            f"nodes[{i}].t_cond belongs to another schedule; set it to null before forcing the plan."
-        )
-
-
 def _readings(
-    plan: Plan, index: int, schedule: Schedule, prediction: str, times: tuple[Tensor, Tensor]
-) -> dict[str, _Reading]:
-    """How f of each prediction type follows from the state and the output (AFS: the data mean) at a node."""
-    node, (t, t_fed) = plan.nodes[index], times
-    if node.eval == "none":
-        return {}
-    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-    if node.eval == "net":
-        converted = weights(prediction, schedule, t_fed if plan.convert_at == "tau" else t)
-        eps = (node.eps_scale * converted.eps_of_x, node.eps_scale * converted.eps_of_output)
-        x0 = (converted.x0_of_x, converted.x0_of_output)
-        if node.eps_scale != 1 or plan.convert_at == "tau":
-            x0 = ((1 - sigma * eps[0]) / alpha, -sigma * eps[1] / alpha)
-    else:
-        one = torch.ones_like(sigma)
-        has_mean = one if node.eval == "afs_mean" else 0 * one
-        eps, x0 = (1 / sigma, -has_mean * alpha / sigma), (0 * one, has_mean)
-    return {"eps": _reading(("eps", index), *eps), "x0": _reading(("x0", index), *x0)}
+    plan: Plan, schedule: Schedule, prediction: str, t: Tensor, t_fed: Tensor
+) -> dict[int, dict[str, _Reading]]:
+    """How f of each type follows from the state and the output (AFS: the data mean), per evaluated node."""
+    evaluated = [i for i, node in enumerate(plan.nodes) if node.eval != "none"]
+    own, converted_at = t[evaluated], (t_fed if plan.convert_at == "tau" else t)[evaluated]
+    alpha, sigma = _scalars(schedule.alpha(own)), _scalars(schedule.sigma(own))
+    converted = [_scalars(values) for values in weights(prediction, schedule, converted_at)]
+    readings = {}
+    for i, a, s, x0_of_x, x0_of_output, eps_of_x, eps_of_output in zip(
+        evaluated, alpha, sigma, *converted, strict=True
+    ):
+        node = plan.nodes[i]
+        eps, x0 = (eps_of_x, eps_of_output), (x0_of_x, x0_of_output)
+        if node.eval != "net":
+            has_mean = 1.0 if node.eval == "afs_mean" else 0.0
+            eps, x0 = (1 / s, -has_mean * a / s), (0.0, has_mean)
+        elif node.eps_scale != 1 or plan.convert_at == "tau":
+            eps = (node.eps_scale * eps_of_x, node.eps_scale * eps_of_output)
+            x0 = ((1 - s * eps[0]) / a, -s * eps[1] / a)
+        readings[i] = {"eps": _reading(("eps", i), *eps), "x0": _reading(("x0", i), *x0)}
+    return readings
 
 
-def _reading(key: Key, of_x: Tensor, of_output: Tensor) -> _Reading:
+def _reading(key: Key, of_x: Scalar, of_output: Scalar) -> _Reading:
     """Divide by one of the two factors, so that reading costs one operation at most."""
-    scale = of_output if bool(of_output != 0) else of_x
-    if not bool(scale != 0):
+    scale = of_output if _value(of_output) != 0 else of_x
+    if _value(scale) == 0:
         return _Reading(0.0, Read(key, 0.0, 0.0))
-    return _Reading(_scalar(scale), Read(key, _scalar(of_x / scale), _scalar(of_output / scale)))
+    return _Reading(scale, Read(key, of_x / scale, of_output / scale))
 
 
 def _with_releases(operations: list[Evaluate | Update], result: Key) -> list[Evaluate | Update]:

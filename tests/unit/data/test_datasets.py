@@ -252,3 +252,13 @@ def test_lsun_without_a_database(tmp_path):
     (folder / "data.mdb").write_bytes(b"no database")
     with pytest.raises(DataError, match="must be an LMDB database"):
         prepare("lsun-cat", tmp_path / "out", source=folder)
+
+
+def test_truncated_lsun_database_does_not_crash(tmp_path):
+    folder = write_lsun(
+        tmp_path / "cat_train_lmdb", {b"%d" % i: noise(3000, seed=i).tobytes() for i in range(20)}
+    )
+    data = (folder / "data.mdb").read_bytes()
+    (folder / "data.mdb").write_bytes(data[: len(data) // 2])
+    with pytest.raises(DataError, match="cat_train_lmdb must have .* bytes"):
+        prepare("lsun-cat", tmp_path / "out", source=folder)

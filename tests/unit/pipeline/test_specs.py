@@ -24,7 +24,16 @@ from fewstep.pipeline.config import (
     TrainSettings,
     load_params,
 )
-from fewstep.pipeline.specs import RULES, code_hash, load_spec, make_spec, spec_path, stamp, sync_specs
+from fewstep.pipeline.specs import (
+    RULES,
+    code_hash,
+    leftovers,
+    load_spec,
+    make_spec,
+    spec_path,
+    stamp,
+    sync_specs,
+)
 
 ROOT = Path(__file__).parents[3]
 PACKAGE = ROOT / "src" / "fewstep"
@@ -45,7 +54,7 @@ NO_RESULT_DEPENDS_ON = {
     "fewstep.pipeline.environment",
     "fewstep.pipeline.devices",
     "fewstep.pipeline.commands",
-    "fewstep.pipeline.commands.model",  # from others: the type of an option; from itself: the start of a search
+    "fewstep.pipeline.commands.model",  # others take the type of an option from it
 }
 
 
@@ -330,6 +339,29 @@ def test_leftovers_of_removed_settings_do_not_count(folder: Path) -> None:
     result(folder, nfe=50, spec_key="other", mtime=1e9)
     sync_specs(params(plans={"nfe": [4]}))
     assert spec_path("digits", "evaluate").stat().st_mtime < 1e9
+
+
+def test_leftovers_are_what_the_settings_do_not_ask_for(folder: Path) -> None:
+    run = folder / "results" / "digits"
+    for place in (
+        "data",
+        "model",
+        "reference/extractor",
+        "eval/nfe4",
+        "eval/nfe8",
+        "plans/nfe8",
+        "eval/.nfe4.x",
+    ):
+        (run / place).mkdir(parents=True)
+    (folder / "results" / "other" / "eval" / "nfe8").mkdir(parents=True)
+    settings = Settings.model_validate({"plans": {"nfe": [4]}})
+    assert leftovers("digits", settings) == [
+        Path("results/digits", place) for place in ("eval/.nfe4.x", "eval/nfe8", "plans/nfe8")
+    ]
+    published = Settings.model_validate({"plans": {"nfe": [4, 8]}, "extractor": {"name": "inception2015"}})
+    assert leftovers("digits", published) == [
+        Path("results/digits", place) for place in ("eval/.nfe4.x", "reference/extractor")
+    ]
 
 
 def test_a_torn_spec_is_replaced(folder: Path) -> None:

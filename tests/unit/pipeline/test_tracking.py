@@ -9,6 +9,7 @@ import pytest
 
 from fewstep.checks import ConfigError, DataError
 from fewstep.files import write_json
+from fewstep.pipeline import tracking
 from fewstep.pipeline.config import Settings
 from fewstep.pipeline.specs import make_spec, stamp
 from fewstep.pipeline.tracking import live_curve, track_run, tracking_uri
@@ -17,6 +18,7 @@ mlflow = pytest.importorskip("mlflow")
 
 NFE = (4, 8)
 SAMPLERS = (("ddim", "uniform-t"), ("ddim", "karras"), ("unipc-2", "uniform-t"))
+STEPS = (10, 20, 30)
 METRIC = "FD-classifier#1k"
 
 
@@ -48,7 +50,7 @@ def finished_run(root: Path, *, nfe: tuple[int, ...] = NFE, samplers: Any = SAMP
     )
     model = stamped("train", "model")
     write_json(model / "card.json", {"steps": 30})
-    rows = [{"step": step, "loss": 1.0 / step} for step in range(10, 40, 10)]
+    rows = [{"step": step, "loss": 1.0 / step} for step in STEPS]
     (model / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     stamped("stats", "reference")
     for n in nfe:
@@ -162,18 +164,35 @@ def test_what_a_killed_process_left_is_made_again(uri: str, tmp_path: Path) -> N
 def test_a_live_curve_is_continued_and_then_taken_over(uri: str, tmp_path: Path) -> None:
     folder = finished_run(tmp_path)
     key = json.loads((folder / "model" / "spec.json").read_text())["key"]
-    with pytest.raises(KeyboardInterrupt), live_curve("digits", key, uri=uri) as add:
-        raise KeyboardInterrupt
-    for steps in ((10, 20), (20, 30)):  # the second process repeats the steps since its checkpoint
-        with live_curve("digits", key, uri=uri) as add:
-            for step in steps:
-                add({"step": step, "loss": 1.0 / step, "note": "text is left out"})
+    curve = tmp_path / "growing.jsonl"
+    with pytest.raises(KeyboardInterrupt), live_curve(curve, run="digits", key=key, uri=uri):
+        raise KeyboardInterrupt  # before the first row
+    lines = [
+        json.dumps({"step": step, "loss": 1.0 / step, "note": "text is left out"}) + "\n" for step in STEPS
+    ]
+    for n in (2, 3):  # the second process writes the file again from its checkpoint on
+        with live_curve(curve, run="digits", key=key, uri=uri):
+            curve.write_text("".join(lines[:n]) + '{"step": 4')
     assert track_run("digits", uri=uri, commit=None)["new"] == 4
     training = [run for run in runs(uri) if run.data.tags["fewstep.key"] == key]
     assert len(training) == 1
     history = mlflow.MlflowClient(tracking_uri=uri).get_metric_history(training[0].info.run_id, "loss")
-    assert sorted(metric.step for metric in history) == [10, 20, 30]
+    assert sorted(metric.step for metric in history) == list(STEPS)
     assert "mlflow.parentRunId" in training[0].data.tags
+
+
+def test_a_live_curve_is_seen_before_the_end(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "_LIVE_SECONDS", 0.05)
+    curve = tmp_path / "growing.jsonl"
+    with live_curve(curve, run="digits", key="k", uri=uri):
+        curve.write_text('{"step": 1, "loss": 2.0}\n')
+        deadline = time.monotonic() + 20
+        while not (shown := runs(uri)[0].data.metrics) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert shown == {"loss": 2.0}
+    assert runs(uri)[0].info.status == "FINISHED"
 
 
 def test_hundreds_of_certificates_take_seconds(uri: str, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_preset_equals_its_transcription(name, grid, schedule):
     x = schedule.prior_std * torch.randn(4, 3, generator=generator(3), dtype=torch.float64)
     # where alpha is nearly 0 the noise form divides by it, and rounding alone exceeds the tolerance
     t_start = 0.97 if isinstance(schedule, Flow) else None
-    for nfe in (5, 9, 11):
+    for nfe in (5, 11):
         plan = PRESETS[name](schedule, nfe, grid=grid, t_start=t_start)
         expected = ORACLES[name](eps_of, x0_of, schedule, x, times(plan), nfe)
         # both are float64; a sampler may amplify rounding on grids that it is not made for
@@ -104,7 +104,7 @@ def test_single_step_blocks_follow_the_official_rule(order, nfe):
     plan = PRESETS[f"dpm-solver-{order}s"](VP, nfe)
     ends = [sum(orders[:k]) for k in range(len(orders) + 1)]
     torch.testing.assert_close(
-        torch.tensor([plan.nodes[i].t for i in ends]).double(), outer, rtol=1e-10, atol=0
+        torch.tensor([plan.nodes[i].t for i in ends], dtype=torch.float64), outer, rtol=1e-10, atol=0
     )
     expected = oracles.dpm_solver_single_step(eps_of, VP, x, times(plan), orders)
     torch.testing.assert_close(solve(model, plan, x), expected, rtol=1e-9, atol=1e-9)
@@ -138,12 +138,12 @@ def test_eta_zero_is_ddim():
 
 
 def test_ancestral_sampling_reaches_the_variance_of_the_data():
-    """A Gaussian stays Gaussian under affine steps: its variance obeys var' = A^2 var + std^2, and tends to s^2."""
+    """A Gaussian stays Gaussian under affine steps: its variance obeys var' = A^2 var + std^2."""
     std = 0.5
     mixture = GaussianMixture(
         torch.ones(1).double(), torch.zeros(1, 2).double(), torch.tensor([std], dtype=torch.float64)
     )
-    plan = PRESETS["ddpm"](VP, 100, grid="uniform-lambda")
+    plan = PRESETS["ddpm"](VP, 300, grid="uniform-lambda")
     variance = 1.0
     for t, s in zip(times(plan)[:-1], times(plan)[1:], strict=True):
         bar_t, bar_s = float(VP.alpha(t)) ** 2, float(VP.alpha(s)) ** 2
@@ -153,7 +153,7 @@ def test_ancestral_sampling_reaches_the_variance_of_the_data():
         )
         variance = gain**2 * variance + (1 - bar_s) / (1 - bar_t) * (1 - bar_t / bar_s)
     rng = generator(0)
-    n = 20_000
+    n = 10_000
 
     def noise():
         return torch.randn(n, 2, generator=rng, dtype=torch.float64)
@@ -161,7 +161,7 @@ def test_ancestral_sampling_reaches_the_variance_of_the_data():
     x0 = solve(mixture.model(VP), plan, noise(), noise=noise)
     # 5 standard errors of a variance estimated from 2 n numbers
     assert abs(float(x0.square().mean()) / variance - 1) < 5 * (2 / (2 * n)) ** 0.5
-    assert abs(variance / std**2 - 1) < 0.05  # discretisation error at 100 steps
+    assert abs(variance / std**2 - 1) < 0.05  # discretisation error at 300 steps
 
 
 # mean |x - x_ref| over 1024 noises; DDIM, DPM-Solver++ and UniPC rows were made with the authors' own code
@@ -189,7 +189,7 @@ TABLE = {
 
 @pytest.fixture(scope="module")
 def exact_solution():
-    """The mixture, 1024 noises and where the exact flow takes them; 250 steps are within 1e-5 of 1000."""
+    """The mixture, 1024 noises, and where the exact flow takes them; 250 steps are within 1e-5 of 1000."""
     model = reference_mixture().model(VP)
     x = reference_noise(1024)
     return model, x, solve(model, unipc(VP, 250, order=3, lower_final=False), x)
@@ -200,6 +200,13 @@ def test_errors_are_those_of_the_authors_code(grid, name, exact_solution):
     model, x, reference = exact_solution
     errors = [mean_error(model, PRESETS[name](VP, nfe, grid=grid), x, reference) for nfe in TABLE_NFE]
     assert errors == pytest.approx(TABLE[grid, name], abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def finest(exact_solution):
+    """The exact solution of the first 256 noises, for errors near 1e-7."""
+    model, x, _ = exact_solution
+    return solve(model, unipc(VP, 1200, order=3, lower_final=False), x[:256])
 
 
 @pytest.mark.slow
@@ -245,8 +252,8 @@ def inner_flow():
 def test_error_falls_with_the_order_of_the_method(name, order, inner_flow):
     model, x, reference = inner_flow
     lowers = name.startswith(("dpmpp", "unipc"))
-    # all orders enter their asymptotic range at 100 steps; block methods need whole blocks: 3 k + 1 evaluations
-    counts = (121, 241) if name in ("heun", "dpm-solver-3s") else (120, 240)
+    # in the asymptotic range; heun has odd counts, and with 3 k + 2 the last block of order 2 costs no order
+    counts = {"heun": (121, 241), "dpm-solver-3s": (122, 242)}.get(name, (120, 240))
     errors = []
     for nfe in counts:
         options = {"lower_final": False} if lowers else {}
@@ -262,7 +269,7 @@ def test_multistep_methods_keep_their_order_on_their_own_grid(name, order):
     model = reference_mixture().model(schedule)
     x = 2.0 * reference_noise(64)
     ends = {"t_start": 2.0, "t_end": 0.2}
-    reference = solve(model, unipc(schedule, 1000, order=3, lower_final=False, **ends), x)
+    reference = solve(model, unipc(schedule, 500, order=3, lower_final=False, **ends), x)
     errors = [
         mean_error(model, PRESETS[name](schedule, n, grid="uniform-t", **ends), x, reference)
         for n in (160, 320)
@@ -271,21 +278,18 @@ def test_multistep_methods_keep_their_order_on_their_own_grid(name, order):
 
 
 @pytest.mark.parametrize("name, order", [("dpmpp-3m", 2.2), ("dpmpp-3m-exact", 3.0)])
-def test_full_second_derivative_restores_third_order(name, order, exact_solution):
+def test_full_second_derivative_restores_third_order(name, order, exact_solution, finest):
     """Over the whole range the start-up steps are tiny, so the order of the later ones shows."""
     model, x, _ = exact_solution
-    x = x[:64]
-    reference = solve(model, unipc(VP, 1000, order=3, lower_final=False), x)
+    x, reference = x[:256], finest
     errors = [mean_error(model, PRESETS[name](VP, n, lower_final=False), x, reference) for n in (160, 320)]
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.1)
 
 
-def test_plain_taylor_steps_of_order_four():
-    model = reference_mixture().model(VP)
-    x = reference_noise(64)
-    reference = solve(model, unipc(VP, 1200, order=3, lower_final=False), x)
+def test_plain_taylor_steps_of_order_four(exact_solution, finest):
+    model, x, _ = exact_solution
     errors = [
-        mean_error(model, plain_taylor(unipc(VP, n, order=4, lower_final=False)), x, reference)
+        mean_error(model, plain_taylor(unipc(VP, n, order=4, lower_final=False)), x[:256], finest)
         for n in (160, 320)
     ]
     assert math.log2(errors[0] / errors[1]) == pytest.approx(3.9, abs=0.2)
@@ -297,15 +301,17 @@ def test_plain_taylor_steps_of_order_four():
 @pytest.mark.parametrize("schedule", [VP, EDM(), Flow(), Cosine()], ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("name", sorted(set(PRESETS) - {"ddpm", "ddim-eta"}))
 def test_constant_data_is_reached_exactly(name, schedule):
-    """Where x0_hat never changes, the path is a straight line in (alpha, sigma), which order 1 already follows."""
+    """Where x0_hat never changes, the path is straight in (alpha, sigma), which order 1 already follows."""
     target = torch.tensor([[0.3, -0.7]], dtype=torch.float64)
     model = Model(lambda x, t: target.expand_as(x), schedule=schedule, prediction="x0", shape=(2,))
     x = schedule.prior_std * torch.randn(3, 2, generator=generator(0), dtype=torch.float64)
-    alpha, sigma = float(schedule.alpha(schedule.t_max)), float(schedule.sigma(schedule.t_max))
+    t_start = 0.97 if isinstance(schedule, Flow) else schedule.t_max  # at 0.999 rounding is amplified
+    alpha, sigma = float(schedule.alpha(t_start)), float(schedule.sigma(t_start))
     for to_zero in (False, True):
-        plan = PRESETS[name](schedule, 7, to_zero=to_zero)
-        end = 0.0 if to_zero else schedule.t_min
+        plan = PRESETS[name](schedule, 7, t_start=t_start, to_zero=to_zero)
+        end = schedule.t_min
         straight = schedule.alpha(end) * target + schedule.sigma(end) * (x - alpha * target) / sigma
+        straight = target.expand_as(x) if to_zero else straight
         torch.testing.assert_close(solve(model, plan, x), straight, rtol=1e-10, atol=1e-10)
 
 
@@ -350,7 +356,7 @@ def test_other_wrong_settings():
         unipc(VP, 5, order=0)
     with pytest.raises(ConfigError, match="order must be within 1 to 4"):
         PRESETS["ipndm-4"](VP, 5, order=5)
-    with pytest.raises(ConfigError, match="points must be"):
+    with pytest.raises(ConfigError, match="points must be at least 1"):
         PRESETS["deis-2"](VP, 5, points=0)
 
 

@@ -126,7 +126,7 @@ def headline(results: Results) -> list[str]:
             else f"It needs {calls} evaluations to match {target}."
         )
     if not math.isnan(results.baseline):
-        sentences.append(f"As many real images are at FD {number(results.baseline)} from the reference.")
+        sentences.append(f"Equally many real images are at FD {number(results.baseline)}.")
     return sentences
 
 

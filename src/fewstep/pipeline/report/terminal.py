@@ -4,6 +4,7 @@ import math
 import sys
 from typing import Any, TextIO
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -11,8 +12,9 @@ from fewstep.checks import ConfigError
 from fewstep.pipeline.report.page import headline, interval
 from fewstep.pipeline.report.results import Results, distinguishable, number
 
-_HEADERS = ("NFE", "#", "sampler", "grid", "FD", "", "KID", "precision", "recall", "ms/image")
-_NUMERIC = {"NFE", "#", "KID", "precision", "recall", "ms/image"}
+_HEADERS = ("NFE", "#", "sampler", "grid", "FD", "", "prec.", "recall", "KID×10³", "ms/image")
+_NUMERIC = {"NFE", "#", "prec.", "recall", "KID×10³", "ms/image"}
+_NARROW, _WIDE_ONLY = 92, 2
 
 
 def print_leaderboard(
@@ -38,12 +40,19 @@ def print_leaderboard(
         stream.write(_plain(rows))
         return
     console = Console(file=stream, highlight=False)
-    table = Table(title=results.metric, caption="= not distinguishable from the best at that NFE")
-    for header in _HEADERS:
+    # A table cut off in the middle of its numbers says less than one without its last columns.
+    shown = len(_HEADERS) - (_WIDE_ONLY if console.width < _NARROW else 0)
+    table = Table(
+        title=results.metric,
+        caption="= cannot be told from the best of its NFE",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for header in _HEADERS[:shown]:
         table.add_column(header, justify="right" if header in _NUMERIC else "left", no_wrap=True)
     for i, row in enumerate(rows):
         last = i + 1 == len(rows) or rows[i + 1][0] != row[0]
-        table.add_row(*row, style="bold" if row[1] == "1" else None, end_section=last)
+        table.add_row(*row[:shown], style="bold" if row[1] == "1" else None, end_section=last)
     console.print(table)
     console.print(" ".join(headline(results)), soft_wrap=True)
 
@@ -60,7 +69,9 @@ def leaderboard_rows(results: Results, *, top: int | None, nfe: int | None) -> l
 def _cells(row: dict[str, Any], best: dict[str, Any]) -> tuple[str, ...]:
     tie = "=" if row is not best and not distinguishable(row, best) else ""
     place = (str(row["nfe"]), str(row["rank"]), row["sampler"], row["grid"], interval(row, "fd"), tie)
-    return (*place, number(row["kid"]), _share(row["precision"]), _share(row["recall"]), number(row["ms"]))
+    return (
+        *place, _share(row["precision"]), _share(row["recall"]), number(1000 * row["kid"]), number(row["ms"])
+    )  # fmt: skip
 
 
 def _share(value: float) -> str:

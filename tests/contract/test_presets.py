@@ -1,0 +1,89 @@
+"""What every entry of PRESETS must do."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from fewstep.checks import ConfigError
+from fewstep.diffusion.grids import GRIDS
+from fewstep.diffusion.mixture import GaussianMixture
+from fewstep.diffusion.schedule import EDM, Cosine, DDPMTable, Flow, VPLinear
+from fewstep.rng import generator
+from fewstep.sampling.plan import plan_from_json
+from fewstep.sampling.presets import PRESETS
+from fewstep.sampling.sample import Costs, solve
+
+SCHEDULES = {
+    "vp-linear": VPLinear(),
+    "ddpm": DDPMTable.linear(),
+    "cosine": Cosine(),
+    "edm": EDM(),
+    "flow": Flow(),
+}
+MIXTURE = GaussianMixture(
+    torch.tensor([0.3, 0.7]).double(),
+    torch.tensor([[0.5, 0.1], [-0.4, 0.3]]).double(),
+    torch.tensor([0.2, 0.4]).double(),
+)
+
+
+def make(name, schedule, nfe, **options):
+    try:
+        return PRESETS[name](schedule, nfe, **options)
+    except ConfigError as error:
+        assert "nfe" in str(error), "only the number of evaluations may be refused here"
+        return None
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("name", PRESETS)
+def test_plans_are_what_was_asked_for(name, schedule):
+    schedule = SCHEDULES[schedule]
+    made = 0
+    for grid in GRIDS:
+        for nfe in (1, 2, 3, 10):
+            for to_zero in (False, True):
+                plan = make(name, schedule, nfe, grid=grid, to_zero=to_zero)
+                if plan is None:
+                    continue
+                made += 1
+                assert plan.nfe == nfe and plan.to_zero == to_zero
+                assert plan.name == f"{name}.{grid}{'.to-zero' if to_zero else ''}.nfe{nfe}"
+                assert plan.nodes[0].t == schedule.t_max
+                assert plan.nodes[-1].t == (0 if to_zero else schedule.t_min)
+                assert plan_from_json(json.loads(json.dumps(plan.to_json(), allow_nan=False))) == plan
+    assert made >= 16
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("name", PRESETS)
+def test_plans_run_at_the_cost_they_state(name, schedule):
+    schedule = SCHEDULES[schedule]
+    rng = generator(0)
+
+    def noise():
+        return torch.randn(4, 2, generator=rng, dtype=torch.float64)
+
+    for grid, nfe, to_zero in (("uniform-lambda", 5, False), ("quadratic-t", 7, True)):
+        costs = Costs()
+        plan = PRESETS[name](schedule, nfe, grid=grid, to_zero=to_zero)
+        x0 = solve(MIXTURE.model(schedule), plan, schedule.prior_std * noise(), noise=noise, costs=costs)
+        assert costs.nfe == costs.network_calls == plan.nfe == nfe
+        assert bool(x0.isfinite().all())
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_ends_of_the_grid_can_be_moved(name):
+    plan = PRESETS[name](VPLinear(), 5, t_start=0.8, t_end=0.01)
+    assert (plan.nodes[0].t, plan.nodes[-1].t) == (0.8, 0.01)
+    with pytest.raises(ConfigError, match="A grid must fall from t_start to t_end"):
+        PRESETS[name](VPLinear(), 5, t_end=1e-5)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_say_what_they_are(name):
+    function = getattr(PRESETS[name], "func", PRESETS[name])
+    assert "[" in function.__doc__, "cite the paper"
+    assert math.isfinite(PRESETS[name](VPLinear(), 3).nodes[-1].lambda_)

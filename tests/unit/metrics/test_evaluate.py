@@ -1,0 +1,163 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from fewstep.checks import ConfigError, DataError
+from fewstep.metrics import evaluate as module
+from fewstep.metrics.evaluate import evaluate_samples, metric_name, real_baseline
+from fewstep.metrics.extractor import Extractor
+from fewstep.metrics.frechet import frechet
+from fewstep.metrics.reference import Reference, from_features
+from fewstep.metrics.statistics import Statistics
+
+D = 16
+DATASET = {"name": "toy", "fingerprint": "f" * 64, "split": "train", "heldout_split": "test"}
+
+
+def extractor(name="toy-net", resize="none", dtype="float32"):
+    return Extractor(name, D, resize, "a" * 64, lambda x: x.float().flatten(1)[:, :D], dtype=dtype)
+
+
+def draw(n, seed, gain=1.0):
+    return (gain * np.random.default_rng(seed).standard_normal((n, D))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return from_features(draw(600, 0), extractor().protocol, dataset=DATASET, heldout=draw(450, 1))
+
+
+@pytest.mark.parametrize(
+    "metric, name, resize, dtype, n, expected",
+    [
+        ("FD", "effnet-lite0-p320", "128/bicubic-aa", "float32", 5000,
+         "FD-effnet-lite0-p320@128/bicubic-aa#5k"),
+        ("KID", "effnet-lite0-p320", "128/bicubic-aa", "bfloat16", 2500,
+         "KID-effnet-lite0-p320@128/bicubic-aa/bfloat16#2.5k"),
+        ("FD", "digits-cnn-01234567", "none", "float32", 1000, "FD-digits-cnn-01234567#1k"),
+        ("FD", "inception2015", "299/bilinear-tf1", "float32", 50_000, "FID-inception2015#50k"),
+        ("FD", "inception2015", "299/bilinear-tf1", "float32", 1000, "FD-inception2015@299/bilinear-tf1#1k"),
+        ("FD", "toy", "none", "float32", 64, "FD-toy#64"),
+        ("FD", "toy", "none", "float32", 2048, "FD-toy#2048"),
+    ],
+)  # fmt: skip
+def test_names(metric, name, resize, dtype, n, expected):
+    assert metric_name(metric, extractor(name, resize, dtype), n) == expected
+
+
+def test_results_of_features(reference):
+    fake = draw(200, 2, 1.2)
+    results = evaluate_samples(fake, reference, extractor())
+    assert list(results) == [
+        "FD-toy-net#200",
+        "KID-toy-net#200",
+        "precision-toy-net#200",
+        "recall-toy-net#200",
+    ]
+    found = results["FD-toy-net#200"]
+    assert found["value"] == frechet(Statistics.from_features(fake), reference.statistics).value
+    assert found["value"] == pytest.approx(found["mean_term"] + found["trace_term"])
+    for record in results.values():
+        assert record["interval"][0] <= record["value"] <= record["interval"][1]
+        assert record["level"] == 0.95
+    assert found["baseline"] < found["value"]
+    assert json.loads(json.dumps(results)) == results
+
+
+def test_images_and_their_features_give_the_same(reference):
+    images = torch.randint(
+        0, 256, (60, 1, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
+    features = images.float().flatten(1).numpy()
+    nhwc = images.permute(0, 2, 3, 1).numpy()
+    expected = evaluate_samples(features, reference, extractor())
+    assert evaluate_samples(images, reference, extractor()) == expected
+    assert evaluate_samples(nhwc, reference, extractor()) == expected
+
+
+def test_chosen_metrics_level_and_resamples(reference):
+    fake = draw(100, 3)
+    results = evaluate_samples(
+        fake, reference, extractor(), metrics=["fd"], level=0.5, resamples=12, seed=4
+    )
+    (found,) = results.values()
+    assert len(found["replicates"]) == 12 and found["resample_seed"] == 4
+    wide = evaluate_samples(
+        fake, reference, extractor(), metrics=["fd"], level=0.99, resamples=12, seed=4
+    )
+    (other,) = wide.values()
+    assert other["interval"][0] <= found["interval"][0] < found["interval"][1] < other["interval"][1]
+
+
+def test_what_cannot_be_is_refused(reference):
+    fake = draw(100, 3)
+    with pytest.raises(ConfigError, match="lpips"):
+        evaluate_samples(fake, reference, extractor(), metrics=["fd", "lpips"])
+    with pytest.raises(ConfigError, match="none"):
+        evaluate_samples(fake, reference, extractor(), metrics=[])
+    with pytest.raises(ConfigError, match="toy-net.*other"):
+        evaluate_samples(fake, reference, extractor("other"))
+    with pytest.raises(DataError, match="row 7"):
+        evaluate_samples(np.where(np.arange(100)[:, None] == 7, np.nan, fake), reference, extractor())
+    bare = Reference(
+        Statistics(600, reference.statistics.mu, reference.statistics.cov), None, reference.meta
+    )
+    with pytest.raises(ConfigError, match="keeps its features"):
+        evaluate_samples(fake, bare, extractor())
+    (found,) = evaluate_samples(fake, bare, extractor(), metrics=["fd"]).values()
+    assert found["baseline"] is None
+
+
+def test_baseline_of_enough_held_out_images(reference):
+    found = real_baseline(reference, 100)
+    assert found.source == "4 sets of 100 images of the test split"
+    direct = [
+        frechet(Statistics.from_features(draw(100, seed)), reference.statistics).value
+        for seed in range(50, 70)
+    ]
+    assert found.value == pytest.approx(np.mean(direct), rel=0.2)
+    assert real_baseline(reference, 100) is found, "kept for the next set of samples"
+
+
+def test_baseline_of_halves_predicts_that_of_fresh_images():
+    """Neither 500 held-out nor 1000 reference images: halves of 600, scaled; 15 % for the draws."""
+    scarce = from_features(draw(600, 0), extractor().protocol, dataset=DATASET, heldout=draw(20, 1))
+    found = real_baseline(scarce, 500)
+    assert found.source.startswith("300 against 300 images of the train split, scaled by 0.5")
+    fresh = [
+        frechet(
+            Statistics.from_features(draw(500, seed)), Statistics.from_features(draw(600, 100 + seed))
+        ).value
+        for seed in range(50, 70)
+    ]
+    assert found.value == pytest.approx(np.mean(fresh), rel=0.15)
+
+
+def test_neighbourhoods_have_equal_sizes(reference, monkeypatch):
+    sizes = []
+
+    def spy(fake, real):
+        sizes.append((len(fake), len(real)))
+        return module_precision_recall(fake, real)
+
+    module_precision_recall = module.precision_recall
+    monkeypatch.setattr(module, "precision_recall", spy)
+    evaluate_samples(draw(100, 3), reference, extractor(), metrics=["pr"])
+    evaluate_samples(draw(700, 3), reference, extractor(), metrics=["pr"])
+    monkeypatch.setattr(module, "_LARGEST_NEIGHBOURHOOD", 50)
+    results = evaluate_samples(draw(700, 3), reference, extractor(), metrics=["pr"])
+    assert sizes == [(100, 100), (600, 600), (50, 50)]
+    assert results["precision-toy-net#700"]["n"] == 50
+
+
+def test_kid_does_not_depend_on_the_unit_of_the_features():
+    def value(unit):
+        reference = from_features(unit * draw(300, 0), extractor().protocol, dataset=DATASET)
+        (found,) = evaluate_samples(
+            unit * draw(100, 1, 1.5), reference, extractor(), metrics=["kid"]
+        ).values()
+        return found["value"]
+
+    assert value(100.0) == pytest.approx(value(1.0), rel=1e-3)

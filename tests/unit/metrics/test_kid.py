@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+
+from fewstep.checks import DataError
+from fewstep.metrics.kid import kid, mmd2
+
+
+def test_mmd_is_the_sum_over_pairs():
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((5, 3)), rng.standard_normal((4, 3))
+
+    def kernel(a, b):
+        return (a @ b / 3 + 1) ** 3
+
+    within_x = np.mean([kernel(x[i], x[j]) for i in range(5) for j in range(5) if i != j])
+    within_y = np.mean([kernel(y[i], y[j]) for i in range(4) for j in range(4) if i != j])
+    between = np.mean([kernel(a, b) for a in x for b in y])
+    assert mmd2(x, y) == pytest.approx(within_x + within_y - 2 * between, rel=1e-12)
+
+
+def test_equal_distributions_are_at_zero_within_the_standard_error():
+    """Unbiased: over 30 pairs of sets the mean is within three standard errors of zero."""
+    rng = np.random.default_rng(1)
+    values = [kid(rng.standard_normal((200, 8)), rng.standard_normal((300, 8))).value for _ in range(30)]
+    assert abs(np.mean(values)) < 3 * np.std(values, ddof=1) / np.sqrt(30)
+
+
+def test_standard_error_is_that_of_the_value():
+    rng = np.random.default_rng(2)
+    found = [kid(rng.standard_normal((400, 4)) * 1.1, rng.standard_normal((400, 4))) for _ in range(60)]
+    truth = np.std([k.value for k in found], ddof=1)
+    assert np.mean([k.standard_error for k in found]) == pytest.approx(truth, rel=0.3)
+
+
+def test_another_distribution_is_far():
+    rng = np.random.default_rng(3)
+    found = kid(rng.standard_normal((300, 8)) + 0.5, rng.standard_normal((300, 8)))
+    assert found.value > 10 * found.standard_error
+
+
+def test_scale_divides_the_features():
+    rng = np.random.default_rng(4)
+    x, y = rng.standard_normal((100, 8)) + 1, rng.standard_normal((100, 8))
+    assert kid(3 * x, 3 * y, scale=3).value == pytest.approx(kid(x, y).value, rel=1e-9)
+
+
+def test_large_sets_are_cut_into_more_blocks():
+    rng = np.random.default_rng(5)
+    assert (
+        kid(rng.standard_normal((250, 2)), rng.standard_normal((500, 2)), blocks=2, largest=50).blocks
+        == 5
+    )
+
+
+def test_too_few_images_are_refused():
+    with pytest.raises(DataError, match="at least 20"):
+        kid(np.zeros((19, 2)), np.zeros((100, 2)))

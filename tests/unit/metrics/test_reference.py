@@ -1,0 +1,186 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from fewstep.checks import ConfigError, DataError
+from fewstep.metrics import reference as module
+from fewstep.metrics.extractor import Extractor
+from fewstep.metrics.frechet import frechet
+from fewstep.metrics.reference import (
+    build_reference,
+    export_reference,
+    from_features,
+    import_reference,
+    load_reference,
+    save_reference,
+)
+from fewstep.metrics.statistics import Statistics
+
+D = 6
+DATASET = {"name": "toy", "fingerprint": "f" * 64, "split": "train", "heldout_split": "test"}
+
+
+def extractor(name="toy-net", sha="a" * 64):
+    """The first six pixels."""
+    return Extractor(name, D, "none", sha, lambda x: x.float().flatten(1)[:, :D])
+
+
+def draw(n, seed):
+    return np.random.default_rng(seed).standard_normal((n, D)).astype(np.float32)
+
+
+@pytest.fixture
+def reference():
+    return from_features(draw(50, 0), extractor().protocol, dataset=DATASET, heldout=draw(20, 1))
+
+
+def test_round_trip(reference, tmp_path):
+    save_reference(tmp_path / "stats.npz", reference)
+    loaded = load_reference(tmp_path / "stats.npz", extractor=extractor())
+    assert loaded.meta == reference.meta and loaded.protocol == reference.protocol
+    assert loaded.statistics.n == 50 and loaded.statistics.known("factor")
+    assert np.array_equal(loaded.statistics.cov, reference.statistics.cov)
+    assert np.array_equal(loaded.statistics.features, reference.statistics.features)
+    assert np.array_equal(loaded.heldout, reference.heldout)
+
+
+def test_equal_statistics_make_equal_files(reference, tmp_path):
+    for name in ("a.npz", "b.npz"):
+        save_reference(tmp_path / name, reference)
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+
+
+def test_a_large_set_keeps_no_features(monkeypatch):
+    monkeypatch.setattr(module, "KEEP_BYTES", 100)
+    assert from_features(draw(50, 0), extractor().protocol, dataset=DATASET).statistics.features is None
+
+
+def write_dataset(folder, images, splits):
+    from fewstep.files import sha256_file, write_json
+
+    folder.mkdir()
+    np.save(folder / "images.npy", images)
+    manifest = {
+        "schema": "fewstep.dataset/1", "name": "toy", "source": {}, "n": len(images),
+        "shape": list(images.shape[1:]), "classes": None, "splits": splits,
+        "transform": "none", "skipped": [],
+        "sha256": {"images": sha256_file(folder / "images.npy")},
+    }  # fmt: skip
+    write_json(folder / "manifest.json", manifest)
+
+
+def test_build_from_a_dataset(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (40, 4, 4, 1), np.uint8)
+    write_dataset(tmp_path / "data", images, {"train": [0, 30], "test": [30, 40]})
+    built = build_reference(tmp_path / "data", extractor())
+    expected = Statistics.from_features(images[:30].reshape(30, 16)[:, :D].astype(np.float32))
+    assert np.array_equal(built.statistics.mu, expected.mu)
+    assert built.heldout.shape == (10, D)
+    assert (
+        built.protocol["name"] == "toy"
+        and built.protocol["split"] == "train"
+        and built.protocol["n"] == 30
+    )
+    assert built.meta["dataset"]["heldout_split"] == "test"
+    turned = build_reference(tmp_path / "data", extractor(), split="test", heldout="test")
+    assert turned.heldout is None and turned.meta["dataset"]["heldout_split"] is None
+
+
+def test_another_extractor_is_refused_with_both_names(reference, tmp_path):
+    save_reference(tmp_path / "stats.npz", reference)
+    with pytest.raises(ConfigError, match=r"toy-net.*other-net"):
+        load_reference(tmp_path / "stats.npz", extractor=extractor("other-net"))
+    with pytest.raises(ConfigError, match="weights_sha256"):
+        load_reference(tmp_path / "stats.npz", extractor=extractor(sha="b" * 64))
+
+
+def test_pytorch_fid_round_trip(reference, tmp_path):
+    export_reference(tmp_path / "fid.npz", reference)
+    with np.load(tmp_path / "fid.npz") as file:
+        assert set(file.files) == {"mu", "sigma"}
+        assert file["mu"].dtype == file["sigma"].dtype == np.float64
+    found = import_reference(tmp_path / "fid.npz", extractor(), name="toy")
+    assert found.meta["provenance"] == "external" and found.protocol["n"] is None
+    assert np.array_equal(found.statistics.cov, reference.statistics.cov)
+    save_reference(tmp_path / "ours.npz", found)
+    assert load_reference(tmp_path / "ours.npz").meta == found.meta
+
+
+def test_adm_statistics_and_images(tmp_path):
+    own = Statistics.from_features(draw(30, 2))
+    np.savez(tmp_path / "adm.npz", mu=own.mu, sigma=own.cov, mu_s=np.zeros(3), sigma_s=np.eye(3))
+    found = import_reference(tmp_path / "adm.npz", extractor(), name="lsun", n=30)
+    assert found.protocol == {**found.protocol, "name": "lsun", "n": 30}
+    images = np.random.default_rng(0).integers(0, 256, (12, 4, 4, 3), np.uint8)
+    np.savez(tmp_path / "images.npz", arr_0=images)
+    found = import_reference(tmp_path / "images.npz", extractor(), name="lsun")
+    features = torch.from_numpy(images).permute(0, 3, 1, 2).float().flatten(1)[:, :D].numpy()
+    assert frechet(found.statistics, Statistics.from_features(features)).value == pytest.approx(
+        0, abs=1e-3
+    )
+
+
+def test_import_refuses_what_does_not_fit(tmp_path):
+    np.savez(tmp_path / "wide.npz", mu=np.zeros(9), sigma=np.eye(9))
+    with pytest.raises(DataError, match="9 features, but toy-net has 6"):
+        import_reference(tmp_path / "wide.npz", extractor(), name="x")
+    np.savez(tmp_path / "other.npz", weights=np.zeros(9))
+    with pytest.raises(DataError, match=r"mu and sigma, or images arr_0; got weights"):
+        import_reference(tmp_path / "other.npz", extractor(), name="x")
+    np.savez(tmp_path / "float.npz", arr_0=np.zeros((2, 4, 4, 3)))
+    with pytest.raises(DataError, match="uint8"):
+        import_reference(tmp_path / "float.npz", extractor(), name="x")
+
+
+def test_missing_truncated_and_foreign_files_are_refused(reference, tmp_path):
+    path = tmp_path / "stats.npz"
+    with pytest.raises(DataError, match="no such file"):
+        load_reference(path)
+    save_reference(path, reference)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(DataError, match="damaged"):
+        load_reference(path)
+    export_reference(path, reference)
+    with pytest.raises(DataError, match="import_reference"):
+        load_reference(path)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"schema": "other/1"}, "schema"),
+        ({"colour": "red"}, r"unknown fields \(colour\)"),
+        ({"sha256": "0" * 64}, "hash"),
+    ],
+)
+def test_changed_meta_is_refused(reference, tmp_path, change, message):
+    path = tmp_path / "stats.npz"
+    save_reference(path, reference)
+    with np.load(path) as file:
+        arrays = dict(file)
+    arrays["meta"] = np.array(json.dumps({**json.loads(str(arrays["meta"])), **change}))
+    np.savez(path, **arrays)
+    with pytest.raises(DataError, match=message):
+        load_reference(path)
+
+
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("mu", np.full(D, np.nan), "finite"),
+        ("sigma", np.eye(D + 1), "sigma"),
+        ("features", np.zeros((5, D + 1)), "features must belong to 6"),
+        ("sqrt_factor", np.zeros((D + 1, 2)), "sqrt_factor must belong to 6"),
+        ("meta", np.array("{"), "JSON"),
+    ],
+)
+def test_changed_arrays_are_refused(reference, tmp_path, name, value, message):
+    path = tmp_path / "stats.npz"
+    save_reference(path, reference)
+    with np.load(path) as file:
+        arrays = dict(file)
+    np.savez(path, **{**arrays, name: value})
+    with pytest.raises(DataError, match=message):
+        load_reference(path)

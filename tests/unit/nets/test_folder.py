@@ -1,0 +1,163 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fewstep.checks import ConfigError, DataError
+from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.schedule import EDM, DDPMTable, VPLinear
+from fewstep.files import sha256_file
+from fewstep.nets.classifier import Classifier
+from fewstep.nets.folder import NETS, build, load_classifier, load_model, save_classifier, save_model
+from fewstep.rng import generator
+
+CONFIG = {"type": "unet", "image_size": 8, "in_channels": 1, "channels": 8, "n_classes": 3, "attention": [4]}
+
+
+def saved(folder: Path, **changes: object) -> torch.nn.Module:
+    net = build(CONFIG)
+    torch.nn.init.ones_(net.conv_out.weight)
+    values = {
+        "schedule": VPLinear(),
+        "prediction": "v",
+        "shape": (1, 8, 8),
+        "name": "tiny",
+        "card": {"steps": 3},
+    }
+    save_model(folder, net, **{**values, **changes})
+    return net
+
+
+def test_round_trip(tmp_path):
+    net = saved(tmp_path / "m", schedule=DDPMTable.linear())
+    model = load_model(tmp_path / "m")
+    x, t, label = (
+        torch.randn(2, 1, 8, 8, generator=generator(0)),
+        torch.tensor([0.1, 0.9]),
+        torch.tensor([0, 3]),
+    )
+    expected = net.eval()(x, DDPMTable.linear().time_input(t), label)
+    assert torch.allclose(model.fn(x, t, label), expected, atol=1e-5)
+    assert (model.prediction, model.shape, model.n_classes, model.name) == ("v", (1, 8, 8), 3, "tiny")
+    assert model.schedule == DDPMTable.linear()
+    assert model.fingerprint == sha256_file(tmp_path / "m" / "model.safetensors")
+    assert model.net is not None and not model.net.training
+    assert not any(p.requires_grad for p in model.net.parameters())
+    assert model.net.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    assert json.loads((tmp_path / "m" / "card.json").read_text()) == {"steps": 3}
+    assert Denoiser(model).x0(x, 0.5).shape == x.shape
+
+
+def test_half_precision_files_load_as_float32(tmp_path):
+    net = saved(tmp_path / "m", dtype=torch.float16)
+    assert load_file(tmp_path / "m" / "model.safetensors")["conv_in.weight"].dtype == torch.float16
+    loaded = load_model(tmp_path / "m").net
+    assert loaded is not None and loaded.conv_in.weight.dtype == torch.float32
+    assert torch.equal(loaded.conv_in.weight, net.conv_in.weight.half().float())
+
+
+def test_saving_again_replaces(tmp_path):
+    saved(tmp_path / "m")
+    saved(tmp_path / "m", schedule=EDM())
+    assert load_model(tmp_path / "m").schedule == EDM()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m"]
+
+
+def break_weights(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def rename_tensor(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["other"] = weights.pop("conv_in.weight")
+    save_file(weights, folder / "model.safetensors")
+
+
+def change_config(**changes: object):
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "damage, word",
+    [
+        (lambda folder: (folder / "model.safetensors").unlink(), "no weights at"),
+        (break_weights, "not a readable safetensors"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b""), "not a readable safetensors"),
+        (rename_tensor, "1 tensors missing, 1 unknown"),
+        (lambda folder: (folder / "config.json").unlink(), "config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "schema"),
+        (change_config(schema="other/1"), "schema"),
+        (change_config(architecture={"type": "vit"}), "unet, classifier"),
+        (change_config(architecture={**CONFIG, "wings": 2}), "does not take"),
+        (change_config(architecture={**CONFIG, "channels": 12}), "of another shape"),
+        (change_config(architecture=None), "lacks its architecture"),
+        (change_config(prediction="score"), "prediction must be one of"),
+        (change_config(schedule={"type": "exotic"}), "schedule"),
+    ],
+)
+def test_damage_is_one_clear_sentence(tmp_path, damage, word):
+    saved(tmp_path / "m")
+    damage(tmp_path / "m")
+    with pytest.raises((DataError, ConfigError), match=word) as caught:
+        load_model(tmp_path / "m")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_folder_and_missing_keys(tmp_path):
+    with pytest.raises(DataError, match="no model folder"):
+        load_model(tmp_path / "nowhere")
+    saved(tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    del config["shape"]
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match="lacks shape"):
+        load_model(tmp_path / "m")
+
+
+def test_only_known_networks_and_predictions_are_saved(tmp_path):
+    values = {"schedule": VPLinear(), "shape": (1, 8, 8), "name": "x", "card": {}}
+    with pytest.raises(ConfigError, match="unet, classifier"):
+        save_model(tmp_path / "m", torch.nn.Linear(1, 1), prediction="eps", **values)
+    with pytest.raises(ConfigError, match="eps"):
+        save_model(tmp_path / "m", build(CONFIG), prediction="score", **values)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_classifier_folder(tmp_path):
+    net = build({"type": "classifier", "in_channels": 1, "n_classes": 10})
+    assert isinstance(net, Classifier)
+    save_classifier(tmp_path / "c", net, shape=(1, 8, 8), name="digits", card={})
+    loaded = load_classifier(tmp_path / "c")
+    x = torch.randn(2, 1, 8, 8, generator=generator(0))
+    assert loaded.net.features(x).shape == (2, 64) and loaded.net(x).shape == (2, 10)
+    assert torch.allclose(loaded.net(x), net(x), atol=1e-5)
+    assert (loaded.shape, loaded.name) == ((1, 8, 8), "digits")
+    assert loaded.fingerprint == sha256_file(tmp_path / "c" / "model.safetensors")
+    with pytest.raises(DataError, match="schema"):
+        load_model(tmp_path / "c")
+
+
+@pytest.mark.parametrize("side", [2, 8, 9, 28])
+def test_classifier_takes_any_small_image(side):
+    assert Classifier(3, 5, channels=4)(torch.zeros(2, 3, side, side)).shape == (2, 5)
+
+
+def test_classifier_refuses_nonsense():
+    with pytest.raises(ConfigError, match="n_classes >= 2"):
+        Classifier(1, 1)
+
+
+def test_every_network_can_be_described_and_rebuilt():
+    values = {"unet": CONFIG, "classifier": {"type": "classifier", "in_channels": 1, "n_classes": 2}}
+    assert values.keys() == NETS.keys()
+    for config in values.values():
+        net = build(config)
+        assert type(net)(**net.config()).config() == net.config()

@@ -1,0 +1,386 @@
+"""What a user may do with a finished run: nothing, a change, a mistake, two at once, a kill.
+
+One run of the smallest size is made, and copied by each test that goes on from it.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fewstep.pipeline.config import load_params
+
+ROOT = Path(__file__).parents[2]
+CHECKED_OUT = ("Snakefile", "workflow", "profiles", "dvc.yaml", ".dvcignore", ".gitignore")
+
+
+@dataclass(frozen=True)
+class Project:
+    """A copy of the workflow and the code in a folder of its own."""
+
+    folder: Path
+
+    def command(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        """Run a command in the folder, with the code of the folder."""
+        return subprocess.run(words, cwd=self.folder, env=self.environment, capture_output=True, text=True)
+
+    def succeed(self, *words: str) -> str:
+        """Run a command that must succeed; both of its outputs."""
+        done = self.command(*words)
+        assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+    @property
+    def environment(self) -> dict[str, str]:
+        own = {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(self.folder / "src"),
+            "DVC_SITE_CACHE_DIR": str(self.folder / ".dvc" / "site"),
+            "DVC_NO_ANALYTICS": "1",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            **{f"GIT_{who}_{what}": "test" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
+        }
+        dropped = ("MLFLOW_TRACKING_URI", "PYTEST_CURRENT_TEST")
+        return {**{name: value for name, value in os.environ.items() if name not in dropped}, **own}
+
+    def planned(self, *words: str) -> dict[str, int]:
+        """The jobs that `snakemake` would run, by rule."""
+        text = self.succeed("snakemake", "-n", "--quiet", "host", "reason", "--", *words)
+        if "Nothing to be done" in text:
+            return {}
+        table = text[text.index("Job stats:") :]
+        rows = re.findall(r"^(\w+)\s+(\d+)$", table, re.MULTILINE)
+        return {rule: int(n) for rule, n in rows if rule not in ("total", "all")}
+
+    def edit(self, file: str, old: str, new: str) -> None:
+        """Replace one passage of a file."""
+        path = self.folder / file
+        text = path.read_text()
+        assert text.count(old) == 1, f"{file}: {old!r} must occur once"
+        path.write_text(text.replace(old, new))
+
+    def commit(self, message: str) -> None:
+        """Commit everything that git does not ignore."""
+        self.succeed("git", "add", "--all")
+        self.succeed("git", "commit", "--quiet", "--allow-empty", "--message", message)
+
+
+def jobs_in(output: str) -> list[str]:
+    """The rules of the jobs that Snakemake says it has finished."""
+    rules = re.findall(r"Finished jobid: \d+ \(Rule: (\w+)\)", output)
+    return [rule for rule in rules if rule != "all"]
+
+
+def new_project(folder: Path) -> Project:
+    """The workflow as it is checked out, with the smallest settings."""
+    folder.mkdir(parents=True)
+    for name in CHECKED_OUT:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
+        copy(ROOT / name, folder / name)
+    no_byte_code = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "src" / "fewstep", folder / "src" / "fewstep", ignore=no_byte_code)
+    shutil.copy2(Path(__file__).with_name("params.yaml"), folder / "params.yaml")
+    project = Project(folder)
+    project.succeed("git", "init", "--quiet", "--initial-branch", "main")
+    project.succeed("dvc", "init", "--quiet")
+    shutil.copy2(ROOT / ".dvc" / "config", folder / ".dvc" / "config")
+    project.commit("start")
+    return project
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project whose run Snakemake has finished and DVC has recorded; copy it before changing it."""
+    project = new_project(tmp_path_factory.mktemp("workflow") / "finished")
+    output = project.succeed("snakemake", "--quiet", "host", "reason")
+    assert len(jobs_in(output)) == 12
+    recorded = project.succeed("dvc", "repro")
+    assert jobs_in(recorded) == [], "DVC records what Snakemake has made, and runs nothing"
+    project.commit("first results")
+    return project
+
+
+@pytest.fixture
+def project(finished: Project, tmp_path: Path) -> Project:
+    """A copy of the finished project, to be changed at will."""
+    folder = tmp_path / "project"
+    shutil.copytree(finished.folder, folder, symlinks=True)  # keeps modification times
+    return Project(folder)
+
+
+ALL = {
+    "prepare": 1,
+    "extractor": 1,
+    "train": 1,
+    "stats": 1,
+    "plans": 2,
+    "sample": 2,
+    "evaluate": 2,
+    "report": 1,
+    "track": 1,
+}
+
+
+def only(*rules: str) -> dict[str, int]:
+    return {rule: ALL[rule] for rule in rules}
+
+
+AFTER_SAMPLE = ("evaluate", "report", "track")
+AFTER_TRAIN = ("plans", "sample", *AFTER_SAMPLE)
+AFTER_STATS = AFTER_SAMPLE
+
+
+def test_a_finished_run_has_its_report_and_its_records(finished: Project) -> None:
+    results = finished.folder / "results" / "smoke"
+    for name in ("index.html", "metrics.json", "leaderboard.csv", "spec.json"):
+        assert (results / "report" / name).stat().st_size > 0
+    certificates = sorted((results / "eval").glob("nfe*/*.json"))
+    assert len([path for path in certificates if path.name != "spec.json"]) == 4
+    tracked = json.loads((finished.folder / "state" / "smoke" / "tracked.json").read_text())
+    assert tracked["runs"] == 4  # parent, training, two samplers
+    assert (finished.folder / "mlflow.db").exists()
+
+
+def test_nothing_is_done_twice(project: Project) -> None:
+    assert project.planned() == {}
+    assert "didn't change, skipping" in project.succeed("dvc", "repro")
+    assert "Nothing to be done" in project.succeed("snakemake")
+    assert "up to date" in project.succeed("dvc", "status")
+
+
+CHANGES = [  # a change of one setting -> exactly what depends on it
+    ({"data": {"test_fraction": 0.3}}, ALL),
+    ({"model": {"channels": 16}}, only("train", *AFTER_TRAIN)),
+    ({"train": {"steps": 21}}, only("train", *AFTER_TRAIN)),
+    ({"extractor": {"steps": 21}}, only("extractor", "stats", *AFTER_STATS)),
+    ({"extractor": {"name": "effnet-lite0-p320"}}, only("stats", *AFTER_STATS)),
+    ({"stats": {"split": "test"}}, only("stats", *AFTER_STATS)),
+    ({"plans": {"grids": ["karras"]}}, only(*AFTER_TRAIN)),
+    ({"plans": {"nfe": [3]}}, {"report": 1, "track": 1}),
+    ({"plans": {"nfe": [3, 4, 5]}}, dict.fromkeys(AFTER_TRAIN, 1)),
+    ({"sample": {"n": 41}}, only("sample", *AFTER_SAMPLE)),
+    ({"evaluate": {"resamples": 11}}, only(*AFTER_SAMPLE)),
+    ({"tracking": {"uri": "sqlite:///other.db"}}, only("track")),
+    ({"data": {"workers": 2}, "train": {"checkpoint_seconds": 9.0}, "sample": {"batch_size": 9}}, {}),
+]
+
+
+def test_a_changed_setting_runs_what_depends_on_it(project: Project) -> None:
+    params = project.folder / "params.yaml"
+    before = params.read_text()
+    for change, expected in CHANGES:
+        content = yaml.safe_load(before)
+        content["runs"]["smoke"] = change
+        params.write_text(yaml.safe_dump(content))
+        assert project.planned() == expected, change
+    params.write_text(before)
+    assert project.planned() == {}, "a change that is taken back leaves nothing to do"
+
+
+def test_changed_code_runs_what_uses_it_and_a_comment_runs_nothing(project: Project) -> None:
+    package = project.folder / "src" / "fewstep"
+    loop = package / "train" / "loop.py"
+    loop.write_text(loop.read_text() + "\n# a remark\n")
+    assert project.planned() == {}
+    kid = package / "metrics" / "kid.py"
+    before = kid.read_text()
+    kid.write_text(before + "\nANSWER = 42\n")
+    assert project.planned() == only("stats", *AFTER_STATS)
+    kid.write_text(before)
+    loop.write_text(loop.read_text() + "\nANSWER = 42\n")
+    assert project.planned() == only("train", "extractor", "stats", *AFTER_TRAIN)
+
+
+def test_a_lost_file_is_made_again(project: Project) -> None:
+    (project.folder / "results" / "smoke" / "report" / "leaderboard.csv").unlink()
+    assert project.planned() == only("report", "track")
+
+
+def test_dvc_sees_what_snakemake_sees(project: Project) -> None:
+    project.edit("params.yaml", "evaluate: {resamples: 10}", "evaluate: {resamples: 11}")
+    assert sorted(jobs_in(project.succeed("dvc", "repro"))) == sorted(
+        ["evaluate", "evaluate", "report", "track"]
+    )
+    assert project.planned() == {}
+    project.commit("eleven")
+
+    project.succeed("git", "checkout", "--quiet", "HEAD~1")
+    assert project.planned() == only(*AFTER_SAMPLE), "old settings over new results: nothing stale is used"
+    project.succeed("dvc", "checkout", "--quiet")
+    make(project, "adopt")
+    assert project.planned().keys() <= {"track"}
+    assert "up to date" in project.succeed("dvc", "status")
+
+    project.edit("params.yaml", "evaluate: {resamples: 10}", "evaluate: {resamples: 12}")
+    refused = project.command("dvc", "status", "--quiet")
+    assert refused.returncode != 0, "adopt refuses settings that dvc.lock does not have"
+    project.succeed("snakemake", "--cores", "1", "--touch", "--quiet", "all")
+    assert project.planned() == only(*AFTER_SAMPLE), "a wrong touch does no harm: the keys differ"
+    project.succeed("git", "checkout", "--quiet", "params.yaml")
+
+    project.succeed("git", "checkout", "--quiet", "main")
+    project.succeed("dvc", "checkout", "--quiet")
+    make(project, "adopt")
+    assert project.planned().keys() <= {"track"}
+
+
+def make(project: Project, *words: str) -> str:
+    """A target of the Makefile, in the present environment instead of one of its own."""
+    shutil.copy2(ROOT / "Makefile", project.folder)
+    (project.folder / "pyproject.toml").touch()
+    stamp = project.folder / ".venv" / ".installed"
+    stamp.parent.mkdir(exist_ok=True)
+    stamp.touch()
+    return project.succeed("make", *words)
+
+
+def test_a_clone_takes_results_from_dvc_and_sees_changes(project: Project, tmp_path: Path) -> None:
+    project.succeed("git", "clone", "--quiet", str(project.folder), str(tmp_path / "clone"))
+    clone = Project(tmp_path / "clone")
+    clone.succeed("dvc", "config", "--local", "cache.dir", str(project.folder / ".dvc" / "cache"))
+    clone.succeed("dvc", "checkout", "--quiet")
+    clone.edit("params.yaml", "evaluate: {resamples: 10}", "evaluate: {resamples: 11}")
+    assert set(AFTER_SAMPLE) <= clone.planned().keys(), "without metadata of its own Snakemake still sees it"
+    clone.succeed("git", "checkout", "--quiet", "params.yaml")
+    make(clone, "adopt")
+    assert clone.planned() == only("track")
+
+
+def test_results_of_other_settings_are_not_taken_for_present(project: Project) -> None:
+    """Edit, run, put the old results back: metadata describes the new files, the disk holds the old ones."""
+    project.edit("params.yaml", "evaluate: {resamples: 10}", "evaluate: {resamples: 11}")
+    old = project.folder / "old"
+    shutil.copytree(project.folder / "results", old)
+    project.succeed("snakemake", "--quiet", "all")
+    shutil.rmtree(project.folder / "results")
+    old.rename(project.folder / "results")
+    assert set(AFTER_SAMPLE) <= project.planned().keys()
+
+
+def test_every_run_of_the_repository_can_be_planned(tmp_path: Path) -> None:
+    project = new_project(tmp_path / "project")
+    shutil.copy2(ROOT / "params.yaml", project.folder)
+    params = load_params(ROOT / "params.yaml")
+    for run, settings in params.runs.items():
+        n = len(settings.plans.nfe)
+        trained = {"extractor": 1} if settings.extractor.name == "classifier" else {}
+        once = dict.fromkeys(("prepare", "train", "stats", "report", "track"), 1)
+        each = dict.fromkeys(("plans", "sample", "evaluate"), n)
+        planned = project.planned(f"results/{run}/report/index.html", f"state/{run}/tracked.json")
+        assert planned == {**once, **trained, **each}, run
+
+
+def test_lint_and_format(finished: Project) -> None:
+    Project(ROOT).succeed("snakefmt", "--check", "Snakefile", "workflow")
+    finished.succeed("snakemake", "--lint")
+
+
+def test_a_second_run_is_refused_in_one_sentence(project: Project) -> None:
+    project.edit("params.yaml", "evaluate: {resamples: 10}", "evaluate: {resamples: 11}")
+    spec = project.folder / "state" / "smoke" / "spec" / "evaluate.json"
+    before = spec.read_bytes()
+    with (project.folder / "state" / "run.lock").open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.truncate(0)
+        lock.write("process 4711")
+        lock.flush()
+        (project.folder / "results" / "smoke" / "report" / "index.html").unlink()
+        refused = project.command("snakemake", "--quiet", "host", "reason")
+        assert spec.read_bytes() == before, "specs that queued jobs will read stay as they are"
+    assert refused.returncode != 0
+    sentence = (
+        "another workflow must not be running in this folder, but process 4711 is; wait for it or stop it"
+    )
+    assert sentence in refused.stdout + refused.stderr
+    assert jobs_in(refused.stdout + refused.stderr) == []
+    assert set(AFTER_SAMPLE) <= project.planned().keys()
+
+
+def test_mistakes_in_the_settings_stop_before_any_job(project: Project) -> None:
+    params = project.folder / "params.yaml"
+    content = yaml.safe_load(params.read_text())
+    content["runs"]["smoke"] = {"train": {"stpes": 3}, "sample": {"n": 1}}
+    params.write_text(yaml.safe_dump(content))
+    done = project.command("snakemake", "-n")
+    output = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert "params.yaml: runs.smoke.train.stpes: unknown field; allowed: steps," in output
+    assert "params.yaml: runs.smoke.sample.n: must be greater than or equal to 10, got 1" in output
+    assert "Traceback" not in output
+
+
+def test_settings_on_the_command_line_and_unknown_runs_are_refused(finished: Project) -> None:
+    done = finished.command("snakemake", "-n", "--config", "steps=3")
+    assert done.returncode != 0
+    assert "settings must stand in params.yaml, where DVC sees them" in done.stdout + done.stderr
+    done = finished.command("snakemake", "-n", "--", "results/mnist/report/index.html")
+    assert done.returncode != 0
+    assert "run must be one of smoke (params.yaml: runs), got 'mnist'" in done.stdout + done.stderr
+
+
+def test_leftovers_of_removed_settings_are_pruned(project: Project) -> None:
+    left = project.folder / "results" / "smoke" / "eval" / "nfe4"
+    project.edit("params.yaml", "nfe: [3, 4]", "nfe: [3]")
+    assert left.exists()
+    make(project, "prune", "RUN=smoke")
+    assert not left.exists()
+    kept = project.folder / "results" / "smoke" / "eval" / "nfe3"
+    assert len(list(kept.glob("*.json"))) == 3
+    assert project.planned().keys() == {"report", "track"}
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_training_that_was_killed_goes_on_to_the_same_weights(finished: Project, tmp_path: Path) -> None:
+    target = "results/smoke/model/spec.json"
+    command = ("snakemake", "--cores", "2", "--quiet", "host", "reason", "--", target)
+    made: dict[str, str] = {}
+    for name in ("undisturbed", "killed"):
+        project = Project(tmp_path / name)
+        shutil.copytree(finished.folder, project.folder, symlinks=True)
+        project.edit("params.yaml", "train: {steps: 20,", "train: {steps: 600, checkpoint_seconds: 0.2,")
+        if name == "killed":
+            kill_in_training(project, command)
+            assert not (project.folder / target).exists(), "the training was over before the kill"
+        project.succeed(*command)
+        made[name] = sha256(project.folder / "results" / "smoke" / "model" / "model.safetensors")
+    assert made["killed"] == made["undisturbed"]
+
+
+def kill_in_training(project: Project, command: tuple[str, ...]) -> None:
+    """Start a command, and kill it and its jobs when the second checkpoint is there."""
+    checkpoints = project.folder / "state" / "smoke" / "checkpoints"
+    before = set(checkpoints.glob("*/*"))
+    started = subprocess.Popen(
+        command,
+        cwd=project.folder,
+        env=project.environment,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_for(lambda: len(set(checkpoints.glob("*/*")) - before) > 1, seconds=120)
+    os.killpg(started.pid, signal.SIGKILL)
+    started.wait()
