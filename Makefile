@@ -34,6 +34,7 @@ help:
 
 $(STAMP): pyproject.toml $(wildcard constraints.txt)
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer must be on the PATH; none was found" >&2; exit 1; }
+	@echo "setting up $(VENV) with $(PYTHON): some minutes, about 2 GB"
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet $(addprefix --extra-index-url ,$(TORCH_INDEX)) $(PIP_ARGS) \
 		$(addprefix -c ,$(wildcard constraints.txt)) -e '.[test]'

@@ -121,7 +121,7 @@ def report(rows: list[dict[str, object]]) -> str:
     lines = [
         "# Fréchet distance: fewstep against pytorch-fid 0.3.0",
         "",
-        f"{DIM} features, synthetic with a power-law spectrum. CPU seconds, median of {REPEATS} interleaved runs,",
+        f"{DIM} features, synthetic, power-law spectrum. CPU seconds, median of {REPEATS} interleaved runs,",
         f"{os.environ.get('OMP_NUM_THREADS', '?')} thread, {machine()}.",
         f"Python {platform.python_version()}, NumPy {np.__version__}, SciPy {scipy.__version__}, torch "
         f"{torch.__version__}.",
@@ -130,7 +130,7 @@ def report(rows: list[dict[str, object]]) -> str:
         "## Distance alone",
         "",
         "Full rank: both sides are given as mean and covariance. Fewer images than features: the samples are",
-        "given as features, and the time includes their mean and centring; pytorch-fid gets mean and covariance.",
+        "given as features, and the time includes mean and centring; pytorch-fid gets mean and covariance.",
         "",
         "| images | reference | pytorch-fid | fewstep | faster | factor cached | faster |",
         "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -160,7 +160,7 @@ def report(rows: list[dict[str, object]]) -> str:
         "",
         "## Agreement",
         "",
-        "The exact value at fewer images than features is the nuclear norm of the features' cross product; at",
+        "Exact at fewer images than features is the nuclear norm of the features' cross product; at",
         "full rank it is pytorch-fid's own.",
         "",
         "| images | reference | exact | relative error of pytorch-fid | relative error of fewstep |",

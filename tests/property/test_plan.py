@@ -1,4 +1,4 @@
-"""Random plans: files, compilation and execution agree with each other and with a literal reading of the file."""
+"""Random plans: files, compilation and execution agree with one another, and with a literal reader."""
 
 import json
 import sys

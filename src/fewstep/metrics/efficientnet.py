@@ -43,6 +43,8 @@ class SameConv(nn.Conv2d):
         """(B, c_in, H, W) -> (B, c_out, ceil(H / stride), ceil(W / stride))."""
         top, bottom = _same_padding(x.shape[2], self.kernel_size[0], self.stride[0])
         left, right = _same_padding(x.shape[3], self.kernel_size[1], self.stride[1])
+        if top == bottom and left == right:
+            return F.conv2d(x, self.weight, self.bias, self.stride, (top, left), groups=self.groups)
         return super().forward(F.pad(x, (left, right, top, bottom)))
 
 

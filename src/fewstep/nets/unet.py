@@ -2,7 +2,7 @@
 
 Residual blocks are conditioned by a scale and a shift computed from the time (and the class). The whole
 time path is written with linear layers on the last axis, so the very same weights accept one time for the
-batch, one per image, or one per pixel: a map is averaged down to every resolution [liu2025rad].
+batch, one per image, or one per pixel: a map is averaged down to every resolution [kim2025rad].
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ import os
 import sys
 import traceback
 
-import click
 import typer
 
 import fewstep
@@ -54,13 +53,7 @@ def main() -> None:
     """Run the command line; what the user can mend is one line on stderr and exit status 2."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        status = app(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except click.exceptions.Abort:
-        print("fewstep: interrupted", file=sys.stderr)
-        sys.exit(130)
+        app()
     except UserError as error:
         _fail(str(error))
     except OSError as error:
@@ -68,7 +61,6 @@ def main() -> None:
             raise
         place = f" at {error.filename}" if error.filename else ""
         _fail(f"Writing{place} must be possible, but: {error.strerror}; free space or choose another place.")
-    sys.exit(status or 0)
 
 
 def _fail(sentence: str) -> None:

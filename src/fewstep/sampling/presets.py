@@ -192,7 +192,10 @@ def dpmpp_3m_exact(
     to_zero: bool = False,
     lower_final: bool | None = None,
 ) -> Plan:
-    """DPM-Solver++(3M) with the full second-derivative term, order 3. lower_final None: below 10 steps."""
+    """DPM-Solver++(3M) [lu2022dpmsolverpp] with the full second-derivative term, which makes its order 3.
+
+    lower_final None: below 10 steps.
+    """
     lower = nfe < 10 if lower_final is None else lower_final
     ts = _times(schedule, nfe, grid, t_start, t_end, to_zero)
     return _plan("dpmpp-3m-exact", schedule, grid, ts, _multistep(_orders(3, nfe, lower, to_zero), "x0", BH2))

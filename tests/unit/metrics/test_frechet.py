@@ -1,5 +1,7 @@
 """Closed forms: commuting covariances give sum((sqrt(a) - sqrt(b))^2), a shift adds its squared length."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -124,6 +126,25 @@ def test_nan_other_features_and_unknown_methods_are_refused():
         frechet(gaussian([0, 0, 0], np.eye(3)), good)
     with pytest.raises(ValueError, match="sqrtm"):
         frechet(good, good, method="sqrtm")
+
+
+def test_pytorch_fid_agrees_at_full_rank(torchvision_operators):
+    score = pytest.importorskip("pytorch_fid.fid_score", exc_type=ImportError)
+    x, y = features(400, 48, 0, gain=1.2), features(300, 48, 1)
+    a, b = Statistics.from_features(x), Statistics.from_features(y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # it passes disp= to SciPy's sqrtm
+        expected = score.calculate_frechet_distance(a.mu, a.cov, b.mu, b.cov)
+    assert frechet(a, b).value == pytest.approx(expected, rel=1e-6)
+
+
+def test_torch_fidelity_agrees_at_full_rank(torchvision_operators):
+    metric = pytest.importorskip("torch_fidelity.metric_fid", exc_type=ImportError)
+    x, y = features(400, 48, 0, gain=1.2), features(300, 48, 1)
+    a, b = Statistics.from_features(x), Statistics.from_features(y)
+    sides = ({"mu": side.mu, "sigma": side.cov} for side in (a, b))
+    expected = metric.fid_statistics_to_metric(*sides, verbose=False)
+    assert frechet(a, b).value == pytest.approx(expected["frechet_inception_distance"], rel=1e-6)
 
 
 def test_scipys_matrix_root_agrees_at_full_rank():

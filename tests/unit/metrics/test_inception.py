@@ -1,5 +1,3 @@
-import sys
-
 import pytest
 import torch
 
@@ -52,9 +50,8 @@ def test_loads_a_file_whose_hash_agrees(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_features_are_those_of_torch_fidelity(monkeypatch, tmp_path):
+def test_features_are_those_of_torch_fidelity(torchvision_operators, tmp_path):
     """Same random weights in both; 1e-4 relative, for the convolutions sum in another order here."""
-    define_torchvision_operators()
     pytest.importorskip("torch_fidelity", exc_type=ImportError)
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
@@ -66,11 +63,3 @@ def test_features_are_those_of_torch_fidelity(monkeypatch, tmp_path):
         (expected,) = theirs(images())
         found = ours.eval()(images())
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
-
-
-def define_torchvision_operators():
-    """A torchvision built for another torch fails at import without two operators, which nothing here calls."""
-    if "torchvision" in sys.modules:
-        return
-    for name in ("nms", "qnms"):
-        torch.library.define(f"torchvision::{name}", "(Tensor boxes, Tensor scores, float overlap) -> Tensor")

@@ -124,7 +124,7 @@ def test_conditioning_time_only_changes_what_the_network_is_told():
 
 
 def test_conversion_may_happen_at_the_conditioning_time():
-    """With an x0 output, eps follows from the amplitudes of t_cond, and x0 from that eps at the node's own."""
+    """With an x0 output, eps follows from the amplitudes of t_cond, and x0 from that eps at the node."""
     model = Model(lambda x, t: torch.zeros_like(x), schedule=VP, prediction="x0", shape=(3,))
     plan = replace(PRESETS["ddim"](VP, 1, to_zero=True).with_node(0, t_cond=0.5), convert_at="tau")
     x = noise()
