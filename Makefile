@@ -4,6 +4,7 @@
 SHELL := /bin/bash
 RUN ?= digits
 CORES ?= all
+PORT ?= 5000
 VENV ?= .venv
 TORCH_INDEX ?=
 PIP_ARGS ?=
@@ -17,13 +18,15 @@ export DVC_NO_ANALYTICS := 1
 
 STAMP := $(VENV)/.installed
 QUIET := --quiet host reason
+MLFLOW_UI = mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
 REPORT := results/$(RUN)/report/index.html
 
-.PHONY: help run test test-all lint format schema adopt prune clean
+.PHONY: help run ui test test-all lint format schema adopt prune clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make run [RUN=digits]   environment, data, training, samples, report (CORES=$(CORES))"
+	@echo "make ui [PORT=5000]     MLflow's pages over all runs"
 	@echo "make test               tests but the slow ones; make test-all: every test"
 	@echo "make lint               ruff, mypy, import layers, snakefmt, snakemake --lint"
 	@echo "make format             ruff format, snakefmt"
@@ -45,7 +48,12 @@ run: $(STAMP)
 	@fewstep leaderboard results/$(RUN)/eval/nfe*
 	@echo
 	@echo "report:  $(REPORT)"
-	@echo "MLflow:  $(VENV)/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db --port 5000"
+	@echo "MLflow:  make ui    ($(MLFLOW_UI))"
+
+ui: $(STAMP)
+	@python -c 'import socket; socket.create_server(("127.0.0.1", $(PORT)))' 2>/dev/null || { \
+		echo "port $(PORT) must be free, but it is not; choose another with make ui PORT=5001" >&2; exit 2; }
+	$(MLFLOW_UI)
 
 test: $(STAMP)
 	pytest -m "not slow"

@@ -10,7 +10,9 @@ T = TypeVar("T")
 Progress = Callable[[Iterable[T]], Iterable[T]]
 
 
-def track(description: str, *, total: int | None = None, unit: str = "it") -> Callable[[Iterable[T]], "tqdm[T]"]:
+def track(
+    description: str, *, total: int | None = None, unit: str = "it"
+) -> Callable[[Iterable[T]], "tqdm[T]"]:
     """Make a function that wraps an iterable and reports rate and time left while it is consumed."""
     on_terminal = sys.stderr.isatty()
 

@@ -15,6 +15,7 @@ import pytest
 
 from fewstep.pipeline.cli import main
 
+
 class Done(NamedTuple):
     returncode: int
     stdout: str
@@ -55,7 +56,19 @@ def study(tmp_path_factory):
     made("sample", "model", "plans", "--seeds", "0-59", "--out", "samples", cwd=folder)
     made("evaluate", "samples", "--reference", "stats.npz", "--extractor", "extractor", "--out", "eval",
          "--resamples", 20, cwd=folder)  # fmt: skip
-    made("report", "eval", "--samples", "samples", "--model", "model", "--run", "tiny", "--out", "report", cwd=folder)
+    made(
+        "report",
+        "eval",
+        "--samples",
+        "samples",
+        "--model",
+        "model",
+        "--run",
+        "tiny",
+        "--out",
+        "report",
+        cwd=folder,
+    )
     return folder
 
 
@@ -103,25 +116,49 @@ def _wrong(case, study, tmp):
     sample = ("sample", study / "model")
     match case:
         case "missing dataset":
-            return ("train", "--data", tmp / "no", "--out", tmp / "m", "--checkpoints", tmp / "c"), ("no", "must")
+            return ("train", "--data", tmp / "no", "--out", tmp / "m", "--checkpoints", tmp / "c"), (
+                "no",
+                "must",
+            )
         case "truncated dataset":
             shutil.copytree(study / "data", tmp / "data")
             images = (tmp / "data/images.npy").read_bytes()
             (tmp / "data/images.npy").write_bytes(images[: len(images) // 2])
-            return ("train", "--data", tmp / "data", "--out", tmp / "m", "--checkpoints", tmp / "c"), ("images.npy",)
+            return ("train", "--data", tmp / "data", "--out", tmp / "m", "--checkpoints", tmp / "c"), (
+                "images.npy",
+            )
         case "unknown dataset":
             return ("prepare", "cifar11", "--out", tmp / "d"), ("cifar10", "cifar11")
         case "unknown preset":
-            return ("plan", "euler", "--model", study / "model", "--nfe", 4, "--out", tmp / "p.json"), ("ddim", "euler")
+            return ("plan", "euler", "--model", study / "model", "--nfe", 4, "--out", tmp / "p.json"), (
+                "ddim",
+                "euler",
+            )
         case "impossible nfe":
-            return ("plan", "heun", "--model", study / "model", "--nfe", 4, "--out", tmp / "p.json"), ("odd", "4")
+            return ("plan", "heun", "--model", study / "model", "--nfe", 4, "--out", tmp / "p.json"), (
+                "odd",
+                "4",
+            )
         case "unknown grid":
             return (
-                ("plan", "ddim", "--model", study / "model", "--nfe", 4, "--grid", "log", "--out", tmp / "p.json"),
+                (
+                    "plan",
+                    "ddim",
+                    "--model",
+                    study / "model",
+                    "--nfe",
+                    4,
+                    "--grid",
+                    "log",
+                    "--out",
+                    tmp / "p.json",
+                ),
                 ("uniform-lambda", "log"),
             )
         case "plan of another schedule":
-            other = edited(plan, tmp / "p.json", lambda d: d.update(noise_schedule={"type": "cosine", "s": 0.008}))
+            other = edited(
+                plan, tmp / "p.json", lambda d: d.update(noise_schedule={"type": "cosine", "s": 0.008})
+            )
             return (*sample, other, "--out", tmp / "s.npz"), ("schedule",)
         case "plan of another model":
             other = edited(plan, tmp / "p.json", lambda d: d["model"].update(fingerprint="ab" * 32))
@@ -149,7 +186,10 @@ def _wrong(case, study, tmp):
             )  # fmt: skip
         case "images of another shape":
             made("prepare", "digits", "--size", 16, "--out", tmp / "data")
-            return ("stats", tmp / "data", "--extractor", study / "extractor", "--out", tmp / "s.npz"), ("8", "16")
+            return ("stats", tmp / "data", "--extractor", study / "extractor", "--out", tmp / "s.npz"), (
+                "8",
+                "16",
+            )
         case "damaged samples":
             (tmp / "s.npz").write_bytes(samples.read_bytes()[:2000])
             return (
@@ -158,7 +198,9 @@ def _wrong(case, study, tmp):
                 ("s.npz", "damaged"),
             )  # fmt: skip
         case "official weights missing":
-            return ("stats", study / "data", "--extractor", "inception2015", "--out", tmp / "s.npz"), ("effnet",)
+            return ("stats", study / "data", "--extractor", "inception2015", "--out", tmp / "s.npz"), (
+                "effnet",
+            )
         case "foreign certificate":
             (tmp / "c.json").write_text('{"fid": 3}')
             return ("leaderboard", tmp / "c.json"), ("c.json", "certificate")
@@ -168,13 +210,40 @@ def _wrong(case, study, tmp):
             return ("leaderboard", tmp / "c.json", next((study / "eval").glob("unipc*.json"))), ("n",)
         case "setting out of range":
             return (
-                ("train", "--data", study / "data", "--out", tmp / "m", "--checkpoints", tmp / "c", "--lr", "-1"),
+                (
+                    "train",
+                    "--data",
+                    study / "data",
+                    "--out",
+                    tmp / "m",
+                    "--checkpoints",
+                    tmp / "c",
+                    "--lr",
+                    "-1",
+                ),
                 ("--lr", "-1"),
             )
         case "checkpoint of other settings":
             return (
-                ("train", "--data", study / "data", "--out", tmp / "m", "--checkpoints", study / "ck", "--steps", 30,
-                 "--warmup", 5, "--channels", 8, "--batch-size", 32, "--ema-decay", 0.5),
+                (
+                    "train",
+                    "--data",
+                    study / "data",
+                    "--out",
+                    tmp / "m",
+                    "--checkpoints",
+                    study / "ck",
+                    "--steps",
+                    30,
+                    "--warmup",
+                    5,
+                    "--channels",
+                    8,
+                    "--batch-size",
+                    32,
+                    "--ema-decay",
+                    0.5,
+                ),
                 ("checkpoint", "steps"),
             )
         case "no such device":
@@ -210,7 +279,9 @@ def test_diverged_samples_are_refused(study, tmp_path):
 
     shutil.copytree(study / "model", tmp_path / "model")
     weights = load_file(tmp_path / "model/model.safetensors")
-    save_file({name: value * float("inf") for name, value in weights.items()}, tmp_path / "model/model.safetensors")
+    save_file(
+        {name: value * float("inf") for name, value in weights.items()}, tmp_path / "model/model.safetensors"
+    )
     plan = next((study / "plans").glob("ddim*.json"))
     done = fewstep("sample", tmp_path / "model", plan, "--out", tmp_path / "s.npz", "--seeds", "0-3")
     assert done.returncode == 2
@@ -227,7 +298,19 @@ def test_the_installed_command_answers():
 
 def test_every_command_has_help_with_an_example():
     listed = made("--help")
-    names = ["prepare", "train", "extractor", "plan", "plans", "sample", "stats", "evaluate", "report", "leaderboard", "track"]
+    names = [
+        "prepare",
+        "train",
+        "extractor",
+        "plan",
+        "plans",
+        "sample",
+        "stats",
+        "evaluate",
+        "report",
+        "leaderboard",
+        "track",
+    ]
     for name in names:
         assert name in listed
         assert f"fewstep {name}" in made(name, "--help")

@@ -49,9 +49,9 @@ def test_rotations_and_common_shifts_change_nothing(n, m, seed):
 @given(sizes, sizes, seeds, st.floats(min_value=0.1, max_value=10))
 def test_scaling_scales_by_the_square(n, m, seed, scale):
     x, y = draw(n, seed), draw(m, seed ^ 1)
-    assert abs(distance(scale * x, scale * y) - scale**2 * distance(x, y)) <= max(
-        scale, 1
-    ) ** 2 * tolerance(x, y)
+    assert abs(distance(scale * x, scale * y) - scale**2 * distance(x, y)) <= max(scale, 1) ** 2 * tolerance(
+        x, y
+    )
 
 
 @settings(max_examples=30, deadline=None)

@@ -3,7 +3,15 @@ import math
 import pytest
 
 from fewstep.checks import DataError
-from fewstep.files import atomic_dir, atomic_file, canonical_json, read_json, require_space, sha256_file, write_json
+from fewstep.files import (
+    atomic_dir,
+    atomic_file,
+    canonical_json,
+    read_json,
+    require_space,
+    sha256_file,
+    write_json,
+)
 
 
 def test_a_failure_leaves_the_old_file_and_no_other(tmp_path):

@@ -10,7 +10,17 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "src" / "fewstep").rglob("*.py"))
-DRAWS = {"rand", "randn", "randint", "randperm", "normal", "multinomial", "bernoulli", "rand_like", "randn_like"}
+DRAWS = {
+    "rand",
+    "randn",
+    "randint",
+    "randperm",
+    "normal",
+    "multinomial",
+    "bernoulli",
+    "rand_like",
+    "randn_like",
+}
 
 
 def random_calls_without_generator(tree: ast.AST) -> list[str]:
@@ -64,7 +74,18 @@ def test_core_imports_without_the_pipeline_extra():
         for path in SOURCES
         if path.relative_to(ROOT / "src/fewstep").parts[0] not in ("pipeline", "interop")
     ]
-    blocked = ["mlflow", "optuna", "pandas", "typer", "pydantic", "snakemake", "dvc", "matplotlib", "sklearn", "lmdb"]
+    blocked = [
+        "mlflow",
+        "optuna",
+        "pandas",
+        "typer",
+        "pydantic",
+        "snakemake",
+        "dvc",
+        "matplotlib",
+        "sklearn",
+        "lmdb",
+    ]
     code = (
         f"import sys\nfor name in {blocked}: sys.modules[name] = None\n"
         f"import importlib\nfor name in {modules}: importlib.import_module(name.removesuffix('.__init__'))\n"
@@ -75,6 +96,8 @@ def test_core_imports_without_the_pipeline_extra():
 def test_layers_hold():
     done = subprocess.run(
         [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"],
-        cwd=ROOT, capture_output=True, text=True,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout

@@ -38,6 +38,11 @@ def for_each_nfe(path):
     ]
 
 
+def folder_of(name):
+    """Params function: the folder in which the input files of that name stand."""
+    return lambda wildcards, input: str(Path(getattr(input, name)[0]).parent)
+
+
 def trained_extractor(wildcards):
     """Input function: the trained extractor of the run, or nothing where a published one is used."""
     if specs.applies("extractor", settings_of(wildcards)):
@@ -55,4 +60,8 @@ def extractor_argument(wildcards):
 
 
 def targets_of(run):
-    return [f"results/{run}/report/index.html", f"state/{run}/tracked.json"]
+    pages = [
+        f"results/{run}/report/{name}"
+        for name in ("index.html", "metrics.json", "leaderboard.csv")
+    ]
+    return [*pages, f"state/{run}/tracked.json"]

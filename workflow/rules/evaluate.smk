@@ -1,7 +1,7 @@
 rule extractor:
     input:
         spec=spec("extractor"),
-        data=rules.prepare.output.spec,
+        data=rules.prepare.output,
     output:
         spec="results/{run}/reference/extractor/spec.json",
     log:
@@ -10,7 +10,7 @@ rule extractor:
     resources:
         gpu=GPU,
     params:
-        data=subpath(input.data, parent=True),
+        data=folder_of("data"),
         out=subpath(output.spec, parent=True),
     message:
         "{wildcards.run}: train the classifier whose features images are compared in (progress in {log})"
@@ -21,7 +21,7 @@ rule extractor:
 rule stats:
     input:
         spec=spec("stats"),
-        data=rules.prepare.output.spec,
+        data=rules.prepare.output,
         extractor=trained_extractor,
     output:
         stats="results/{run}/reference/stats.npz",
@@ -32,7 +32,7 @@ rule stats:
     resources:
         gpu=GPU,
     params:
-        data=subpath(input.data, parent=True),
+        data=folder_of("data"),
         extractor=extractor_argument,
     message:
         "{wildcards.run}: measure the reference images (progress in {log})"

@@ -1,13 +1,13 @@
 rule plans:
     input:
         spec=spec("plans"),
-        model=rules.train.output.spec,
+        model=rules.train.output,
     output:
         spec="results/{run}/plans/nfe{nfe}/spec.json",
     log:
         "logs/{run}/plans/nfe{nfe}.log",
     params:
-        model=subpath(input.model, parent=True),
+        model=folder_of("model"),
         out=subpath(output.spec, parent=True),
     message:
         "{wildcards.run}: write the sampling plans of {wildcards.nfe} network calls"
@@ -19,7 +19,7 @@ rule plans:
 rule sample:
     input:
         spec=spec("sample"),
-        model=rules.train.output.spec,
+        model=rules.train.output,
         plans=rules.plans.output.spec,
     output:
         spec="results/{run}/samples/nfe{nfe}/spec.json",
@@ -31,7 +31,7 @@ rule sample:
     resources:
         gpu=GPU,
     params:
-        model=subpath(input.model, parent=True),
+        model=folder_of("model"),
         plans=subpath(input.plans, parent=True),
         out=subpath(output.spec, parent=True),
     message:

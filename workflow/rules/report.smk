@@ -3,7 +3,7 @@ rule report:
         spec=spec("report"),
         certificates=for_each_nfe("results/{run}/eval/nfe{nfe}/spec.json"),
         samples=for_each_nfe("results/{run}/samples/nfe{nfe}/spec.json"),
-        model=rules.train.output.spec,
+        model=rules.train.output,
     output:
         report(
             "results/{run}/report/index.html",
@@ -24,7 +24,7 @@ rule report:
     params:
         certificates=for_each_nfe("results/{run}/eval/nfe{nfe}"),
         samples=for_each_nfe("--samples results/{run}/samples/nfe{nfe}"),
-        model=subpath(input.model, parent=True),
+        model=folder_of("model"),
         out=subpath(output.spec, parent=True),
     message:
         "{wildcards.run}: write the report"
@@ -36,7 +36,7 @@ rule report:
 rule track:
     input:
         spec=spec("track"),
-        report=rules.report.output.spec,
+        finished=rules.report.output,
     output:
         "state/{run}/tracked.json",
     log:

@@ -1,7 +1,7 @@
 rule train:
     input:
         spec=spec("train"),
-        data=rules.prepare.output.spec,
+        data=rules.prepare.output,
     output:
         "results/{run}/model/model.safetensors",
         "results/{run}/model/config.json",
@@ -16,7 +16,7 @@ rule train:
     resources:
         gpu=GPU,
     params:
-        data=subpath(input.data, parent=True),
+        data=folder_of("data"),
         out=subpath(output.spec, parent=True),
         checkpoints="state/{run}/checkpoints",
     message:

@@ -60,6 +60,7 @@ class Denoiser:
         dtype: torch.dtype | None = None,
     ) -> None:
         """Fix what does not change between evaluations.
+
         Args:
             labels: class of each image, (B,) int64; None means no class.
             guidance: weight of classifier-free guidance [ho2022cfg, Eq. 6, w + 1]; 1 means none.
@@ -71,7 +72,9 @@ class Denoiser:
                 f"the model has {model.n_classes} classes and labels are {'missing' if labels is None else 'given'}."
             )
         if labels is not None and model.n_classes == 0:
-            raise ConfigError("Labels need a class-conditional model; this one has no classes, so leave them out.")
+            raise ConfigError(
+                "Labels need a class-conditional model; this one has no classes, so leave them out."
+            )
         self.model, self.labels, self.guidance, self.dtype = model, labels, guidance, dtype
         self.nfe = self.calls = 0
         self.network_seconds = 0.0

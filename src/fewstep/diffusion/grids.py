@@ -9,7 +9,9 @@ from fewstep.checks import ConfigError
 from fewstep.diffusion.schedule import Schedule
 
 
-def _ends(schedule: Schedule, n_steps: int, t_start: float | None, t_end: float | None) -> tuple[float, float]:
+def _ends(
+    schedule: Schedule, n_steps: int, t_start: float | None, t_end: float | None
+) -> tuple[float, float]:
     t_start = schedule.t_max if t_start is None else t_start
     t_end = schedule.t_min if t_end is None else t_end
     if n_steps < 1:

@@ -55,7 +55,7 @@ class GaussianMixture:
         )
 
     def log_density(self, x0: Tensor) -> Tensor:
-        """log p(x0), (B,)."""
+        """Log p(x0), (B,)."""
         ones = torch.ones(len(x0), dtype=x0.dtype)
         return self._log_joint(x0, ones, self.stds.square().expand(len(x0), -1))[0].logsumexp(1)
 

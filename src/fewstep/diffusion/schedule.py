@@ -75,11 +75,11 @@ class _VariancePreserving(Schedule):
 
     @abstractmethod
     def log_alpha(self, t: Tensor | float) -> Tensor:
-        """log alpha(t)."""
+        """Log alpha(t)."""
 
     @abstractmethod
     def _log_alpha_rate(self, t: Tensor) -> Tensor:
-        """d log alpha / dt."""
+        """D log alpha / dt."""
 
     @abstractmethod
     def _t_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ class DDPMTable(_VariancePreserving):
 
     @classmethod
     def linear(cls, beta_start: float = 1e-4, beta_end: float = 0.02, n_rows: int = 1000) -> "DDPMTable":
-        """beta linear in k, the table of DDPM [ho2020ddpm, Sec. 4]."""
+        """Beta linear in k, the table of DDPM [ho2020ddpm, Sec. 4]."""
         betas = torch.linspace(beta_start, beta_end, n_rows, dtype=torch.float64)
         return cls._of_betas("linear", betas, beta_start=beta_start, beta_end=beta_end, n_rows=n_rows)
 
@@ -226,7 +226,8 @@ class Cosine(_VariancePreserving):
         return (t + self.s) / (1 + self.s) * math.pi / 2
 
     def log_alpha(self, t: Tensor | float) -> Tensor:
-        return self._angle(_tensor(t)).cos().log() - self._log_cos_0
+        # at t = 0 rounding may leave 1e-17 above 0, of which sigma would be NaN
+        return (self._angle(_tensor(t)).cos().log() - self._log_cos_0).clamp(max=0)
 
     def _log_alpha_rate(self, t: Tensor) -> Tensor:
         return -self._angle(t).tan() * math.pi / 2 / (1 + self.s)
@@ -303,10 +304,16 @@ def _ddpm(
     *, table: str | None = None, alpha_bar: Sequence[float] | None = None, **values: float
 ) -> DDPMTable:
     if (table is None) == (alpha_bar is None):
-        raise ConfigError("A ddpm schedule needs either `table` (a name) or `alpha_bar` (the values), not both.")
+        raise ConfigError(
+            "A ddpm schedule needs either `table` (a name) or `alpha_bar` (the values), not both."
+        )
     if alpha_bar is not None:
         return DDPMTable(alpha_bar, **values)  # type: ignore[arg-type]
-    tables = {"linear": DDPMTable.linear, "scaled_linear": DDPMTable.scaled_linear, "cosine": DDPMTable.cosine}
+    tables = {
+        "linear": DDPMTable.linear,
+        "scaled_linear": DDPMTable.scaled_linear,
+        "cosine": DDPMTable.cosine,
+    }
     if table not in tables:
         raise ConfigError(f"A ddpm table must be one of {', '.join(tables)}; got {table!r}.")
     make: Any = tables[table]
@@ -334,5 +341,7 @@ def schedule_from_config(config: dict[str, Any]) -> Schedule:
     try:
         schedule: Schedule = SCHEDULES[kind](**values)
     except TypeError as error:
-        raise ConfigError(f"The schedule {kind!r} does not take these fields: {sorted(values)} ({error}).") from None
+        raise ConfigError(
+            f"The schedule {kind!r} does not take these fields: {sorted(values)} ({error})."
+        ) from None
     return schedule

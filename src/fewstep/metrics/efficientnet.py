@@ -66,8 +66,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, c_in, H, W) -> (B, c_out, H', W')."""
-        wide = x if self.expand is None else F.relu6(self.expand(x))
-        out: Tensor = self.project(F.relu6(self.depthwise(wide)))
+        wide = x if self.expand is None else F.relu6(self.expand(x), inplace=True)
+        out: Tensor = self.project(F.relu6(self.depthwise(wide), inplace=True))
         return out + x if self.skip else out
 
 
@@ -91,11 +91,11 @@ class EfficientNetLite0(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 255] -> (B, 320) or (B, 1280)."""
         x = (images / 127.5 - 1).contiguous(memory_format=torch.channels_last)
-        x = F.relu6(self.stem(x))
+        x = F.relu6(self.stem(x), inplace=True)
         for block in self.blocks:
             x = block(x)
         if self.tap == "h1280":
-            x = F.relu6(self.head(x))
+            x = F.relu6(self.head(x), inplace=True)
         return x.mean((2, 3))
 
 

@@ -116,7 +116,7 @@ def _kid(features: NDArray[Any], reference: Reference, extractor: Extractor, lev
         "value": found.value,
         "interval": list(normal_interval(found.value, found.standard_error, level)),
         "level": level,
-        "interval_method": f"{found.blocks} blocks",
+        "interval_method": "block jackknife",
     }
 
 

@@ -1,6 +1,6 @@
 """Feature extractors: what a distance between sets of images measures, and the name it is reported under."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from fewstep.metrics.inception import Inception2015
 from fewstep.metrics.resize import bicubic_aa, to_rgb
 from fewstep.progress import Progress
 
-BATCH = 64
-"""Images per network call: constant, because another batch may change the last bits of a feature."""
+BATCH = {"cpu": 16, "cuda": 256}
+"""Images per network call on a kind of device: constant, because another batch may change the last bits of a
+feature. Sixteen images at 128 pixels fit the cache of a CPU core, which made it 1.7 times as fast as 64."""
 
 DEFAULT_COLOUR = "effnet-lite0-p320"
 
@@ -100,13 +101,24 @@ def extract(
     Returns: (N, dim) float32.
     """
     features = np.empty((len(images), extractor.dim), np.float32)
-    for start in progress(range(0, len(images), BATCH)):
-        features[start : start + BATCH] = extractor(_batch(images, start)).numpy()
+    done = 0
+    for rows in feature_batches(images, extractor, progress=progress):
+        features[done : done + len(rows)] = rows
+        done += len(rows)
     return features
 
 
-def _batch(images: Tensor | NDArray[np.uint8], start: int) -> Tensor:
-    part = images[start : start + BATCH]
+def feature_batches(
+    images: Tensor | NDArray[np.uint8], extractor: Extractor, *, progress: Progress[int] = iter
+) -> Iterator[NDArray[np.float32]]:
+    """What `extract` gives, piece by piece, for sets whose features do not fit into memory."""
+    size = BATCH.get(torch.device(extractor.device).type, 64)
+    for start in progress(range(0, len(images), size)):
+        yield extractor(_batch(images, start, size)).numpy()
+
+
+def _batch(images: Tensor | NDArray[np.uint8], start: int, size: int) -> Tensor:
+    part = images[start : start + size]
     if isinstance(part, Tensor):
         return part
     if part.ndim != 4:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from fewstep.checks import ConfigError, DataError
 from fewstep.data.packed import load_dataset
 from fewstep.files import atomic_file, canonical_json, require_space
-from fewstep.metrics.extractor import Extractor, extract
-from fewstep.metrics.statistics import CHUNK, Array, Statistics
+from fewstep.metrics.extractor import Extractor, extract, feature_batches
+from fewstep.metrics.statistics import CHUNK, Accumulator, Array, Statistics
 from fewstep.progress import Progress
 
 SCHEMA = "fewstep.statistics/1"
@@ -66,20 +66,33 @@ def build_reference(
     Raises: DataError: the dataset is damaged, or its images do not fit the extractor.
     """
     dataset = load_dataset(data_dir, split)
-    features = extract(dataset.images, extractor, progress=progress)
+    statistics = _measure(dataset.images, extractor, progress)
+    if heldout == split or heldout not in dataset.manifest["splits"]:
+        heldout = None
     kept = None
-    if heldout not in (None, split) and heldout in dataset.manifest["splits"]:
-        kept = extract(load_dataset(data_dir, heldout).images, extractor, progress=progress)
-        kept = kept if kept.nbytes <= KEEP_BYTES else kept[: KEEP_BYTES // kept[0].nbytes]
+    if heldout is not None:
+        images = load_dataset(data_dir, heldout).images
+        kept = extract(images[: _most_rows(extractor)], extractor, progress=progress)
     facts = {
         "name": dataset.name,
         "fingerprint": dataset.fingerprint,
         "split": split,
         "heldout_split": heldout,
     }
-    if kept is None:
-        facts["heldout_split"] = None
-    return from_features(features, extractor.protocol, dataset=facts, heldout=kept)
+    return Reference(statistics, kept, _meta(statistics, extractor.protocol, facts, kept, "fewstep"))
+
+
+def _most_rows(extractor: Extractor) -> int:
+    return KEEP_BYTES // (extractor.dim * np.dtype(np.float32).itemsize)
+
+
+def _measure(images: NDArray[np.uint8], extractor: Extractor, progress: Progress[int]) -> Statistics:
+    if len(images) <= _most_rows(extractor):
+        return Statistics.from_features(extract(images, extractor, progress=progress))
+    accumulator = Accumulator()
+    for rows in feature_batches(images, extractor, progress=progress):
+        accumulator.update(rows)
+    return Statistics.from_moments(accumulator.moments())
 
 
 def from_features(
@@ -94,9 +107,6 @@ def from_features(
     Raises: DataError: fewer than two rows, NaN or infinity.
     """
     statistics = Statistics.from_features(features)
-    cov = statistics.cov
-    if features.nbytes > KEEP_BYTES:
-        statistics = Statistics(statistics.n, statistics.mu, cov)
     return Reference(statistics, heldout, _meta(statistics, extractor, dataset, heldout, "fewstep"))
 
 

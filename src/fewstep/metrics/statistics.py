@@ -133,6 +133,17 @@ class Statistics:
             raise DataError(f"Features must be finite; row {bad} holds NaN or infinity: look at that image.")
         return cls(len(features), _mean(features), features=features)
 
+    @classmethod
+    def from_moments(cls, moments: Moments) -> "Statistics":
+        """Statistics of what was accumulated, without features.
+        Raises: DataError: fewer than two rows, or NaN or infinity among them.
+        """
+        if moments.n < 2:
+            raise DataError(f"Statistics need at least two images, got {moments.n}.")
+        if not np.isfinite(moments.scatter).all():
+            raise DataError("Features must be finite, but NaN or infinity came up: look at the images.")
+        return cls(moments.n, moments.mean, moments.scatter / (moments.n - 1))
+
     @property
     def dim(self) -> int:
         """Number of features D."""

@@ -44,7 +44,9 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="print it and stop"),
+    version: bool = typer.Option(
+        False, "--version", callback=_show_version, is_eager=True, help="print it and stop"
+    ),
 ) -> None:
     """For this diffusion model and this step budget: what is the best sampler, and how sure are we?"""
 

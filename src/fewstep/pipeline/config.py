@@ -56,6 +56,8 @@ PresetName = Literal[
 GridName = Literal["uniform-t", "quadratic-t", "uniform-lambda", "karras"]
 MetricName = Literal["fd", "kid", "pr"]
 
+_WITHOUT_SOURCE = ("digits", "cifar10")  # one comes with scikit-learn, the other is downloaded
+
 _NOT_A_RESULT: JsonDict = {"changes_results": False}
 
 
@@ -87,7 +89,7 @@ class DataSettings(Section):
     source: str | None = Field(
         default=None,
         min_length=1,
-        description="file or folder of raw data, for every dataset but digits; track it with dvc add",
+        description="file or folder of raw data; digits need none, null downloads cifar10; track it with dvc add",
     )
     size: int | None = Field(
         default=None, ge=4, le=1024, description="side of the square images in pixels; null: as is"
@@ -103,7 +105,7 @@ class DataSettings(Section):
 
     @model_validator(mode="after")
     def _source_is_given(self) -> Self:
-        if self.dataset != "digits" and self.source is None:
+        if self.dataset not in _WITHOUT_SOURCE and self.source is None:
             raise ValueError(f"source: must name the file or folder that holds {self.dataset}, got nothing")
         return self
 
@@ -119,7 +121,7 @@ class ScheduleSettings(Section):
 class ModelSettings(Section):
     """The U-Net and what it predicts."""
 
-    channels: int = Field(default=32, ge=8, le=1024, multiple_of=8, description="channels at full resolution")
+    channels: int = Field(default=16, ge=8, le=1024, multiple_of=8, description="channels at full resolution")
     multipliers: list[Positive] = Field(
         default=[1, 2], min_length=1, max_length=6, description="channel factor of each resolution level"
     )
@@ -136,14 +138,14 @@ class ModelSettings(Section):
 class TrainSettings(Section):
     """The training of the diffusion model."""
 
-    steps: Positive = Field(default=1500, description="optimiser steps")
+    steps: Positive = Field(default=2500, description="optimiser steps")
     batch_size: int = Field(default=128, ge=1, le=65536, description="images per step over all devices")
-    lr: float = Field(default=1e-3, gt=0, le=1, description="learning rate of Adam after the warm-up")
+    lr: float = Field(default=2e-3, gt=0, le=1, description="learning rate of Adam after the warm-up")
     warmup: int = Field(default=100, ge=0, description="steps of linear learning-rate warm-up")
     lr_course: Literal["constant", "cosine"] = Field(
-        default="constant", description="learning rate after the warm-up: constant, or falling to 0"
+        default="cosine", description="learning rate after the warm-up: constant, or falling to 0"
     )
-    ema_decay: float = Field(default=0.995, ge=0, lt=1, description="decay per step of the averaged weights")
+    ema_decay: float = Field(default=0.998, ge=0, lt=1, description="decay per step of the averaged weights")
     clip: float | None = Field(default=1.0, gt=0, description="largest gradient norm; null: no clipping")
     weighting: Literal["uniform", "snr", "min-snr-5", "edm"] = Field(
         default="uniform", description="weight of the loss over noise levels"
@@ -187,10 +189,10 @@ class PlanSettings(Section):
     """The sampling plans that are compared: every preset on every grid at every number of calls."""
 
     nfe: list[Positive] = Field(
-        default=[4, 6, 8, 10, 20], min_length=1, description="network calls per image"
+        default=[4, 5, 6, 8, 10, 15, 20, 50], min_length=1, description="network calls per image"
     )
     presets: list[PresetName] = Field(
-        default=["ddim", "dpmpp-2m", "dpmpp-3m", "unipc-2", "unipc-3", "ipndm-3"],
+        default=["ddim", "ddpm", "dpmpp-2m", "dpmpp-3m", "unipc-3", "ipndm-3"],
         min_length=1,
         description="known samplers",
     )

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from fewstep.checks import ConfigError
 from fewstep.pipeline.config import Section
-from fewstep.pipeline.specs import Spec, load_spec
+from fewstep.pipeline.specs import load_spec
 
 Command = Callable[..., None]
 
@@ -43,9 +43,7 @@ def takes_settings(*, hide: tuple[str, ...] = ()) -> Callable[[Command], Command
 
         @functools.wraps(command)
         def run(*, spec: Path | None = None, **values: Any) -> None:
-            given = {
-                name: value for name in fields if (value := values.pop(name)) is not None
-            }
+            given = {name: value for name in fields if (value := values.pop(name)) is not None}
             loaded = None if spec is None else load_spec(spec)
             if loaded is not None and given:
                 raise ConfigError(
@@ -144,7 +142,10 @@ def _from_text(section: type[Section], texts: dict[str, str]) -> Section:
             if item["type"] == "value_error":
                 name, _, sentence = str(item["ctx"]["error"]).partition(": ")
             else:
-                name, sentence = str(item["loc"][0]), item["msg"].removeprefix("Input ").replace("should", "must", 1)
+                name, sentence = (
+                    str(item["loc"][0]),
+                    item["msg"].removeprefix("Input ").replace("should", "must", 1),
+                )
                 sentence += f", got {texts.get(name)!r}"
             lines.append(f"--{_flag(name)} {sentence}")
         raise ConfigError("; ".join(lines)) from None

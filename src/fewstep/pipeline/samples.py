@@ -40,11 +40,17 @@ def read_samples(path: Path) -> Samples:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             samples = Samples(arrays["arr_0"], arrays["seeds"], json.loads(str(arrays["meta"])))
     except FileNotFoundError:
-        raise DataError(f"{path} must exist, but there is no such file; make it with fewstep sample.") from None
+        raise DataError(
+            f"{path} must exist, but there is no such file; make it with fewstep sample."
+        ) from None
     except KeyError as error:
-        raise DataError(f"{path} must be written by fewstep sample, but it lacks {error}; make it again.") from None
+        raise DataError(
+            f"{path} must be written by fewstep sample, but it lacks {error}; make it again."
+        ) from None
     except Exception as error:  # numpy raises zipfile, zlib, OS and value errors for damaged archives
-        raise DataError(f"{path} must be a samples file, but it is damaged ({error}); make it again.") from None
+        raise DataError(
+            f"{path} must be a samples file, but it is damaged ({error}); make it again."
+        ) from None
     images = samples.images
     if samples.meta.get("schema") != SCHEMA or images.dtype != np.uint8 or images.ndim != 4:
         raise DataError(

@@ -367,9 +367,13 @@ def _sync(want: Spec, nfe: Sequence[int]) -> None:
         if file.exists() and _json_or_empty(file).get("spec_key") != want.key
     ]
     changed = have != want.as_json()
-    renew = bool(stale) and (changed or path.stat().st_mtime <= max(stale))
-    if renew or changed:  # a new serial: the file differs even if only its date should
-        write_json(path, {**want.as_json(), "serial": time.time_ns() if renew else serial})
+    signalled = not changed and bool(stale) and path.stat().st_mtime > max(stale)
+    if changed or stale:
+        date = path.stat().st_mtime_ns if signalled else time.time_ns()
+        # A serial, as Snakemake overlooks the date if it knows the checksum from an earlier job.
+        write_json(path, {**want.as_json(), "serial": time.time_ns() if stale else serial})
+        # What was made since the signal stays: an interrupted workflow does not start over.
+        os.utime(path, ns=(date, date))
     if not stale:
         os.utime(path, (_OLDER_THAN_ANY_RESULT, _OLDER_THAN_ANY_RESULT))
 

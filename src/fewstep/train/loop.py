@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fewstep import files
 from fewstep.checks import ConfigError, DataError
 from fewstep.rng import generator
 from fewstep.train.batches import Batch
@@ -54,6 +55,11 @@ class State:
             "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
             "ema": {name: ema.net.state_dict() for name, ema in self.ema.items()},
         }
+
+    def n_bytes(self) -> int:
+        """About the size of a checkpoint: optimisers keep up to two numbers per weight, averages one."""
+        weights = sum(p.numel() * p.element_size() for net in self.nets.values() for p in net.parameters())
+        return 4 * weights
 
     def restore(self, tensors: Mapping[str, Any]) -> None:
         """Take over what `tensors` returned."""
@@ -118,7 +124,7 @@ def fit(
 
     Raises:
         ConfigError: A checkpoint of other settings.
-        DataError: A damaged checkpoint, or training that diverged: the last checkpoint is kept.
+        DataError: A full disk, a damaged checkpoint, or training that diverged: the last checkpoint is kept.
         KeyboardInterrupt, SystemExit: On SIGINT and SIGTERM, after a checkpoint was written.
     """
     if steps < 1 or log_every < 1:
@@ -133,9 +139,12 @@ def fit(
         seconds=checkpoint_seconds,
         world=world,
     )
+    if run.folder is not None and world.leads:
+        files.require_space(run.folder, 3 * state.n_bytes())
+    # Before the checkpoint is read: it holds the rates of its step, already scaled.
+    base = {name: [group["lr"] for group in o.param_groups] for name, o in state.optimisers.items()}
     run.resume()
     world.copy_from_leader([*state.nets.values(), *(ema.net for ema in state.ema.values())])
-    base = {name: [group["lr"] for group in o.param_groups] for name, o in state.optimisers.items()}
     last = steps if until is None else min(until, steps)
     device = next(next(iter(state.nets.values())).parameters()).device
     for net in state.nets.values():

@@ -54,7 +54,7 @@ def test_mixture_noise_is_minus_sigma_times_the_score(schedule):
         clean.weights, alpha * clean.means, ((alpha * clean.stds) ** 2 + sigma**2).sqrt()
     )
     x_t = draw(5, 3).requires_grad_()
-    score, = torch.autograd.grad(noised.log_density(x_t).sum(), x_t)
+    (score,) = torch.autograd.grad(noised.log_density(x_t).sum(), x_t)
     denoiser = Denoiser(clean.model(schedule))
     torch.testing.assert_close(denoiser.eps(x_t.detach(), t), -sigma * score, rtol=1e-10, atol=1e-12)
     x0_hat, eps_hat = denoiser.x0(x_t.detach(), t), denoiser.eps(x_t.detach(), t)

@@ -10,7 +10,13 @@ from fewstep.diffusion.grids import GRIDS
 from fewstep.diffusion.schedule import EDM, Cosine, DDPMTable, Flow, VPLinear, schedule_from_config
 
 ALL = [
-    VPLinear(), DDPMTable.linear(), DDPMTable.scaled_linear(), DDPMTable.cosine(n_rows=100), Cosine(), EDM(), Flow(),
+    VPLinear(),
+    DDPMTable.linear(),
+    DDPMTable.scaled_linear(),
+    DDPMTable.cosine(n_rows=100),
+    Cosine(),
+    EDM(),
+    Flow(),
 ]
 each = pytest.mark.parametrize("schedule", ALL, ids=repr)
 
@@ -31,7 +37,9 @@ def test_lambda_falls_and_is_inverted(schedule):
 @each
 def test_lambda_is_the_log_ratio_of_amplitudes(schedule):
     t = times(schedule)
-    torch.testing.assert_close(schedule.lambda_(t), (schedule.alpha(t) / schedule.sigma(t)).log(), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        schedule.lambda_(t), (schedule.alpha(t) / schedule.sigma(t)).log(), rtol=1e-9, atol=1e-12
+    )
 
 
 @each
@@ -43,8 +51,10 @@ def test_rates_are_the_derivatives(schedule):
     for amplitude, rate in zip((schedule.alpha, schedule.sigma), rates, strict=True):
         value = amplitude(t)
         if value.requires_grad:
-            slope, = torch.autograd.grad(value.sum(), t, allow_unused=True)
-            torch.testing.assert_close(rate, slope if slope is not None else torch.zeros_like(t), rtol=1e-9, atol=1e-12)
+            (slope,) = torch.autograd.grad(value.sum(), t, allow_unused=True)
+            torch.testing.assert_close(
+                rate, slope if slope is not None else torch.zeros_like(t), rtol=1e-9, atol=1e-12
+            )
         else:
             assert not rate.any()
 
@@ -69,7 +79,15 @@ def test_elementwise_in_t(schedule):
 @pytest.mark.parametrize("schedule", ALL[:5], ids=repr)
 def test_variance_is_preserved(schedule):
     t = times(schedule)
-    torch.testing.assert_close(schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2, torch.ones_like(t), rtol=1e-14, atol=0)
+    torch.testing.assert_close(
+        schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2, torch.ones_like(t), rtol=1e-14, atol=0
+    )
+
+
+@pytest.mark.parametrize("schedule", [VPLinear(), DDPMTable.linear(), Cosine(), Flow()], ids=repr)
+def test_time_zero_is_clean_data(schedule):
+    assert float(schedule.alpha(0.0)) == 1.0
+    assert float(schedule.sigma(0.0)) == 0.0
 
 
 def test_table_rows_are_ddpm():

@@ -9,4 +9,4 @@ def torchvision_operators():
     """A torchvision built for another torch fails at import without two operators, which no test calls."""
     if "torchvision" not in sys.modules:
         for name in ("nms", "qnms"):
-            torch.library.define(f"torchvision::{name}", "(Tensor boxes, Tensor scores, float overlap) -> Tensor")
+            torch.library.define(f"torchvision::{name}", "(Tensor boxes, Tensor scores, float t) -> Tensor")

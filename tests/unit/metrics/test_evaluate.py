@@ -79,14 +79,10 @@ def test_images_and_their_features_give_the_same(reference):
 
 def test_chosen_metrics_level_and_resamples(reference):
     fake = draw(100, 3)
-    results = evaluate_samples(
-        fake, reference, extractor(), metrics=["fd"], level=0.5, resamples=12, seed=4
-    )
+    results = evaluate_samples(fake, reference, extractor(), metrics=["fd"], level=0.5, resamples=12, seed=4)
     (found,) = results.values()
     assert len(found["replicates"]) == 12 and found["resample_seed"] == 4
-    wide = evaluate_samples(
-        fake, reference, extractor(), metrics=["fd"], level=0.99, resamples=12, seed=4
-    )
+    wide = evaluate_samples(fake, reference, extractor(), metrics=["fd"], level=0.99, resamples=12, seed=4)
     (other,) = wide.values()
     assert other["interval"][0] <= found["interval"][0] < found["interval"][1] < other["interval"][1]
 
@@ -101,9 +97,7 @@ def test_what_cannot_be_is_refused(reference):
         evaluate_samples(fake, reference, extractor("other"))
     with pytest.raises(DataError, match="row 7"):
         evaluate_samples(np.where(np.arange(100)[:, None] == 7, np.nan, fake), reference, extractor())
-    bare = Reference(
-        Statistics(600, reference.statistics.mu, reference.statistics.cov), None, reference.meta
-    )
+    bare = Reference(Statistics(600, reference.statistics.mu, reference.statistics.cov), None, reference.meta)
     with pytest.raises(ConfigError, match="keeps its features"):
         evaluate_samples(fake, bare, extractor())
     (found,) = evaluate_samples(fake, bare, extractor(), metrics=["fd"]).values()

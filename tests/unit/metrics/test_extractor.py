@@ -14,6 +14,9 @@ needs_weights = pytest.mark.skipif(
 )
 
 
+SIZE = BATCH["cpu"]
+
+
 def pattern(n=2, channels=3, size=32):
     """A synthetic image that every machine draws alike: integers only."""
     i = torch.arange(n * channels * size * size, dtype=torch.int64).reshape(n, channels, size, size)
@@ -86,13 +89,13 @@ def brightness(shape=None):
 
 
 def test_extract_takes_tensors_and_memory_maps_alike(tmp_path):
-    images = pattern(BATCH + 3, size=4)
+    images = pattern(SIZE + 3, size=4)
     np.save(tmp_path / "images.npy", images.permute(0, 2, 3, 1).numpy())
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
     found = extract(images, brightness())
-    assert found.shape == (BATCH + 3, 2) and found.dtype == np.float32
+    assert found.shape == (SIZE + 3, 2) and found.dtype == np.float32
     assert np.array_equal(found, extract(mapped, brightness()))
-    assert np.array_equal(found[BATCH:], brightness()(images[BATCH:]).numpy())
+    assert np.array_equal(found[SIZE:], brightness()(images[SIZE:]).numpy())
 
 
 def test_extract_reports_its_batches():
@@ -103,8 +106,8 @@ def test_extract_reports_its_batches():
             seen.append(batch)
             yield batch
 
-    extract(pattern(BATCH + 1, size=4), brightness(), progress=progress)
-    assert seen == [0, BATCH]
+    extract(pattern(SIZE + 1, size=4), brightness(), progress=progress)
+    assert seen == [0, SIZE]
 
 
 @pytest.mark.parametrize(

@@ -95,9 +95,7 @@ def test_automatic_choices():
 def test_float32_is_promoted():
     x, y = features(300, 32, 0).astype(np.float32), features(300, 32, 1).astype(np.float32)
     low = frechet(Statistics.from_features(x), Statistics.from_features(y)).value
-    high = frechet(
-        Statistics.from_features(x.astype(float)), Statistics.from_features(y.astype(float))
-    ).value
+    high = frechet(Statistics.from_features(x.astype(float)), Statistics.from_features(y.astype(float))).value
     assert low == high
 
 
@@ -112,8 +110,7 @@ def test_foreign_statistics_of_low_rank_need_no_count():
 def test_more_images_come_nearer():
     reference = Statistics.from_features(features(2000, 32, 0))
     values = [
-        frechet(Statistics.from_features(features(n, 32, 1)), reference).value
-        for n in (50, 100, 400, 1600)
+        frechet(Statistics.from_features(features(n, 32, 1)), reference).value for n in (50, 100, 400, 1600)
     ]
     assert values == sorted(values, reverse=True)
 

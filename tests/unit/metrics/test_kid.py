@@ -44,12 +44,24 @@ def test_scale_divides_the_features():
     assert kid(3 * x, 3 * y, scale=3).value == pytest.approx(kid(x, y).value, rel=1e-9)
 
 
-def test_large_sets_are_cut_into_more_blocks():
+def test_small_sets_use_all_pairs():
+    """One group: the value does not depend on the shuffle or the blocks."""
     rng = np.random.default_rng(5)
-    assert (
-        kid(rng.standard_normal((250, 2)), rng.standard_normal((500, 2)), blocks=2, largest=50).blocks
-        == 5
-    )
+    x, y = rng.standard_normal((57, 3)) + 1, rng.standard_normal((83, 3))
+    assert kid(x, y).value == pytest.approx(mmd2(x, y), rel=1e-10)
+
+
+def test_large_sets_are_averaged_over_groups():
+    rng = np.random.default_rng(6)
+    x, y = rng.standard_normal((250, 2)) + 1, rng.standard_normal((500, 2))
+    whole, grouped = kid(x, y), kid(x, y, largest=50)
+    assert grouped.value == pytest.approx(whole.value, abs=4 * grouped.standard_error)
+    assert grouped.standard_error == pytest.approx(whole.standard_error, rel=0.8)
+
+
+def test_a_large_set_against_a_small_one():
+    rng = np.random.default_rng(7)
+    assert np.isfinite(kid(rng.standard_normal((900, 2)), rng.standard_normal((45, 2)), largest=100).value)
 
 
 def test_too_few_images_are_refused():

@@ -19,9 +19,7 @@ def naive(fake, real, k, k_density):
     precision = np.mean(
         [any(distance(f, r) <= q for r, q in zip(real, real_radius, strict=True)) for f in fake]
     )
-    recall = np.mean(
-        [any(distance(f, r) <= q for f, q in zip(fake, fake_radius, strict=True)) for r in real]
-    )
+    recall = np.mean([any(distance(f, r) <= q for f, q in zip(fake, fake_radius, strict=True)) for r in real])
     inside = np.array([[distance(f, r) <= q for r, q in zip(real, wide, strict=True)] for f in fake])
     return precision, recall, inside.sum() / (k_density * len(fake)), inside.any(0).mean()
 

@@ -1,9 +1,9 @@
 """The default extractor ranks known degradations of real images as people do.
 
-Measured with 1000 against 1000 images of cifar10-jpeg at 64 pixels, which take a third of the time of the 128
-pixels of the reported metric, above the real baseline of 214.1: a second real set -0.5, jpeg 75 -0.4, five classes
-+31, blur 0.6 +64, noise 8/255 +264, blur 1.0 +321, Gaussian of 256 principal components +1754. The bounds are half
-of that or less.
+Measured with 1000 against 1000 images of cifar10-jpeg at 64 pixels, which take a third of the time of the
+128 pixels of the reported metric, above the real baseline of 214.1: a second real set -0.5, jpeg 75 -0.4,
+five classes +31, blur 0.6 +64, noise 8/255 +264, blur 1.0 +321, Gaussian of 256 principal components +1754.
+The bounds are two thirds of that or less.
 """
 
 import io

@@ -52,11 +52,6 @@ def test_equal_statistics_make_equal_files(reference, tmp_path):
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
 
-def test_a_large_set_keeps_no_features(monkeypatch):
-    monkeypatch.setattr(module, "KEEP_BYTES", 100)
-    assert from_features(draw(50, 0), extractor().protocol, dataset=DATASET).statistics.features is None
-
-
 def write_dataset(folder, images, splits):
     from fewstep.files import sha256_file, write_json
 
@@ -79,13 +74,24 @@ def test_build_from_a_dataset(tmp_path):
     assert np.array_equal(built.statistics.mu, expected.mu)
     assert built.heldout.shape == (10, D)
     assert (
-        built.protocol["name"] == "toy"
-        and built.protocol["split"] == "train"
-        and built.protocol["n"] == 30
+        built.protocol["name"] == "toy" and built.protocol["split"] == "train" and built.protocol["n"] == 30
     )
     assert built.meta["dataset"]["heldout_split"] == "test"
     turned = build_reference(tmp_path / "data", extractor(), split="test", heldout="test")
     assert turned.heldout is None and turned.meta["dataset"]["heldout_split"] is None
+
+
+def test_a_large_set_is_streamed_to_the_same_bits_and_keeps_no_features(tmp_path, monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, (700, 4, 4, 1), np.uint8)
+    write_dataset(tmp_path / "data", images, {"train": [0, 600], "test": [600, 700]})
+    whole = build_reference(tmp_path / "data", extractor())
+    monkeypatch.setattr(module, "KEEP_BYTES", 50 * D * 4)
+    streamed = build_reference(tmp_path / "data", extractor())
+    assert streamed.protocol == whole.protocol, "the hash of mean and covariance among it"
+    assert whole.statistics.features is not None and streamed.statistics.features is None
+    assert len(streamed.heldout) == 50
+    save_reference(tmp_path / "stats.npz", streamed)
+    assert load_reference(tmp_path / "stats.npz").statistics.features is None
 
 
 def test_another_extractor_is_refused_with_both_names(reference, tmp_path):
@@ -117,9 +123,7 @@ def test_adm_statistics_and_images(tmp_path):
     np.savez(tmp_path / "images.npz", arr_0=images)
     found = import_reference(tmp_path / "images.npz", extractor(), name="lsun")
     features = torch.from_numpy(images).permute(0, 3, 1, 2).float().flatten(1)[:, :D].numpy()
-    assert frechet(found.statistics, Statistics.from_features(features)).value == pytest.approx(
-        0, abs=1e-3
-    )
+    assert frechet(found.statistics, Statistics.from_features(features)).value == pytest.approx(0, abs=1e-3)
 
 
 def test_import_refuses_what_does_not_fit(tmp_path):

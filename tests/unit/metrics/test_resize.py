@@ -31,15 +31,11 @@ def test_bicubic_is_pillows_kernel(size):
     pixels = np.random.default_rng(0).uniform(0, 255, (8, 8)).astype(np.float32)
     expected = np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC))
     out = bicubic_aa(torch.from_numpy(pixels)[None, None], size)[0, 0].numpy()
-    np.testing.assert_allclose(
-        out, expected, atol=1e-3
-    )  # float32 sums of numbers up to 255 in another order
+    np.testing.assert_allclose(out, expected, atol=1e-3)  # float32 sums of numbers up to 255 in another order
 
 
 def test_grey_is_repeated_and_colour_kept():
-    grey = torch.randint(
-        0, 256, (2, 1, 3, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
-    )
+    grey = torch.randint(0, 256, (2, 1, 3, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     assert torch.equal(to_rgb(grey), grey.repeat(1, 3, 1, 1))
     colour = grey.repeat(1, 3, 1, 1)
     assert to_rgb(colour) is colour

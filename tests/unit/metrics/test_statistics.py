@@ -78,9 +78,7 @@ def test_empty_and_single_rows_merge(rows):
     assert same_bits(merge(empty, one), one)
     assert same_bits(merge(one, empty), one)
     pair = merge(one, chunk_moments(rows[1:2]))
-    np.testing.assert_allclose(
-        pair.scatter, np.cov(rows[:2].astype(np.float64), rowvar=False), atol=1e-12
-    )
+    np.testing.assert_allclose(pair.scatter, np.cov(rows[:2].astype(np.float64), rowvar=False), atol=1e-12)
 
 
 def test_merge_leaves_its_arguments_alone(rows):
@@ -93,6 +91,13 @@ def test_merge_leaves_its_arguments_alone(rows):
 def test_nothing_has_no_statistics():
     with pytest.raises(DataError, match="at least one image"):
         Accumulator().moments()
+
+
+def test_accumulated_nan_and_single_rows_are_refused(rows):
+    with pytest.raises(DataError, match="two images"):
+        Statistics.from_moments(chunk_moments(rows[:1]))
+    with pytest.raises(DataError, match="finite"):
+        Statistics.from_moments(chunk_moments(np.where(rows[:3] > 0, np.nan, rows[:3])))
 
 
 def test_statistics_of_features_have_the_folded_mean_to_the_bit(rows):

@@ -79,9 +79,7 @@ def test_paired_difference_is_surer_than_its_parts(reference):
 def test_equal_seeds_give_equal_replicates(reference):
     features = draw(100, 6)
     assert np.array_equal(half_samples(features, reference), half_samples(features, reference))
-    assert not np.array_equal(
-        half_samples(features, reference), half_samples(features, reference, seed=1)
-    )
+    assert not np.array_equal(half_samples(features, reference), half_samples(features, reference, seed=1))
 
 
 def test_extrapolation_removes_the_bias_of_few_images():

@@ -315,9 +315,11 @@ def test_the_date_of_a_spec_says_whether_results_fit(folder: Path) -> None:
     renewed = path.stat().st_mtime
     assert renewed > other.stat().st_mtime, "what does not fit is older than its spec"
 
+    serial = json.loads(path.read_text())["serial"]
     fresh = result(folder, nfe=4, spec_key=fits, mtime=renewed + 1)
     sync_specs(params(**both))
     assert path.stat().st_mtime == renewed < fresh.stat().st_mtime, "half done: what is done stays done"
+    assert json.loads(path.read_text())["serial"] != serial, "another checksum than any that was recorded"
 
     result(folder, nfe=8, spec_key=fits, mtime=renewed + 2)
     sync_specs(params(**both))

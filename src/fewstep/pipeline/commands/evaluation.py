@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from fewstep.metrics.reference import Reference
 
 ExtractorOption = Annotated[
-    str, typer.Option(help="effnet-lite0-p320, effnet-lite0-h1280, inception2015, or the folder of a classifier")
+    str,
+    typer.Option(help="effnet-lite0-p320, effnet-lite0-h1280, inception2015, or the folder of a classifier"),
 ]
 
 

@@ -49,7 +49,9 @@ def train(
     dataset = load_dataset(data, "train")
     channels, height, width = dataset.shape
     if height != width:
-        raise ConfigError(f"Training needs square images, got {height} x {width}; prepare {data} with --size.")
+        raise ConfigError(
+            f"Training needs square images, got {height} x {width}; prepare {data} with --size."
+        )
     if model.class_conditional and dataset.classes is None:
         raise ConfigError(f"--class-conditional needs labels, but {data} has none; leave it out.")
     table = model.schedule.type == "ddpm"
@@ -140,7 +142,9 @@ def extractor(
 
     dataset = load_dataset(data, "train")
     if dataset.classes is None:
-        raise ConfigError(f"A classifier needs labels, but {data} has none; use the extractor effnet-lite0-p320.")
+        raise ConfigError(
+            f"A classifier needs labels, but {data} has none; use the extractor effnet-lite0-p320."
+        )
     with initial_weights(extractor.seed):
         net = Classifier(dataset.shape[0], len(dataset.classes)).to(chosen_device(device))
     train_classifier(

@@ -20,7 +20,9 @@ Certificates = Annotated[
 def report(
     certificates: Certificates,
     out: Annotated[Path, typer.Option(help="folder to write")],
-    samples: Annotated[list[Path] | None, typer.Option(help="samples files or folders to show images of")] = None,
+    samples: Annotated[
+        list[Path] | None, typer.Option(help="samples files or folders to show images of")
+    ] = None,
     model: Annotated[Path | None, typer.Option(help="model folder, for its card and training curve")] = None,
     run: Annotated[str, typer.Option(help="name in the title")] = "",
     *,

@@ -36,7 +36,9 @@ def plan(
     nfe: Annotated[int, typer.Option(help="network calls per image")],
     out: Annotated[Path, typer.Option(help="plan file to write")],
     grid: Annotated[str, typer.Option(help="spacing of times")] = "uniform-lambda",
-    to_zero: Annotated[bool, typer.Option("--to-zero", help="end at clean data, by a step of order 1")] = False,
+    to_zero: Annotated[
+        bool, typer.Option("--to-zero", help="end at clean data, by a step of order 1")
+    ] = False,
 ) -> None:
     """Write a known sampler as a plan.
 
@@ -94,7 +96,9 @@ def sample(
     out: Annotated[Path, typer.Option(help="samples file (.npz) for one plan, folder for several")],
     seeds: Annotated[str | None, typer.Option(help="one image per seed, FIRST-LAST, such as 0-49999")] = None,
     device: DeviceOption = "auto",
-    force: Annotated[bool, typer.Option("--force", help="accept plans for another model or schedule")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="accept plans for another model or schedule")
+    ] = False,
     *,
     sample: SampleSettings,
     spec: Spec | None,

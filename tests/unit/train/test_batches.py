@@ -1,0 +1,53 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from toy import ToyImages
+
+from fewstep.checks import ConfigError
+from fewstep.data.pixels import to_unit
+from fewstep.train.batches import image_batches, indices
+
+
+@given(n=st.integers(1, 30), batch_size=st.integers(1, 70), seed=st.integers(0, 5))
+def test_every_epoch_sees_every_image_once(n, batch_size, seed):
+    steps = -(-3 * n // batch_size)
+    row = torch.cat([indices(s, n=n, batch_size=batch_size, seed=seed) for s in range(steps)])
+    for epoch in range(3):
+        assert sorted(row[epoch * n : (epoch + 1) * n].tolist()) == list(range(n))
+
+
+def test_epochs_and_seeds_differ():
+    orders = {
+        tuple(indices(step, n=50, batch_size=50, seed=seed).tolist()) for step in (0, 1) for seed in (0, 1)
+    }
+    assert len(orders) == 4
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_processes_share_the_batch_of_one(flip):
+    images = ToyImages()
+    values = {"batch_size": 12, "seed": 4, "flip": flip}
+    whole = image_batches(images, **values)(7)
+    parts = [image_batches(images, **values, rank=r, world_size=3)(7) for r in range(3)]
+    assert torch.equal(torch.cat([p.x0 for p in parts]), whole.x0)
+    assert torch.equal(torch.cat([p.labels for p in parts]), whole.labels)
+    drawn = torch.arange(12)
+    assert torch.equal(torch.cat([p.cut(drawn) for p in parts]), drawn)
+
+
+def test_flips_mirror_some_images():
+    images = ToyImages()
+    rows = indices(0, n=20, batch_size=20, seed=1)
+    plain = to_unit(images.batch(rows))
+    flipped = image_batches(images, batch_size=20, seed=1, flip=True)(0).x0
+    mirrored = (flipped == plain.flip(-1)).flatten(1).all(1)
+    assert 0 < mirrored.sum() < 20
+    assert torch.equal(flipped[~mirrored], plain[~mirrored])
+
+
+def test_bad_values_are_refused():
+    with pytest.raises(ConfigError, match="3 processes"):
+        image_batches(ToyImages(), batch_size=8, seed=0, world_size=3)
+    with pytest.raises(ConfigError, match="empty"):
+        image_batches(ToyImages(0), batch_size=8, seed=0)

@@ -1,0 +1,251 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from toy import SETTINGS, ToyImages, tiny_net, weights
+
+from fewstep.checks import ConfigError, DataError
+from fewstep.diffusion.schedule import EDM, DDPMTable, Flow
+from fewstep.train.denoiser import train_denoiser
+
+PROGRAM = Path(__file__).with_name("toy.py")
+
+
+def train(net=None, **changes):
+    return train_denoiser(ToyImages(), net or tiny_net(), **{**SETTINGS, **changes})
+
+
+def lines(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def same(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen:
+    folder.mkdir(exist_ok=True)
+    with (folder / "errors.txt").open("a") as errors:
+        return subprocess.Popen(
+            [sys.executable, str(PROGRAM), str(folder), *arguments],
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            stderr=errors,
+        )
+
+
+def errors_of(folder: Path) -> str:
+    return (folder / "errors.txt").read_text()
+
+
+def wait_for_checkpoint(folder: Path, running: subprocess.Popen) -> None:
+    for _ in range(1200):
+        if list(folder.glob("checkpoints/step-*")):
+            return
+        assert running.poll() is None, errors_of(folder)
+        time.sleep(0.05)
+    raise AssertionError("no checkpoint appeared in a minute")
+
+
+def test_the_same_command_gives_the_same_weights():
+    assert same(weights(train()), weights(train()))
+    assert not same(weights(train()), weights(train(seed=1)))
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "u", "edm"])
+def test_every_prediction_learns(prediction):
+    schedule = EDM() if prediction == "edm" else Flow() if prediction == "u" else DDPMTable.linear()
+    records = []
+
+    def watch(steps):
+        for step in steps:
+            yield step
+            records.append(step)
+
+    state = train(schedule=schedule, prediction=prediction, progress=watch, steps=6)
+    assert records == list(range(6)) and state.step == 6 and state.images_seen == 48
+
+
+def test_parts_of_a_batch_give_the_whole_batch():
+    whole, parts = weights(train(steps=3)), weights(train(steps=3, parts=3))
+    # float32 sums in another order; AdamW's first steps divide gradients by their size, so use their scale
+    assert all(torch.allclose(whole[k], parts[k], atol=2e-4) for k in whole)
+    assert not same(whole, weights(train(steps=3, lr=2e-2)))
+
+
+def test_resume_equals_an_undisturbed_run(tmp_path):
+    whole = train(metrics=tmp_path / "whole.jsonl")
+    for until in (4, 5, 12):
+        resumed = train(
+            checkpoints=tmp_path / "c", metrics=tmp_path / "parts.jsonl", until=until, checkpoint_every=100
+        )
+    assert same(weights(whole), weights(resumed))
+    assert (resumed.step, resumed.images_seen) == (whole.step, whole.images_seen)
+    values = [
+        {k: v for k, v in line.items() if k != "images_per_second"}
+        for line in lines(tmp_path / "parts.jsonl")
+    ]
+    logged = {line["step"]: line["loss"] for line in values}
+    assert (
+        [step for step in logged if step % 3 == 0]
+        == [3, 6, 9, 12]
+        == [line["step"] for line in lines(tmp_path / "whole.jsonl")]
+    )
+    # steps 9 and 12 lie in intervals that no stop cut: their means are the undisturbed ones
+    undisturbed = {line["step"]: line["loss"] for line in lines(tmp_path / "whole.jsonl")}
+    assert logged[9] == undisturbed[9] and logged[12] == undisturbed[12]
+
+
+def test_killed_and_resumed_is_bit_identical(tmp_path):
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    first = start(undisturbed)
+    running = start(killed, "12", "0.15")
+    wait_for_checkpoint(killed, running)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    assert not (killed / "final.safetensors").exists()
+    with (killed / "metrics.jsonl").open("a") as file:
+        file.write(
+            '{"step": 999, "loss": 0}\n{"step": 3, "lo'
+        )  # lines after the checkpoint, the last one torn
+    again = start(killed)
+    assert first.wait() == 0 and again.wait() == 0, errors_of(killed)
+    assert same(load_file(undisturbed / "final.safetensors"), load_file(killed / "final.safetensors"))
+    assert [line["step"] for line in lines(killed / "metrics.jsonl")] == [3, 6, 9, 12]
+    for one, other in zip(lines(undisturbed / "metrics.jsonl"), lines(killed / "metrics.jsonl"), strict=True):
+        assert one["loss"] == other["loss"] and one["images"] == other["images"]
+
+
+def test_sigterm_saves_then_stops(tmp_path):
+    running = start(tmp_path / "run", "500", "0.05")
+    wait_for_checkpoint(tmp_path / "run", running)
+    running.terminate()
+    assert running.wait() == 128 + signal.SIGTERM, errors_of(tmp_path / "run")
+    checkpoint = max((tmp_path / "run" / "checkpoints").iterdir())
+    assert lines(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == int(checkpoint.name.removeprefix("step-"))
+
+
+def test_an_interrupt_saves_then_raises(tmp_path):
+    def interrupt(steps):
+        for step in steps:
+            if step == 5:
+                signal.raise_signal(signal.SIGINT)
+            yield step
+
+    with pytest.raises(KeyboardInterrupt):
+        train(checkpoints=tmp_path, progress=interrupt)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["step-00000006"]
+    assert same(weights(train(checkpoints=tmp_path)), weights(train()))
+
+
+def test_two_processes_give_the_losses_of_one(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    train(steps=6, metrics=tmp_path / "one.jsonl", log_every=1)
+    folder = tmp_path / "two"
+    ranks = [
+        start(
+            folder,
+            "6",
+            "0",
+            RANK=str(r),
+            LOCAL_RANK=str(r),
+            WORLD_SIZE="2",
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=port,
+        )
+        for r in range(2)
+    ]
+    assert [rank.wait() for rank in ranks] == [0, 0], errors_of(folder)
+    one, two = weights(train(steps=6)), load_file(folder / "final.safetensors")
+    # float32: gradients are summed in another order; AdamW amplifies the smallest of them
+    assert max((one[k] - two[k]).abs().max() for k in one) < 1e-3
+    single = [line["loss"] for line in lines(tmp_path / "one.jsonl")]
+    for line, expected in zip(lines(folder / "metrics.jsonl"), (single[:3], single[3:]), strict=True):
+        assert line["loss"] == pytest.approx(sum(expected) / 3, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_divergence_keeps_the_last_good_checkpoint(tmp_path):
+    def poison(steps):
+        for step in steps:
+            if step == 5:
+                with torch.no_grad():
+                    net.conv_in.weight.fill_(float("nan"))
+            yield step
+
+    net = tiny_net()
+    with pytest.raises(
+        DataError, match=r"loss must be finite but is nan at step 6; .*step-00000004"
+    ) as caught:
+        train(net, checkpoints=tmp_path, checkpoint_every=2, progress=poison)
+    assert "\n" not in str(caught.value)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["step-00000002", "step-00000004"]
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
+    train(checkpoints=tmp_path, until=2)
+    with pytest.raises(ConfigError, match=r"other settings \(lr was 0.01, now 0.02\)"):
+        train(checkpoints=tmp_path, lr=0.02)
+    with pytest.raises(ConfigError, match="net was"):
+        train(tiny_net(blocks=2), checkpoints=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tensors.pt", "checkpoint.json"])
+def test_a_damaged_checkpoint_is_one_clear_sentence(tmp_path, name):
+    train(checkpoints=tmp_path, until=2)
+    file = tmp_path / "step-00000002" / name
+    file.write_bytes(file.read_bytes()[:60])
+    with pytest.raises(DataError, match="step-00000002") as caught:
+        train(checkpoints=tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes, word",
+    [
+        ({"weighting": "p3"}, "uniform, snr, min-snr-5, edm"),
+        ({"precision": "fp8"}, "fp32 or bf16"),
+        ({"label_dropout": 1.0}, "label_dropout"),
+        ({"warmup_steps": 12}, "warm-up"),
+        ({"lr_course": "step"}, "constant or cosine"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"parts": 9}, "parts"),
+        ({"steps": 0}, "steps"),
+        ({"ema_decay": None}, "exactly one"),
+    ],
+)
+def test_bad_settings_are_refused(changes, word):
+    with pytest.raises(ConfigError, match=word):
+        train(**changes)
+
+
+def test_labels_are_needed_by_a_network_with_classes():
+    images = ToyImages()
+    images.labels = None
+    with pytest.raises(ConfigError, match="labels"):
+        train_denoiser(images, tiny_net(), **SETTINGS)
+    without = {**SETTINGS, "label_dropout": 0.0, "steps": 3}
+    assert train_denoiser(images, tiny_net(n_classes=0), **without).step == 3
+
+
+def test_labels_are_hidden_at_the_asked_rate():
+    seen = []
+    net = tiny_net()
+    net.label.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+    train(net, label_dropout=0.5, steps=40, batch_size=20)
+    share = (torch.cat(seen) == 2).float().mean().item()
+    assert abs(share - 0.5) < 0.07  # 800 draws: four standard deviations
+
+
+def test_bf16_and_half_life_train():
+    state = train(precision="bf16", ema_decay=None, ema_half_life=20.0, steps=4)
+    assert all(v.isfinite().all() and v.dtype == torch.float32 for v in weights(state).values())
