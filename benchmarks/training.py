@@ -10,7 +10,7 @@ benchmarks/results/training.md.
 """
 
 import argparse
-import platform
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -130,15 +130,13 @@ def theirs(images: RandomImages, *, batch: int, steps: int, precision: str, cloc
     return seconds
 
 
-def rounds(
-    contestants: dict[str, Callable[..., list[float]]], *, n: int, steps: int, batch: int, precision: str
-) -> dict[str, list[float]]:
+def rounds(contestants: dict[str, Callable[..., list[float]]], *, n: int, batch: int, steps: int, **values):
     """Images per second of each contestant in each of `n` alternating rounds."""
     images = RandomImages()
     rates: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(n):
         for name, run in contestants.items():
-            seconds = run(images, batch=batch, steps=WARM + steps, precision=precision)[WARM:]
+            seconds = run(images, batch=batch, steps=WARM + steps, **values)[WARM:]
             rates[name].append(batch / statistics.median(seconds))
     return rates
 
@@ -151,6 +149,10 @@ def row(precision: str, rates: dict[str, list[float]]) -> str:
     )
 
 
+def load_average() -> str:
+    return f"{os.getloadavg()[0]:.1f}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -159,24 +161,26 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=6, help="timed steps per round")
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     sizes = [sum(p.numel() for p in net.parameters()) for net in (our_net(), their_net())]
     assert abs(sizes[0] / sizes[1] - 1) < 0.02, f"the networks differ by more than 2 %: {sizes}"
     contestants = {"ours": ours, "theirs": theirs}
-    load = Path("/proc/loadavg").read_text().split()[0] if Path("/proc/loadavg").exists() else "unknown"
-    values = {"steps": options.steps, "batch": options.batch}
-    exact = rounds(contestants, n=options.rounds, precision="fp32", **values)
+    load = load_average()
+    values = {"batch": options.batch, "clock": CLOCKS[options.clock]}
+    exact = rounds(contestants, n=options.rounds, steps=options.steps, precision="fp32", **values)
     # Processors without bfloat16 units emulate it, many times slower than float32: fewer rounds will do.
-    rough = rounds(contestants, n=max(1, options.rounds // 2), precision="bf16", **{**values, "steps": 2})
+    rough = rounds(contestants, n=max(1, options.rounds // 2), steps=2, precision="bf16", **values)
     text = "\n".join(
         [
             "# Training speed: our U-Net and loop against diffusers'",
             "",
-            f"32 x 32 x 3, batch {options.batch}, eager, {options.threads} threads, {options.rounds} alternating "
-            f"rounds, parameters {sizes[0]:,} (ours) and {sizes[1]:,} (diffusers).",
-            f"torch {torch.__version__}, diffusers {diffusers.__version__}, {platform.processor() or 'CPU'}; "
-            f"load average at the start {load}. Images per second, medians; in brackets the range over rounds.",
+            f"32 x 32 x 3, batch {options.batch}, eager, {options.threads} threads; parameters "
+            f"{sizes[0]:,} (ours), {sizes[1]:,} (diffusers). Images per {options.clock} second: medians over "
+            f"{options.rounds} alternating rounds; of the ratio also the range.",
+            f"torch {torch.__version__}, diffusers {diffusers.__version__}, {os.cpu_count()} cores, "
+            f"load average {load} at the start, {load_average()} at the end.",
             "",
             "| precision | ours | diffusers | ratio |",
             "| --- | --- | --- | --- |",

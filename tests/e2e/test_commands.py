@@ -263,14 +263,14 @@ def _wrong(case, study, tmp):
 )  # fmt: skip
 def test_a_mistake_is_one_sentence_and_leaves_nothing(case, study, tmp_path):
     arguments, words = _wrong(case, study, tmp_path)
-    before = {path for path in tmp_path.rglob("*")}
+    before = set(tmp_path.rglob("*"))
     done = fewstep(*arguments)
     assert done.returncode == 2, done.stderr
     sentence = done.stderr.strip().splitlines()[-1]
     assert sentence.startswith("fewstep: ")
     assert "Traceback" not in done.stderr
     assert not [word for word in words if word not in sentence], sentence
-    assert {path for path in tmp_path.rglob("*")} == before, "something half-written stayed"
+    assert set(tmp_path.rglob("*")) == before, "something half-written stayed"
 
 
 def test_diverged_samples_are_refused(study, tmp_path):

@@ -62,6 +62,7 @@ class Denoiser:
         """Fix what does not change between evaluations.
 
         Args:
+            model: what to call.
             labels: class of each image, (B,) int64; None means no class.
             guidance: weight of classifier-free guidance [ho2022cfg, Eq. 6, w + 1]; 1 means none.
             dtype: of autocast around the network call; None means the network's own dtype.
