@@ -130,7 +130,9 @@ def theirs(images: RandomImages, *, batch: int, steps: int, precision: str, cloc
     return seconds
 
 
-def rounds(contestants: dict[str, Callable[..., list[float]]], *, n: int, batch: int, steps: int, **values):
+def rounds(
+    contestants: dict[str, Callable[..., list[float]]], *, n: int, batch: int, steps: int, **values
+) -> dict[str, list[float]]:
     """Images per second of each contestant in each of `n` alternating rounds."""
     images = RandomImages()
     rates: dict[str, list[float]] = {name: [] for name in contestants}
@@ -154,9 +156,8 @@ def load_average() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=6, help="timed steps per round")
@@ -176,7 +177,7 @@ def main() -> None:
         [
             "# Training speed: our U-Net and loop against diffusers'",
             "",
-            f"32 x 32 x 3, batch {options.batch}, eager, {options.threads} threads; parameters "
+            f"32 x 32 x 3, batch {options.batch}, eager, {options.threads} thread(s); parameters "
             f"{sizes[0]:,} (ours), {sizes[1]:,} (diffusers). Images per {options.clock} second: medians over "
             f"{options.rounds} alternating rounds; of the ratio also the range.",
             f"torch {torch.__version__}, diffusers {diffusers.__version__}, {os.cpu_count()} cores, "

@@ -422,7 +422,7 @@ def _setting_mistakes(error: ValidationError, raw: Mapping[str, Any], run: str) 
         loc = tuple(item["loc"])
         if item["type"] == "value_error":  # raised by a validator above: "field: sentence"
             field, _, sentence = str(item["ctx"]["error"]).partition(": ")
-            yield f"{_place(raw, run, (*loc, *field.split('.')))}: {sentence}"
+            yield f"runs.{run}.{'.'.join(map(str, (*loc, field)))}: {sentence}"
         elif item["type"] == "extra_forbidden":
             yield f"{_place(raw, run, loc)}: unknown field; allowed: {', '.join(_fields_at(loc[:-1]))}"
         elif item["type"] == "model_type":

@@ -70,7 +70,15 @@ _PREPARE = ("pipeline/commands/data.py", "data", "rng.py", "files.py", "checks.p
 _TRAIN = ("pipeline/commands/model.py", "train", *_MODEL)
 _SAMPLE = ("pipeline/commands/sampling.py", "pipeline/samples.py", "sampling", *_MODEL)
 _EVALUATE = ("pipeline/commands/evaluation.py", "pipeline/samples.py", "metrics", *_MODEL)
-_REPORT = ("pipeline/commands/results.py", "pipeline/report", "pipeline/samples.py", "files.py", "checks.py")
+_REPORT = (
+    "pipeline/commands/results.py",
+    "pipeline/report",
+    "pipeline/samples.py",
+    "metrics/certificate.py",
+    "metrics/uncertainty.py",
+    "files.py",
+    "checks.py",
+)
 
 RULES: dict[str, Rule] = {
     "prepare": Rule(

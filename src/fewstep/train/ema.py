@@ -14,7 +14,7 @@ class Ema:
     """A copy of a network that follows it: `average = beta * average + (1 - beta) * weights`, each step.
 
     With `half_life`, `beta = 0.5 ** (batch / h)` where `h = min(half_life, ramp * images seen)`: early on the
-    average forgets faster, so that it never remembers the random start [karras2022edm, App. F.2].
+    average forgets faster, so that it never remembers the random start (the training code of [karras2022edm]).
     With `decay`, `beta = min(decay, (1 + step) / (10 + step))`, the same idea counted in steps
     [abadi2016tensorflow, tf.train.ExponentialMovingAverage].
 

@@ -34,7 +34,7 @@ def _edm(snr_t: Tensor) -> Tensor:
 WEIGHTINGS: dict[str, Callable[[Tensor], Tensor] | None] = {
     "uniform": None,  # the plain squared error of whatever the network predicts [ho2020ddpm, Eq. 14]
     "snr": _snr,  # the squared error of eps, whatever the network predicts
-    "min-snr-5": _min_snr_5,  # [hang2023minsnr, Eq. 9]
+    "min-snr-5": _min_snr_5,  # with gamma = 5 [hang2023minsnr]
     "edm": _edm,  # lambda(sigma) [karras2022edm, Table 1]
 }
 """Weight of the squared error of x0_hat as a function of snr_t; None: no conversion to x0 at all."""

@@ -96,7 +96,7 @@ CHANGES: dict[str, Any] = {  # for fields whose other values do not follow from 
     "model.schedule": {"schedule": {"type": "flow"}},
     "model.prediction": {"prediction": "v"},
     "train.weighting": {"weighting": "snr"},
-    "train.lr_course": {"lr_course": "cosine"},
+    "train.lr_course": {"lr_course": "constant"},
     "train.precision": {"precision": "bf16"},
     "extractor.name": {"name": "inception2015"},
     "stats.split": {"split": "test"},
