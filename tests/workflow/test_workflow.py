@@ -351,7 +351,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights(finished: Projec
     for name in ("undisturbed", "killed"):
         project = Project(tmp_path / name)
         shutil.copytree(finished.folder, project.folder, symlinks=True)
-        project.edit("params.yaml", "train: {steps: 20,", "train: {steps: 600, checkpoint_seconds: 0.2,")
+        project.edit("params.yaml", "train: {steps: 20,", "train: {steps: 300, checkpoint_seconds: 0.5,")
         if name == "killed":
             kill_in_training(project, command)
             assert not (project.folder / target).exists(), "the training was over before the kill"

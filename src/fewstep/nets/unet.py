@@ -23,7 +23,7 @@ M = TypeVar("M", bound=nn.Module)
 class UNet(nn.Module):
     """A U-Net whose output has the shape of its input.
 
-    Differs from ADM in three places, that save 40 to 50 % of its work: the decoder has as many blocks per
+    Differs from ADM in three places, that save about 40 to 50 % of its work: the decoder has as many blocks per
     level as the encoder (ADM: one more), down-sampling is a 2 x 2 mean inside the first block
     of a level, and up-sampling repeats pixels, without convolutions of their own.
 

@@ -138,7 +138,7 @@ class ModelSettings(Section):
 class TrainSettings(Section):
     """The training of the diffusion model."""
 
-    steps: Positive = Field(default=2500, description="optimiser steps")
+    steps: Positive = Field(default=1500, description="optimiser steps")
     batch_size: int = Field(default=128, ge=1, le=65536, description="images per step over all devices")
     lr: float = Field(default=2e-3, gt=0, le=1, description="learning rate of Adam after the warm-up")
     warmup: int = Field(default=100, ge=0, description="steps of linear learning-rate warm-up")
