@@ -16,6 +16,8 @@ from fewstep.pipeline.specs import load_spec
 
 Command = Callable[..., None]
 
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes cuda where there is one")]
+
 
 def takes_settings(*, hide: tuple[str, ...] = ()) -> Callable[[Command], Command]:
     """Turn each parameter annotated with a `Section` into options, and `spec: Spec | None` into `--spec FILE`.

@@ -7,9 +7,8 @@ import typer
 
 from fewstep.checks import ConfigError
 from fewstep.files import atomic_dir, sha256_file
-from fewstep.pipeline.commands.model import DeviceOption
 from fewstep.pipeline.config import EvaluateSettings, StatsSettings
-from fewstep.pipeline.options import takes_settings
+from fewstep.pipeline.options import DeviceOption, takes_settings
 from fewstep.pipeline.samples import files_in, read_samples
 from fewstep.pipeline.specs import Spec, stamp
 

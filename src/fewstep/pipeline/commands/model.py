@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,18 +11,17 @@ import typer
 
 from fewstep.checks import ConfigError
 from fewstep.files import atomic_file
-from fewstep.pipeline.config import ExtractorSettings, ModelSettings, TrainSettings
-from fewstep.pipeline.options import takes_settings
+from fewstep.pipeline.config import ExtractorSettings, ModelSettings, TrackingSettings, TrainSettings
+from fewstep.pipeline.options import DeviceOption, takes_settings
 from fewstep.pipeline.specs import Spec, stamp
 
 if TYPE_CHECKING:
     from fewstep.data.packed import Dataset
 
 DataOption = Annotated[Path, typer.Option(help="packed dataset, from fewstep prepare")]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes cuda where there is one")]
 
 
-@takes_settings()
+@takes_settings(hide=("uri",))
 def train(
     data: DataOption,
     out: Annotated[Path, typer.Option(help="model folder to write")],
@@ -30,6 +30,7 @@ def train(
     *,
     model: ModelSettings,
     train: TrainSettings,
+    tracking: TrackingSettings,
     spec: Spec | None,
 ) -> None:
     """Train a diffusion model; run it again after a break and it goes on. Several GPUs: start it with torchrun.
@@ -70,31 +71,32 @@ def train(
             dropout=model.dropout,
             n_classes=len(dataset.classes or ()) if model.class_conditional else 0,
         ).to(chosen_device(device, local_rank=world.local_rank))
-        state = train_denoiser(
-            dataset,
-            net,
-            schedule=schedule,
-            prediction=model.prediction,
-            steps=train.steps,
-            batch_size=train.batch_size,
-            lr=train.lr,
-            seed=train.seed,
-            warmup_steps=train.warmup,
-            lr_course=train.lr_course,
-            clip=train.clip,
-            weighting=train.weighting,
-            label_dropout=train.label_dropout,
-            flip=train.flip,
-            ema_decay=train.ema_decay,
-            precision=train.precision,
-            compile=train.compile,
-            checkpoints=folder,
-            metrics=metrics,
-            log_every=train.log_every,
-            checkpoint_seconds=train.checkpoint_seconds,
-            world=world,
-            progress=track("train", unit="step"),
-        )
+        with _live(metrics, tracking, spec, leads=world.leads):
+            state = train_denoiser(
+                dataset,
+                net,
+                schedule=schedule,
+                prediction=model.prediction,
+                steps=train.steps,
+                batch_size=train.batch_size,
+                lr=train.lr,
+                seed=train.seed,
+                warmup_steps=train.warmup,
+                lr_course=train.lr_course,
+                clip=train.clip,
+                weighting=train.weighting,
+                label_dropout=train.label_dropout,
+                flip=train.flip,
+                ema_decay=train.ema_decay,
+                precision=train.precision,
+                compile=train.compile,
+                checkpoints=folder,
+                metrics=metrics,
+                log_every=train.log_every,
+                checkpoint_seconds=train.checkpoint_seconds,
+                world=world,
+                progress=track("train", unit="step"),
+            )
         if not world.leads:
             return
     save_model(
@@ -167,6 +169,17 @@ def extractor(
     if spec:
         stamp(spec, out)
     typer.echo(f"{out}: classifier of {dataset.name}, {right:.1%} of the test images right")
+
+
+def _live(
+    metrics: Path, tracking: TrackingSettings, spec: Spec | None, *, leads: bool
+) -> AbstractContextManager[None]:
+    """Send the curve to MLflow while it grows, where the settings ask for it."""
+    if not (tracking.live and spec and leads):
+        return nullcontext()
+    from fewstep.pipeline.tracking import live_curve, tracking_uri
+
+    return live_curve(metrics, run=spec.run, key=spec.key, uri=tracking_uri(tracking.uri))
 
 
 def _facts(dataset: "Dataset", net: Any) -> Mapping[str, Any]:

@@ -8,9 +8,8 @@ import typer
 
 from fewstep.checks import ConfigError
 from fewstep.files import atomic_dir, require_space
-from fewstep.pipeline.commands.model import DeviceOption
 from fewstep.pipeline.config import PlanSettings, SampleSettings
-from fewstep.pipeline.options import takes_settings
+from fewstep.pipeline.options import DeviceOption, takes_settings
 from fewstep.pipeline.samples import Samples, files_in, parse_seeds, seeds_text, write_samples
 from fewstep.pipeline.specs import Spec, stamp
 
@@ -60,7 +59,7 @@ def plans(
     plans: PlanSettings,
     spec: Spec | None,
 ) -> None:
-    """Write every preset on every grid as a plan; those that cannot make exactly NFE calls are left out.
+    """Write every preset on every grid as a plan; those that cannot make NFE calls, and repeats, are left out.
 
     Example: fewstep plans --model results/digits/model --nfe 10 --presets ddim,unipc-3 --out plans
     """
@@ -75,13 +74,17 @@ def plans(
                 one = _preset(preset, schedule, nfe, grid, plans.to_zero)
             except ConfigError as error:
                 left_out.append(f"{preset} on {grid}: {error}")
+                continue
+            # with few steps lowered orders can leave two presets the same: one row of a table, not two
+            if one.hash in made:
+                left_out.append(f"{preset} on {grid}: the same plan as {made[one.hash].name}")
             else:
-                made[one.name] = one
+                made[one.hash] = one
     if not made:
         raise ConfigError(f"No preset can make {nfe} network calls: {' '.join(left_out)}")
     with atomic_dir(out) as folder:
-        for name, one in made.items():
-            one.save(folder / f"{name}.json")
+        for one in made.values():
+            one.save(folder / f"{one.name}.json")
         if spec:
             stamp(spec, folder)
     for reason in left_out:
