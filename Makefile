@@ -56,7 +56,7 @@ ui: $(STAMP)
 	$(MLFLOW_UI)
 
 test: $(STAMP)
-	pytest -m "not slow"
+	pytest -n 2 --dist loadfile -m "not slow"
 
 test-all: $(STAMP)
 	pytest
