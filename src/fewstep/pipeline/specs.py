@@ -54,7 +54,7 @@ class Rule:
     ignores: tuple[str, ...] = ()
 
 
-# Left out, as no result depends on them: fewstep/__init__, progress, _typing, and of pipeline/ config and
+# Left out, as no result depends on them: fewstep/__init__, progress, _typing, and of pipeline/ config, tracking and
 # options (the values are in the key), specs, devices (where, not what) and environment (it only describes).
 _MODEL = (
     "diffusion",

@@ -54,7 +54,7 @@ NO_RESULT_DEPENDS_ON = {
     "fewstep.pipeline.environment",
     "fewstep.pipeline.devices",
     "fewstep.pipeline.commands",
-    "fewstep.pipeline.commands.model",  # others take the type of an option from it
+    "fewstep.pipeline.tracking",  # shows results, live or afterwards
 }
 
 
