@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from fewstep.pipeline.cli import main
+from fewstep.pipeline.samples import read_samples
 
 
 class Done(NamedTuple):
@@ -86,11 +87,11 @@ def test_the_study_ends_in_a_report_and_a_leaderboard(study):
 def test_an_image_depends_on_its_seed_alone(study, tmp_path):
     plan = next((study / "plans").glob("unipc-2*.json"))
     made("sample", study / "model", plan, "--seeds", "30-49", "--batch-size", 7, "--out", tmp_path / "s.npz")
-    part = np.load(tmp_path / "s.npz")
-    whole = np.load(study / "samples" / f"{plan.stem}.npz")
-    assert part["seeds"].tolist() == list(range(30, 50))
+    part = read_samples(tmp_path / "s.npz")
+    whole = read_samples(study / "samples" / f"{plan.stem}.npz")
+    assert part.seeds.tolist() == list(range(30, 50))
     # another batch size may round a value on the border between two levels the other way
-    difference = np.abs(part["arr_0"].astype(int) - whole["arr_0"][30:50].astype(int))
+    difference = np.abs(part.images.astype(int) - whole.images[30:50].astype(int))
     assert difference.max() <= 1
     assert (difference > 0).mean() < 0.01
 
@@ -98,8 +99,8 @@ def test_an_image_depends_on_its_seed_alone(study, tmp_path):
 def test_the_same_command_gives_the_same_images(study, tmp_path):
     plan = next((study / "plans").glob("ddim*.json"))
     made("sample", study / "model", plan, "--seeds", "0-59", "--out", tmp_path / "s.npz")
-    again, first = np.load(tmp_path / "s.npz"), np.load(study / "samples" / f"{plan.stem}.npz")
-    assert np.array_equal(again["arr_0"], first["arr_0"])
+    again, first = read_samples(tmp_path / "s.npz"), read_samples(study / "samples" / f"{plan.stem}.npz")
+    assert np.array_equal(again.images, first.images)
 
 
 def edited(source, target, change):
