@@ -15,7 +15,7 @@ _PUBLIC = {
     "Cosine": "diffusion.schedule",
     "EDM": "diffusion.schedule",
     "Flow": "diffusion.schedule",
-    "load_model": "nets.folder",
+    "load_model": "interop.load",
     "load_dataset": "data.packed",
     "Plan": "sampling.plan",
     "load_plan": "sampling.plan",

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ class Model:
         shape: of one image, (C, H, W), or of one vector, (D,).
         fingerprint: sha256 of the weights; None for functions, on which plans cannot be pinned.
         net: the network behind `fn`, where there is one; its dtype is what x_t is cast to.
+        decode: of latent models, the image in [-1, 1] of a latent, (B, *shape) -> (B, C, H, W); sampling works on
+            latents, of which `shape` speaks.
     """
 
     fn: Callable[..., Tensor]
@@ -34,12 +37,25 @@ class Model:
     fingerprint: str | None = None
     name: str = "function"
     net: nn.Module | None = field(default=None, compare=False)
+    decode: Callable[[Tensor], Tensor] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.prediction not in PREDICTIONS:
             raise ConfigError(
                 f"A model's prediction must be one of {', '.join(PREDICTIONS)}; got {self.prediction!r}."
             )
+
+    @property
+    def device(self) -> torch.device:
+        """That of the network; the CPU for functions."""
+        return torch.device("cpu") if self.net is None else next(self.net.parameters()).device
+
+    @cached_property
+    def image_shape(self) -> tuple[int, ...]:
+        """Of one image; of latent models, what a decoded latent measures."""
+        if self.decode is None:
+            return self.shape
+        return tuple(self.decode(torch.zeros(1, *self.shape, device=self.device)).shape[1:])
 
 
 class Denoiser:

@@ -1,12 +1,12 @@
 """Time grids `ts`: float64, (n_steps + 1,), strictly decreasing, both ends included."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from fewstep.checks import ConfigError
-from fewstep.diffusion.schedule import Schedule
+from fewstep.diffusion.schedule import DDPMTable, Schedule
 
 
 def _ends(
@@ -72,6 +72,21 @@ def karras(
     start, end = float(schedule.edm_sigma(t_start)), float(schedule.edm_sigma(t_end))
     edm_sigmas = _line(start ** (1 / rho), end ** (1 / rho), n_steps) ** rho
     return _with_ends(schedule.t_of_lambda(-edm_sigmas.log()), t_start, t_end)
+
+
+def of_rows(schedule: Schedule, rows: Sequence[int]) -> list[float]:
+    """Times of rows k of a DDPM table, t = (k + 1) / K: the integer timesteps of other libraries, falling.
+    Raises: ConfigError: the schedule has no rows, or they do not fall within the table.
+    """
+    if not isinstance(schedule, DDPMTable):
+        raise ConfigError(
+            f"Timesteps are rows of a DDPM table, but the model has {schedule!r:.80}; choose a grid."
+        )
+    n_rows = len(schedule.alpha_bar)
+    falls = all(k > following for k, following in zip(rows, rows[1:], strict=False))
+    if not rows or not falls or rows[0] >= n_rows or rows[-1] < 0:
+        raise ConfigError(f"Timesteps must fall within {n_rows - 1} to 0; got {', '.join(map(str, rows))}.")
+    return [(k + 1) / n_rows for k in rows]
 
 
 GRIDS: dict[str, Callable[..., Tensor]] = {

@@ -10,7 +10,7 @@ import typer
 
 import fewstep
 from fewstep.checks import UserError
-from fewstep.pipeline.commands import data, evaluation, model, results, sampling
+from fewstep.pipeline.commands import data, evaluation, interop, model, results, sampling
 
 app = typer.Typer(
     name="fewstep",
@@ -27,6 +27,7 @@ for command in (
     sampling.plan,
     sampling.plans,
     sampling.sample,
+    interop.export,
     evaluation.stats,
     evaluation.evaluate,
     results.report,

@@ -174,6 +174,12 @@ class Plan:
         return any(step.eta > 0 for step in self.steps)
 
     @property
+    def changes_network(self) -> bool:
+        """Whether any call needs the network at another width, in other bits or with scaled skip connections."""
+        sized = any(node.width is not None or node.quant is not None for node in self.nodes)
+        return sized or self.skip_scale is not None
+
+    @property
     def nfe(self) -> int:
         """Network evaluations per image: one per `net` node, and one per implicit re-evaluation."""
         implicit = sum(step.corr is not None and step.corr.mode == "implicit" for step in self.steps)

@@ -3,7 +3,7 @@
 Every preset is a function (schedule, nfe, *, grid, t_start, t_end, to_zero, ...) -> Plan:
 
     nfe: network evaluations per image.
-    grid: a key of `fewstep.diffusion.grids.GRIDS`.
+    grid: a key of `fewstep.diffusion.grids.GRIDS`, or the times themselves, falling, without the 0 of to_zero.
     t_start, t_end: ends of the grid; the schedule's t_max and t_min when None.
     to_zero: append clean data (sigma = 0) to the grid as the last node, reached by a step of order 1. The
         grid above it is one step shorter, so that nfe stays what was asked for.
@@ -37,12 +37,14 @@ ADAMS_BASHFORTH = (
 )
 QUADRATURE_POINTS = 64
 
+Grid = str | Sequence[float]
+
 
 def ddim(
     schedule: Schedule,
     nfe: int,
     *,
-    grid: str = "uniform-lambda",
+    grid: Grid = "uniform-lambda",
     t_start: float | None = None,
     t_end: float | None = None,
     to_zero: bool = False,
@@ -56,7 +58,7 @@ def ddim_eta(
     schedule: Schedule,
     nfe: int,
     *,
-    grid: str = "uniform-lambda",
+    grid: Grid = "uniform-lambda",
     t_start: float | None = None,
     t_end: float | None = None,
     to_zero: bool = False,
@@ -70,7 +72,7 @@ def ddpm(
     schedule: Schedule,
     nfe: int,
     *,
-    grid: str = "uniform-t",
+    grid: Grid = "uniform-t",
     t_start: float | None = None,
     t_end: float | None = None,
     to_zero: bool = False,
@@ -86,7 +88,7 @@ def dpm_solver_2s(
     schedule: Schedule,
     nfe: int,
     *,
-    grid: str = "uniform-lambda",
+    grid: Grid = "uniform-lambda",
     t_start: float | None = None,
     t_end: float | None = None,
     to_zero: bool = False,
@@ -105,7 +107,7 @@ def dpm_solver_3s(
     schedule: Schedule,
     nfe: int,
     *,
-    grid: str = "uniform-lambda",
+    grid: Grid = "uniform-lambda",
     t_start: float | None = None,
     t_end: float | None = None,
     to_zero: bool = False,
@@ -125,7 +127,7 @@ def dpmpp_2m(
     schedule: Schedule,
     nfe: int,
     *,
-    grid: str = "uniform-lambda",
+    grid: Grid = "uniform-lambda",
     t_start: float | None = None,
     t_end: float | None = None,
     to_zero: bool = False,
@@ -144,7 +146,7 @@ def dpmpp_2m_taylor(
     schedule: Schedule,
     nfe: int,
     *,
-    grid: str = "uniform-lambda",
+    grid: Grid = "uniform-lambda",
     t_start: float | None = None,
     t_end: float | None = None,
     to_zero: bool = False,
@@ -165,7 +167,7 @@ def dpmpp_3m(
     schedule: Schedule,
     nfe: int,
     *,
-    grid: str = "uniform-lambda",
+    grid: Grid = "uniform-lambda",
     t_start: float | None = None,
     t_end: float | None = None,
     to_zero: bool = False,
@@ -186,7 +188,7 @@ def dpmpp_3m_exact(
     schedule: Schedule,
     nfe: int,
     *,
-    grid: str = "uniform-lambda",
+    grid: Grid = "uniform-lambda",
     t_start: float | None = None,
     t_end: float | None = None,
     to_zero: bool = False,
@@ -208,7 +210,7 @@ def unipc(
     order: int,
     variant: str = "bh2",
     pred: str = "x0",
-    grid: str = "uniform-lambda",
+    grid: Grid = "uniform-lambda",
     t_start: float | None = None,
     t_end: float | None = None,
     to_zero: bool = False,
@@ -233,7 +235,7 @@ def deis(
     nfe: int,
     *,
     points: int,
-    grid: str = "quadratic-t",
+    grid: Grid = "quadratic-t",
     t_start: float | None = None,
     t_end: float | None = None,
     to_zero: bool = False,
@@ -255,7 +257,7 @@ def ipndm(
     nfe: int,
     *,
     order: int,
-    grid: str = "karras",
+    grid: Grid = "karras",
     t_start: float | None = None,
     t_end: float | None = None,
     to_zero: bool = False,
@@ -281,7 +283,7 @@ def heun(
     schedule: Schedule,
     nfe: int,
     *,
-    grid: str = "karras",
+    grid: Grid = "karras",
     t_start: float | None = None,
     t_end: float | None = None,
     to_zero: bool = False,
@@ -333,8 +335,12 @@ PRESETS: dict[str, Callable[..., Plan]] = {
 
 
 def _grid(
-    schedule: Schedule, n_steps: int, grid: str, t_start: float | None, t_end: float | None
+    schedule: Schedule, n_steps: int, grid: Grid, t_start: float | None, t_end: float | None
 ) -> list[float]:
+    if not isinstance(grid, str):
+        if len(grid) != n_steps + 1:
+            raise ConfigError(f"grid must hold {n_steps + 1} times for {n_steps} steps; got {len(grid)}.")
+        return list(grid)
     if grid not in GRIDS:
         raise ConfigError(f"grid must be one of {', '.join(GRIDS)}; got {grid!r}.")
     times: list[float] = GRIDS[grid](schedule, n_steps, t_start=t_start, t_end=t_end).tolist()
@@ -342,14 +348,14 @@ def _grid(
 
 
 def _times(
-    schedule: Schedule, n_steps: int, grid: str, t_start: float | None, t_end: float | None, to_zero: bool
+    schedule: Schedule, n_steps: int, grid: Grid, t_start: float | None, t_end: float | None, to_zero: bool
 ) -> list[float]:
     """n_steps + 1 times, of which the last is 0 with to_zero."""
     if n_steps < 1:
         raise ConfigError(f"nfe must be at least 1; got {n_steps}.")
     if not to_zero:
         return _grid(schedule, n_steps, grid, t_start, t_end)
-    if n_steps == 1:
+    if n_steps == 1 and isinstance(grid, str):
         return [schedule.t_max if t_start is None else t_start, 0.0]
     return [*_grid(schedule, n_steps - 1, grid, t_start, t_end), 0.0]
 
@@ -357,7 +363,7 @@ def _times(
 def _plan(
     preset: str,
     schedule: Schedule,
-    grid: str,
+    grid: Grid,
     ts: Sequence[float],
     steps: Sequence[Step],
     *,
@@ -370,8 +376,9 @@ def _plan(
         Node(t, lam, eval="none" if i == last else "net")
         for i, (t, lam) in enumerate(zip(ts, lambdas.tolist(), strict=True))
     )
-    name = f"{preset}.{grid}" + (".to-zero" if ts[-1] == 0 else "") + f".nfe{nfe or last}"
-    provenance = {"preset": preset, "grid": grid}
+    spacing = grid if isinstance(grid, str) else "custom"
+    name = f"{preset}.{spacing}" + (".to-zero" if ts[-1] == 0 else "") + f".nfe{nfe or last}"
+    provenance = {"preset": preset, "grid": spacing}
     return Plan(schedule.config(), nodes, tuple(steps), name=name, provenance=provenance)
 
 
@@ -413,7 +420,7 @@ def _ancestral(
     preset: str,
     schedule: Schedule,
     nfe: int,
-    grid: str,
+    grid: Grid,
     t_start: float | None,
     t_end: float | None,
     to_zero: bool,
@@ -427,7 +434,7 @@ def _single_step(
     preset: str,
     schedule: Schedule,
     nfe: int,
-    grid: str,
+    grid: Grid,
     t_start: float | None,
     t_end: float | None,
     to_zero: bool,

@@ -131,7 +131,7 @@ def sample(
         costs: as in `solve`; batches add up.
 
     Returns:
-        uint8 (len(seeds), *model.shape) on the CPU.
+        uint8 (len(seeds), *model.image_shape) on the CPU; latents are decoded.
 
     Raises:
         ConfigError: an argument or the plan does not fit the model. DataError: a state is not finite.
@@ -140,16 +140,15 @@ def sample(
         raise ConfigError(f"batch_size must be at least 1; got {batch_size}.")
     if labels is not None and labels.shape != (len(seeds),):
         raise ConfigError(f"labels must be one per seed, ({len(seeds)},); got {tuple(labels.shape)}.")
-    device = torch.device("cpu") if model.net is None else next(model.net.parameters()).device
-    start_std = _start_std(model, plan)
-    images = torch.empty(len(seeds), *model.shape, dtype=torch.uint8)
+    std = start_std(model, plan)
+    images = torch.empty(len(seeds), *model.image_shape, dtype=torch.uint8)
     for first in progress(range(0, len(seeds), batch_size)):
         rows = slice(first, first + batch_size)
         noise = ImageNoise(seeds[rows], model.shape)
         x0 = solve(
             model,
             plan,
-            start_std * noise().to(device),
+            std * noise().to(model.device),
             labels=None if labels is None else labels[rows],
             guidance=guidance,
             noise=noise,
@@ -159,11 +158,11 @@ def sample(
             force=force,
             costs=costs,
         )
-        images[rows] = to_u8(x0).cpu()
+        images[rows] = to_u8(x0 if model.decode is None else model.decode(x0)).cpu()
     return images
 
 
-def _start_std(model: Model, plan: Plan) -> float:
+def start_std(model: Model, plan: Plan) -> float:
     """Standard deviation at the first node: the prior's, scaled down where the grid starts later."""
     schedule = model.schedule
     t_start = schedule.t_of_lambda(plan.nodes[0].lambda_)
@@ -250,6 +249,15 @@ def _check_finite(x: Tensor, operation: Update) -> None:
         )
 
 
+def check_fingerprint(model: Model, plan: Plan) -> None:
+    """Raise ConfigError where the plan is for other weights."""
+    if plan.fingerprint is not None and plan.fingerprint != model.fingerprint:
+        raise ConfigError(
+            f"The plan is for the model with fingerprint {plan.fingerprint:.16}, but {model.name} has "
+            f"{model.fingerprint or 'none'!s:.16}; make the plan for this model, or sample with force."
+        )
+
+
 def _check_fit(
     model: Model,
     plan: Plan,
@@ -258,19 +266,15 @@ def _check_fit(
     data_mean: Tensor | None,
     select: Select | None,
 ) -> None:
-    if plan.fingerprint is not None and plan.fingerprint != model.fingerprint and not force:
-        raise ConfigError(
-            f"The plan is for the model with fingerprint {plan.fingerprint:.16}, but {model.name} has "
-            f"{model.fingerprint or 'none'!s:.16}; make the plan for this model, or pass force."
-        )
+    if not force:
+        check_fingerprint(model, plan)
     if plan.stochastic and noise is None:
         raise ConfigError(
             "A plan with eta > 0 draws noise; pass noise, such as rng.ImageNoise(seeds, shape)."
         )
     if plan.nodes[0].eval == "afs_mean" and data_mean is None:
         raise ConfigError("A plan with eval afs_mean needs data_mean, the mean of the training data.")
-    sized = plan.skip_scale is not None or any(n.width is not None or n.quant is not None for n in plan.nodes)
-    if sized and select is None:
+    if plan.changes_network and select is None:
         raise ConfigError(
             "A plan that sets width, quant or skip_scale needs a model that can change; pass select."
         )

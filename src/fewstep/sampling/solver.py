@@ -349,7 +349,10 @@ def compile_plan(
     updates = coefficients(plan, schedule, values)
     t, t_fed = _network_times(plan, schedule, values)
     network_times = _scalars(t_fed)
-    readings = _readings(plan, schedule, prediction, t, t_fed)
+    readings = {
+        i: {pred: _reading((pred, i), *factors) for pred, factors in both.items()}
+        for i, both in _predictions(plan, schedule, prediction, t, t_fed).items()
+    }
     operations: list[Evaluate | Update] = []
 
     def evaluate(node: int) -> None:
@@ -419,15 +422,24 @@ class _Reading:
     read: Read
 
 
-def _readings(
+def predictions(
+    plan: Plan, schedule: Schedule, prediction: str, values: Values | None = None
+) -> dict[int, dict[str, tuple[Scalar, Scalar]]]:
+    """How a plan reads x0 and eps at each evaluated node: (of_x, of_output), f = of_x * x + of_output * output.
+
+    At a node with an analytic first step the output is the data mean, and with `afs_zero` nothing.
+    """
+    return _predictions(plan, schedule, prediction, *_network_times(plan, schedule, values))
+
+
+def _predictions(
     plan: Plan, schedule: Schedule, prediction: str, t: Tensor, t_fed: Tensor
-) -> dict[int, dict[str, _Reading]]:
-    """How f of each type follows from the state and the output (AFS: the data mean), per evaluated node."""
+) -> dict[int, dict[str, tuple[Scalar, Scalar]]]:
     evaluated = [i for i, node in enumerate(plan.nodes) if node.eval != "none"]
     own, converted_at = t[evaluated], (t_fed if plan.convert_at == "tau" else t)[evaluated]
     alpha, sigma = _scalars(schedule.alpha(own)), _scalars(schedule.sigma(own))
     converted = [_scalars(values) for values in weights(prediction, schedule, converted_at)]
-    readings = {}
+    found = {}
     for i, a, s, x0_of_x, x0_of_output, eps_of_x, eps_of_output in zip(
         evaluated, alpha, sigma, *converted, strict=True
     ):
@@ -439,8 +451,8 @@ def _readings(
         elif node.eps_scale != 1 or plan.convert_at == "tau":
             eps = (node.eps_scale * eps_of_x, node.eps_scale * eps_of_output)
             x0 = ((1 - s * eps[0]) / a, -s * eps[1] / a)
-        readings[i] = {"eps": _reading(("eps", i), *eps), "x0": _reading(("x0", i), *x0)}
-    return readings
+        found[i] = {"eps": eps, "x0": x0}
+    return found
 
 
 def _reading(key: Key, of_x: Scalar, of_output: Scalar) -> _Reading:

@@ -89,6 +89,7 @@ def train_classifier(
         steps=steps,
         seed=seed,
         settings={
+            "steps": steps,
             "lr": lr,
             "weight_decay": weight_decay,
             "net": describe(net),

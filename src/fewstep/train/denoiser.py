@@ -153,6 +153,9 @@ def train_denoiser(
         "net": describe(net),
         **batch_settings(dataset, batch_size=batch_size, flip=flip),
     }
+    if lr_course != "constant":
+        # A constant rate does not know how long the training is, so it may be made longer later.
+        settings["steps"] = steps
     return fit(
         State({"net": net}, {"net": optimiser}, {"net": ema}),
         step,

@@ -123,7 +123,7 @@ def fit(
         `state`.
 
     Raises:
-        ConfigError: A checkpoint of other settings.
+        ConfigError: A checkpoint of other settings, or of more steps.
         DataError: A full disk, a damaged checkpoint, or training that diverged: the last checkpoint is kept.
         KeyboardInterrupt, SystemExit: On SIGINT and SIGTERM, after a checkpoint was written.
     """
@@ -132,7 +132,7 @@ def fit(
     world = World() if world is None else world
     run = _Run(
         state=state,
-        settings={**settings, "seed": seed, "steps": steps, "log_every": log_every},
+        settings={**settings, "seed": seed, "log_every": log_every},
         folder=None if checkpoints is None else Path(checkpoints),
         metrics=MetricsLog(Path(metrics) if metrics is not None and world.leads else None),
         every=checkpoint_every,
@@ -144,6 +144,11 @@ def fit(
     # Before the checkpoint is read: it holds the rates of its step, already scaled.
     base = {name: [group["lr"] for group in o.param_groups] for name, o in state.optimisers.items()}
     run.resume()
+    if state.step > steps:
+        raise ConfigError(
+            f"steps must be at least {state.step}, those of the checkpoint in {checkpoints}; got {steps}; "
+            "ask for more steps, or give an empty checkpoint folder to start again."
+        )
     world.copy_from_leader([*state.nets.values(), *(ema.net for ema in state.ema.values())])
     last = steps if until is None else min(until, steps)
     device = next(next(iter(state.nets.values())).parameters()).device

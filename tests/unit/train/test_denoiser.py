@@ -191,6 +191,21 @@ def test_divergence_keeps_the_last_good_checkpoint(tmp_path):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["step-00000002", "step-00000004"]
 
 
+def test_only_a_constant_rate_lets_a_training_grow(tmp_path):
+    grown = {}
+    for course in ("constant", "cosine"):
+        settings = {**SETTINGS, "lr_course": course}
+        folder = tmp_path / course
+        train_denoiser(ToyImages(), tiny_net(), **{**settings, "steps": 6}, checkpoints=folder)
+        if course == "cosine":
+            with pytest.raises(ConfigError, match="steps was 6, now 12"):
+                train_denoiser(ToyImages(), tiny_net(), **settings, checkpoints=folder)
+        else:
+            grown = weights(train_denoiser(ToyImages(), tiny_net(), **settings, checkpoints=folder))
+            whole = weights(train_denoiser(ToyImages(), tiny_net(), **settings))
+            assert all(torch.equal(whole[name], grown[name]) for name in whole)
+
+
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
     train(checkpoints=tmp_path, until=2)
     with pytest.raises(ConfigError, match=r"other settings \(lr was 0.01, now 0.02\)"):

@@ -71,6 +71,20 @@ def test_two_networks_with_an_optimiser_each_resume(tmp_path):
     assert {"critic_loss", "generator_loss", "images", "images_per_second"} <= line.keys()
 
 
+def test_a_training_goes_on_past_its_end_as_if_it_had_been_longer_from_the_start(tmp_path):
+    whole = run(steps=10)
+    run(tmp_path, steps=6)
+    longer = run(tmp_path, steps=10)
+    assert torch.equal(whole.nets["critic"].weight, longer.nets["critic"].weight)
+    assert torch.equal(whole.ema["generator"].net.weight, longer.ema["generator"].net.weight)
+
+
+def test_a_training_shorter_than_its_checkpoint_is_refused(tmp_path):
+    run(tmp_path, steps=6)
+    with pytest.raises(ConfigError, match="steps must be at least 6"):
+        run(tmp_path, steps=5)
+
+
 def test_old_checkpoints_are_removed_and_a_finished_run_does_nothing(tmp_path):
     done = run(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000009", "step-00000010"]

@@ -1,6 +1,8 @@
 """`fewstep plan`, `plans`, `sample`: known samplers as plan files, and images from them."""
 
+import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,10 +20,12 @@ if TYPE_CHECKING:
     from fewstep.diffusion.schedule import Schedule
     from fewstep.sampling.plan import Plan
 
-ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="model folder")]
+ModelArgument = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="model folder, or a pipeline of diffusers")
+]
 
 
-def _preset(name: str, schedule: "Schedule", nfe: int, grid: str, to_zero: bool) -> "Plan":
+def _preset(name: str, schedule: "Schedule", nfe: int, grid: str | Sequence[float], to_zero: bool) -> "Plan":
     from fewstep.sampling.presets import PRESETS
 
     if name not in PRESETS:
@@ -29,23 +33,43 @@ def _preset(name: str, schedule: "Schedule", nfe: int, grid: str, to_zero: bool)
     return PRESETS[name](schedule, nfe, grid=grid, to_zero=to_zero)
 
 
+def _rows(text: str) -> list[int]:
+    try:
+        return [int(k) for k in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--timesteps must be whole numbers such as 999,666,333; got {text!r}.") from None
+
+
 def plan(
     preset: Annotated[str, typer.Argument(help="a known sampler, such as ddim, dpmpp-2m, unipc-3")],
     model: Annotated[Path, typer.Option(help="model folder whose noise schedule the plan is for")],
     nfe: Annotated[int, typer.Option(help="network calls per image")],
     out: Annotated[Path, typer.Option(help="plan file to write")],
-    grid: Annotated[str, typer.Option(help="spacing of times")] = "uniform-lambda",
+    grid: Annotated[str | None, typer.Option(help="spacing of times (default: uniform-lambda)")] = None,
     to_zero: Annotated[
         bool, typer.Option("--to-zero", help="end at clean data, by a step of order 1")
     ] = False,
+    timesteps: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K,K,...",
+            help="rows of the model's table instead of a spacing; without --to-zero with the end",
+        ),
+    ] = None,
 ) -> None:
     """Write a known sampler as a plan.
 
     Example: fewstep plan dpmpp-2m --model results/digits/model --nfe 10 --out plan.json
+    Timesteps of diffusers: fewstep plan ddim --model DIR --nfe 3 --timesteps 999,666,333 --to-zero --out plan.json
     """
-    from fewstep.nets.folder import load_model
+    from fewstep.diffusion.grids import of_rows
+    from fewstep.interop.load import load_model
 
-    made = _preset(preset, load_model(model).schedule, nfe, grid, to_zero)
+    if grid is not None and timesteps is not None:
+        raise ConfigError("--timesteps and --grid both say where the times are; leave out one of the two.")
+    schedule = load_model(model).schedule
+    spacing = (grid or "uniform-lambda") if timesteps is None else of_rows(schedule, _rows(timesteps))
+    made = _preset(preset, schedule, nfe, spacing, to_zero)
     made.save(out)
     typer.echo(f"{out}: {made.name}, {made.nfe} network calls per image")
 
@@ -63,7 +87,7 @@ def plans(
 
     Example: fewstep plans --model results/digits/model --nfe 10 --presets ddim,unipc-3 --out plans
     """
-    from fewstep.nets.folder import load_model
+    from fewstep.interop.load import load_model
 
     schedule = load_model(model).schedule
     left_out: list[str] = []
@@ -110,7 +134,7 @@ def sample(
 
     Example: fewstep sample results/digits/model plan.json --seeds 0-999 --out samples.npz
     """
-    from fewstep.nets.folder import load_model
+    from fewstep.interop.load import load_model
     from fewstep.pipeline.devices import chosen_device
     from fewstep.sampling.plan import load_plan
 
@@ -121,8 +145,7 @@ def sample(
     to_folder = out.suffix != ".npz"
     if not to_folder and len(files) > 1:
         raise ConfigError(f"--out must be a folder for {len(files)} plans, got the file {out}.")
-    channels, height, width = network.shape
-    require_space(out, len(chosen) * channels * height * width * len(files))
+    require_space(out, len(chosen) * math.prod(network.image_shape) * len(files))
     if not to_folder:
         write_samples(out, _drawn(network, loaded[0], chosen, sample, force))
     else:
@@ -158,7 +181,6 @@ def _drawn(model: "Model", plan: "Plan", seeds: range, settings: SampleSettings,
         costs=costs,
     )
     wall = time.perf_counter() - started
-    device = torch.device("cpu") if model.net is None else next(model.net.parameters()).device
     meta = {
         "model": {"fingerprint": model.fingerprint, "name": model.name, "ema": True},
         "plan": plan.to_json(),
@@ -173,7 +195,7 @@ def _drawn(model: "Model", plan: "Plan", seeds: range, settings: SampleSettings,
             "network_calls": costs.nfe * (2 if settings.guidance != 1.0 else 1),
             "network_ms_per_image": 1000 * costs.network_seconds / costs.images,
             "wall_seconds": wall,
-            "device": device_name(device),
+            "device": device_name(model.device),
         },
         "environment": environment(),
     }

@@ -1,0 +1,339 @@
+"""Models that diffusers has saved, read from disk: no network access, no pickled weights, no code from the folder."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from fewstep import files
+from fewstep.checks import ConfigError, DataError
+from fewstep.diffusion.denoiser import Model
+from fewstep.diffusion.schedule import DDPMTable, Flow, Schedule
+from fewstep.nets.folder import as_model
+from fewstep.rng import initial_weights
+
+INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+# the folders of the network and, of latent models, of the decoder
+PIPELINES: dict[str, tuple[str, str | None]] = {
+    "DDPMPipeline": ("unet", None),
+    "DDIMPipeline": ("unet", None),
+    "LDMPipeline": ("unet", "vqvae"),
+    "DiTPipeline": ("transformer", "vae"),
+}
+# class in config.json -> class that reads it; DiT was saved under a more general name once
+NETWORKS = {
+    "UNet2DModel": "UNet2DModel",
+    "DiTTransformer2DModel": "DiTTransformer2DModel",
+    "Transformer2DModel": "DiTTransformer2DModel",
+}
+DECODERS = {"VQModel": "VQModel", "AutoencoderKL": "AutoencoderKL"}
+PREDICTION_TYPES = {"epsilon": "eps", "v_prediction": "v", "sample": "x0", "flow_prediction": "u"}
+TABLES: dict[str, Callable[[Any], DDPMTable]] = {
+    "linear": lambda of: DDPMTable.linear(of.beta_start, of.beta_end, of.num_train_timesteps),
+    "scaled_linear": lambda of: DDPMTable.scaled_linear(of.beta_start, of.beta_end, of.num_train_timesteps),
+    "squaredcos_cap_v2": lambda of: DDPMTable.cosine(of.num_train_timesteps),
+}
+
+
+class Network(nn.Module):
+    """A network of diffusers, called as those of this project: (x_t, timestep, label), no variance in the output."""
+
+    def __init__(self, net: nn.Module, n_classes: int) -> None:
+        super().__init__()
+        self.net, self.n_classes = net, n_classes
+
+    def forward(self, x_t: Tensor, k: Tensor, label: Tensor | None = None) -> Tensor:
+        """The first half of the channels where the second is a learned variance."""
+        output: Tensor = self.net(x_t, k, class_labels=label, return_dict=False)[0]
+        return output[:, : x_t.shape[1]]
+
+
+class Parts(NamedTuple):
+    """Where the parts of a model lie."""
+
+    network: Path
+    decoder: Path | None
+    scheduler: Path | None
+
+
+def is_diffusers(path: str | Path) -> bool:
+    """Whether diffusers has saved this folder."""
+    folder = Path(path)
+    if (folder / INDEX).exists():
+        return True
+    config = files.read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    return isinstance(config, dict) and "_class_name" in config
+
+
+def load_diffusers(
+    path: str | Path,
+    *,
+    prediction: str | None = None,
+    schedule: Schedule | None = None,
+    device: str | torch.device = "cpu",
+) -> Model:
+    """Read a pipeline of `PIPELINES`, or the folder of a UNet2DModel with a scheduler's configuration beside it.
+
+    Args:
+        path: a folder; the hub is never asked.
+        prediction: how the output is read, a key of `PREDICTIONS`; None for what the scheduler says.
+        schedule: noise schedule of the training; None for what the scheduler says.
+        device: of the weights.
+
+    Returns:
+        A model in evaluation mode, with `decode` where it works on latents. DiT's label `n_classes` is no class.
+
+    Raises:
+        ConfigError: diffusers is missing, or the pipeline, network or scheduler is of a kind that cannot be sampled.
+        DataError: a file is missing or damaged, or there are pickled weights only.
+    """
+    require_diffusers()
+    parts = _parts(Path(path))
+    if prediction is None or schedule is None:
+        scheduler = _Scheduler.read(parts)
+        prediction = scheduler.prediction() if prediction is None else prediction
+        schedule = scheduler.schedule() if schedule is None else schedule
+    net = _load(parts.network, NETWORKS)
+    shape, n_classes = _form(net.config, parts)
+    model = as_model(
+        Network(net, n_classes).to(device),
+        schedule=schedule,
+        prediction=prediction,
+        shape=shape,
+        name=Path(path).resolve().name,
+        fingerprint=_fingerprint(parts),
+    )
+    if parts.decoder is None:
+        return model
+    return replace(model, decode=_decode(_load(parts.decoder, DECODERS).to(device)))
+
+
+def require_diffusers() -> Any:
+    """The library, or ConfigError with how to get it."""
+    try:
+        import diffusers
+    except ImportError as error:
+        raise ConfigError(
+            f"A model of diffusers needs diffusers ({error}); install it with pip install 'fewstep[diffusers]'."
+        ) from None
+    return diffusers
+
+
+# Parts
+
+
+def _parts(folder: Path) -> Parts:
+    if not (folder / INDEX).exists():
+        return _bare(folder)
+    index = files.read_json(folder / INDEX)
+    kind = index.get("_class_name") if isinstance(index, dict) else None
+    if not isinstance(kind, str) or kind not in PIPELINES:
+        raise ConfigError(f"{folder / INDEX} must be of one of {', '.join(PIPELINES)}; got {kind!r}.")
+    for name in filter(None, PIPELINES[kind]):
+        said = index.get(name)
+        if not isinstance(said, list) or said[:1] != ["diffusers"]:
+            raise ConfigError(
+                f"{folder / INDEX}: {name} must be a class of diffusers, as no code of a folder is run; got {said}."
+            )
+    network, decoder = PIPELINES[kind]
+    return Parts(
+        _part(folder, network),
+        None if decoder is None else _part(folder, decoder),
+        _first(folder / "scheduler" / SCHEDULER, folder / SCHEDULER),
+    )
+
+
+def _bare(folder: Path) -> Parts:
+    if _class_name(folder) in NETWORKS and (folder.parent / INDEX).exists():
+        # a network alone does not say whether a decoder belongs to it
+        return _parts(folder.parent)
+    if _class_name(folder) != "UNet2DModel":
+        raise ConfigError(
+            f"{folder} must be a UNet2DModel, or a pipeline with {INDEX}; got a {_class_name(folder)}; "
+            "name the folder of the whole pipeline."
+        )
+    places = (folder, folder / "scheduler", folder.parent / "scheduler", folder.parent)
+    return Parts(folder, None, _first(*(place / SCHEDULER for place in places)))
+
+
+def _part(folder: Path, name: str) -> Path:
+    """The part's own folder; early repositories have the network at the top."""
+    return folder / name if (folder / name).is_dir() else folder
+
+
+def _first(*paths: Path) -> Path | None:
+    return next((path for path in paths if path.exists()), None)
+
+
+def _class_name(folder: Path) -> str:
+    config = files.read_json(folder / CONFIG)
+    return str(config.get("_class_name") if isinstance(config, dict) else None)
+
+
+# Networks
+
+
+def _load(folder: Path, classes: dict[str, str]) -> Any:
+    name = _class_name(folder)
+    if name not in classes:
+        raise ConfigError(f"{folder / CONFIG} must be of one of {', '.join(classes)}; got {name!r}.")
+    _weights(folder)
+    try:
+        with initial_weights(0):
+            net, found = getattr(require_diffusers(), classes[name]).from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                low_cpu_mem_usage=False,
+                torch_dtype=torch.float32,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"{folder} must be a complete {name}, but reading it fails ({reason:.200}); copy or save it again."
+        ) from error
+    missing, unknown = found["missing_keys"], found["unexpected_keys"]
+    if missing or unknown:
+        raise DataError(
+            f"{folder} must hold the tensors of its {CONFIG}, but {len(missing)} are missing and {len(unknown)} "
+            f"unknown (first: {[*missing, *unknown][0]}); copy or save it again."
+        )
+    return net.eval().requires_grad_(False)
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The safetensors files of a part, one or many."""
+    if (folder / WEIGHTS).exists():
+        return [folder / WEIGHTS]
+    shards = sorted(folder.glob(WEIGHTS.replace(".", "-*-of-*.", 1)))
+    if shards and (folder / f"{WEIGHTS}.index.json").exists():
+        return shards
+    others = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".safetensors", ".pt"))
+    raise DataError(
+        f"{folder} must hold {WEIGHTS}, as pickled weights are never opened; got {', '.join(others) or 'no weights'}; "
+        "save it again with save_pretrained(..., safe_serialization=True)."
+    )
+
+
+def _fingerprint(parts: Parts) -> str:
+    """Sha256 of the weights file, or of the hashes of several."""
+    paths = [path for part in (parts.network, parts.decoder) if part is not None for path in _weights(part)]
+    hashes = [files.sha256_file(path) for path in paths]
+    return hashes[0] if len(hashes) == 1 else files.sha256_text(files.canonical_json(hashes))
+
+
+def _form(config: Any, parts: Parts) -> tuple[tuple[int, int, int], int]:
+    """The shape of x_t, and the number of classes."""
+    place, size = parts.network / CONFIG, config.sample_size
+    if size is None:
+        raise ConfigError(f"{place}: sample_size must be the side of an image, got null; write it there.")
+    n_out = config.in_channels if config.out_channels is None else config.out_channels
+    if n_out not in (config.in_channels, 2 * config.in_channels):
+        raise ConfigError(
+            f"{place}: out_channels must be in_channels, or twice that with a learned variance; "
+            f"got {config.in_channels} in and {n_out} out."
+        )
+    height, width = (size, size) if isinstance(size, int) else size
+    n_classes = config.get("num_embeds_ada_norm") or 0
+    if not n_classes:
+        _check_unet(config, place)
+    return (config.in_channels, height, width), n_classes
+
+
+def _check_unet(config: Any, place: Path) -> None:
+    if config.time_embedding_type != "positional":
+        raise ConfigError(
+            f"{place}: time_embedding_type must be positional, which takes times between the rows; "
+            f"got {config.time_embedding_type!r}."
+        )
+    if config.class_embed_type is not None or config.num_class_embeds is not None:
+        raise ConfigError(
+            f"{place}: a UNet2DModel must have no class embedding, as it names no label for no class; "
+            f"got {config.num_class_embeds or config.class_embed_type!r}."
+        )
+
+
+def _decode(decoder: Any) -> Callable[[Tensor], Tensor]:
+    config = decoder.config
+    shift = config.get("shift_factor") or 0.0
+
+    def decode(latent: Tensor) -> Tensor:
+        image: Tensor = decoder.decode(latent / config.scaling_factor + shift, return_dict=False)[0]
+        return image
+
+    return decode
+
+
+# Schedulers
+
+
+class _Scheduler(NamedTuple):
+    """A scheduler as diffusers reads it, None where there is none, and what to call it."""
+
+    value: Any
+    said: str
+
+    @classmethod
+    def read(cls, parts: Parts) -> "_Scheduler":
+        if parts.scheduler is None:
+            return cls(None, f"{parts.network} has no {SCHEDULER} beside it")
+        config = files.read_json(parts.scheduler)
+        name = str(config.get("_class_name")) if isinstance(config, dict) else "no object"
+        diffusers = require_diffusers()
+        kind: Any = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
+        known = isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)
+        if not known:
+            return cls(None, f"{parts.scheduler} is of {name}, which is no scheduler of diffusers")
+        try:
+            return cls(kind.from_config(config), f"{parts.scheduler} is of {name}")
+        except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
+            raise ConfigError(
+                f"{parts.scheduler} must be a configuration that {name} accepts, but: {error}"
+            ) from None
+
+    @property
+    def is_flow(self) -> bool:
+        flow = type(self.value).__name__ == "FlowMatchEulerDiscreteScheduler"
+        return flow or bool(self.value.config.get("use_flow_sigmas"))
+
+    def prediction(self) -> str:
+        said = self.said
+        if self.value is not None:
+            default = "flow_prediction" if self.is_flow else None
+            kind = self.value.config.get("prediction_type", default)
+            if kind in PREDICTION_TYPES:
+                return PREDICTION_TYPES[kind]
+            said += f" with prediction_type {kind!r}"
+        raise ConfigError(
+            f"The prediction of a model must be one of {', '.join(PREDICTION_TYPES)}, but {said}; "
+            "pass prediction to load_diffusers."
+        )
+
+    def schedule(self) -> Schedule:
+        if self.value is not None:
+            config = self.value.config
+            if self.is_flow:
+                if config.num_train_timesteps == 1000 and not config.get("invert_sigmas"):
+                    return Flow()
+            elif hasattr(self.value, "alphas_cumprod") and config.get("timestep_type") != "continuous":
+                return self._table()
+        raise ConfigError(
+            "The noise schedule of a model must be a DDPM table or a flow of 1000 timesteps, "
+            f"but {self.said}; pass schedule to load_diffusers."
+        )
+
+    def _table(self) -> DDPMTable:
+        config = self.value.config
+        zero_snr = bool(config.get("rescale_betas_zero_snr"))
+        if config.get("trained_betas") is None and not zero_snr and config.beta_schedule in TABLES:
+            return TABLES[config.beta_schedule](config)
+        rows = self.value.alphas_cumprod.double()
+        # with a terminal SNR of zero the last row has no signal, hence no log-SNR
+        return DDPMTable(rows[:-1] if zero_snr else rows)
