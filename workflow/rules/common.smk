@@ -38,6 +38,21 @@ def for_each_nfe(path):
     ]
 
 
+def searched(path):
+    """Input function: the path, in runs that search for plans."""
+    return lambda wildcards: (
+        [path.format(run=wildcards.run)] if settings_of(wildcards).search.nfe else []
+    )
+
+
+def searches(wildcards):
+    """Params function: the folder of every search, as options of the report."""
+    return [
+        f"--search results/{wildcards.run}/plans/searched/nfe{nfe}"
+        for nfe in settings_of(wildcards).search.nfe
+    ]
+
+
 def folder_of(name):
     """Params function: the folder in which the input files of that name stand."""
     return lambda wildcards, input: str(Path(getattr(input, name)[0]).parent)

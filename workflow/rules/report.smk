@@ -3,6 +3,7 @@ rule report:
         spec=spec("report"),
         certificates=for_each_nfe("results/{run}/eval/nfe{nfe}/spec.json"),
         samples=for_each_nfe("results/{run}/samples/nfe{nfe}/spec.json"),
+        searched=searched("results/{run}/eval/searched/spec.json"),
         model=rules.train.output,
     output:
         report(
@@ -24,12 +25,16 @@ rule report:
     params:
         certificates=for_each_nfe("results/{run}/eval/nfe{nfe}"),
         samples=for_each_nfe("--samples results/{run}/samples/nfe{nfe}"),
+        searched=searched("results/{run}/eval/searched"),
+        searched_samples=searched("--samples results/{run}/samples/searched"),
+        searches=searches,
         model=folder_of("model"),
         out=subpath(output.spec, parent=True),
     message:
         "{wildcards.run}: write the report"
     shell:
-        "fewstep report {params.certificates} {params.samples} --model {params.model}"
+        "fewstep report {params.certificates} {params.searched} {params.samples} {params.searched_samples}"
+        " {params.searches} --model {params.model}"
         " --spec {input.spec} --out {params.out} 2> {log}"
 
 

@@ -24,7 +24,10 @@ DEFAULT_COLOUR = "effnet-lite0-p320"
 
 @dataclass(frozen=True)
 class Extractor:
-    """Maps uint8 images (B, C, H, W) to float32 features (B, dim)."""
+    """Maps uint8 images (B, C, H, W) to float32 features (B, dim).
+
+    Attributes: forward: takes bytes, or floats on the same scale.
+    """
 
     id: str
     dim: int
@@ -65,6 +68,10 @@ class Extractor:
             raise DataError(f"{self.id} takes images of 1 or 3 channels, got {shape[0]}.")
         with torch.inference_mode():
             return self.forward(images_u8.to(self.device)).float().cpu()
+
+    def of_unit(self, x0: Tensor) -> Tensor:
+        """Features of images in [-1, 1] that are not rounded to bytes, with gradients: for losses, not for results."""
+        return self.forward((x0.clamp(-1, 1) + 1) * 127.5)
 
 
 Loader = Callable[[str | Path | None, str | torch.device], Extractor]
@@ -167,7 +174,6 @@ def _inception(path: str | Path | None, device: str | torch.device) -> Extractor
 
 
 def _classifier(folder: Path, device: str | torch.device) -> Extractor:
-    from fewstep.data.pixels import to_unit
     from fewstep.nets.folder import load_classifier
 
     loaded = load_classifier(folder, device=device)
@@ -176,7 +182,7 @@ def _classifier(folder: Path, device: str | torch.device) -> Extractor:
         loaded.net.n_features,
         "none",
         loaded.fingerprint,
-        lambda images_u8: loaded.net.features(to_unit(images_u8)),
+        lambda images: loaded.net.features(images.float() / 127.5 - 1),
         shape=loaded.shape,
         device=device,
     )

@@ -10,7 +10,7 @@ import typer
 
 import fewstep
 from fewstep.checks import UserError
-from fewstep.pipeline.commands import data, evaluation, interop, model, results, sampling
+from fewstep.pipeline.commands import data, evaluation, interop, model, results, sampling, search
 
 app = typer.Typer(
     name="fewstep",
@@ -26,6 +26,8 @@ for command in (
     model.extractor,
     sampling.plan,
     sampling.plans,
+    search.teacher,
+    search.search,
     sampling.sample,
     interop.export,
     evaluation.stats,

@@ -189,7 +189,7 @@ class PlanSettings(Section):
     """The sampling plans that are compared: every preset on every grid at every number of calls."""
 
     nfe: list[Positive] = Field(
-        default=[4, 5, 6, 8, 10, 15, 20, 50], min_length=1, description="network calls per image"
+        default=[4, 5, 6, 8, 10, 20, 50], min_length=1, description="network calls per image"
     )
     presets: list[PresetName] = Field(
         default=["ddim", "ddpm", "dpmpp-2m", "dpmpp-3m", "unipc-3", "ipndm-3"],
@@ -209,6 +209,46 @@ class PlanSettings(Section):
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise ValueError(f"{name}: must not repeat a value, got {values}")
+        return self
+
+
+class SearchSettings(Section):
+    """The search for a plan of its own for the model, at each of some numbers of calls."""
+
+    nfe: list[Positive] = Field(default=[], description="numbers of network calls; none: no search")
+    sampler: Literal["s3", "s3-ranked", "tpe", "random"] = Field(
+        default="s3", description="what proposes plans; s3 is the evolution, s3-ranked has its predictor, too"
+    )
+    trials: Positive = Field(default=30, description="plans tried at each number of calls")
+    max_order: int = Field(default=3, ge=1, le=4, description="highest Taylor order of a step")
+    analytic: bool = Field(default=True, description="also try a first step that needs no network call")
+    noises: int = Field(default=128, ge=16, description="fine solutions, and as many to choose by")
+    trial_noises: int = Field(default=64, ge=16, description="of these, how many a trial is scored on")
+    teacher_nfe: int = Field(default=100, ge=10, description="network calls of a fine solution")
+    polish_iterations: int = Field(
+        default=40, ge=0, description="gradient steps on the distance to solutions"
+    )
+    polish_noises: int = Field(default=48, ge=1, description="noises of such a step")
+    polish_lr: float = Field(default=0.03, gt=0, le=1, description="learning rate of both polishes")
+    frechet_iterations: int = Field(
+        default=24, ge=0, description="gradient steps on the distance between sets"
+    )
+    frechet_images: int = Field(default=320, ge=16, description="images of such a step, new ones each time")
+    finalists: Positive = Field(default=2, description="presets, and trials, that reach the final comparison")
+    finalist_images: int = Field(default=500, ge=16, description="images of each finalist")
+    seed: int = Field(
+        default=1_000_000_000, ge=0, description="first seed of the search's images, and seed of its choices"
+    )
+    batch_size: int = Field(
+        default=500, ge=1, le=65536, json_schema_extra=_NOT_A_RESULT, description="images per network call"
+    )
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        if self.trial_noises > self.noises:
+            raise ValueError(f"trial_noises: must be at most noises, {self.noises}; got {self.trial_noises}")
+        if any(n < 2 for n in self.nfe) or len(set(self.nfe)) < len(self.nfe):
+            raise ValueError(f"nfe: must be different numbers of 2 and more, got {self.nfe}")
         return self
 
 
@@ -260,6 +300,7 @@ class Settings(Section):
     extractor: ExtractorSettings = Field(default_factory=ExtractorSettings)
     stats: StatsSettings = Field(default_factory=StatsSettings)
     plans: PlanSettings = Field(default_factory=PlanSettings)
+    search: SearchSettings = Field(default_factory=SearchSettings)
     sample: SampleSettings = Field(default_factory=SampleSettings)
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
     tracking: TrackingSettings = Field(default_factory=TrackingSettings)
@@ -270,6 +311,11 @@ class Settings(Section):
             raise ValueError(
                 f"sample.guidance: must be 1 for a model without classes, got {self.sample.guidance}; "
                 "set model.class_conditional"
+            )
+        if self.search.nfe and self.sample.seed + self.sample.n > self.search.seed:
+            raise ValueError(
+                f"search.seed: must lie beyond the seeds that are reported on, {self.sample.seed} to "
+                f"{self.sample.seed + self.sample.n - 1}; got {self.search.seed}"
             )
         return self
 

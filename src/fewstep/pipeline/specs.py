@@ -68,8 +68,19 @@ _MODEL = (
 )
 _PREPARE = ("pipeline/commands/data.py", "data", "rng.py", "files.py", "checks.py")
 _TRAIN = ("pipeline/commands/model.py", "train", *_MODEL)
-_SAMPLE = ("pipeline/commands/sampling.py", "pipeline/samples.py", "sampling", *_MODEL)
+_LOAD = ("interop/load.py", "interop/diffusers_model.py", *_MODEL)
+_SAMPLE = ("pipeline/commands/sampling.py", "pipeline/samples.py", "sampling", *_LOAD)
 _EVALUATE = ("pipeline/commands/evaluation.py", "pipeline/samples.py", "metrics", *_MODEL)
+_SEARCH = (
+    "pipeline/commands/search.py",
+    "pipeline/search.py",
+    "pipeline/solutions.py",
+    "pipeline/study.py",
+    "methods/s3",
+    "sampling",
+    "metrics",
+    *_LOAD,
+)
 _REPORT = (
     "pipeline/commands/results.py",
     "pipeline/report",
@@ -113,11 +124,30 @@ RULES: dict[str, Rule] = {
         results="results/{run}/plans/nfe{nfe}/spec.json",
         ignores=("plans.nfe",),  # each number of calls has a folder of its own
     ),
+    "teacher": Rule(
+        reads=("search.noises", "search.teacher_nfe", "search.seed", "plans.to_zero", "sample.guidance"),
+        code=_SEARCH,
+        upstream=("train",),
+        results="results/{run}/reference/teacher/spec.json",
+    ),
+    "search": Rule(
+        reads=("search", "plans.to_zero", "sample.guidance"),
+        code=_SEARCH,
+        upstream=("train", "teacher", "stats"),
+        results="results/{run}/plans/searched/nfe{nfe}/spec.json",
+        ignores=("search.nfe",),
+    ),
     "sample": Rule(
         reads=("sample",),
         code=_SAMPLE,
         upstream=("train", "plans"),
         results="results/{run}/samples/nfe{nfe}/spec.json",
+    ),
+    "sample-searched": Rule(
+        reads=("sample", "search.nfe"),
+        code=_SAMPLE,
+        upstream=("train", "search"),
+        results="results/{run}/samples/searched/spec.json",
     ),
     "evaluate": Rule(
         reads=("evaluate",),
@@ -125,10 +155,16 @@ RULES: dict[str, Rule] = {
         upstream=("sample", "stats"),
         results="results/{run}/eval/nfe{nfe}/spec.json",
     ),
+    "evaluate-searched": Rule(
+        reads=("evaluate",),
+        code=_EVALUATE,
+        upstream=("sample-searched", "stats"),
+        results="results/{run}/eval/searched/spec.json",
+    ),
     "report": Rule(
-        reads=("plans.nfe",),
+        reads=("plans.nfe", "search.nfe"),
         code=_REPORT,
-        upstream=("evaluate",),
+        upstream=("evaluate", "evaluate-searched"),
         results="results/{run}/report/spec.json",
     ),
     "track": Rule(
@@ -138,6 +174,8 @@ RULES: dict[str, Rule] = {
         results="state/{run}/tracked.json",
     ),
 }
+
+SEARCHING = ("teacher", "search", "sample-searched", "evaluate-searched")
 
 
 @dataclass(frozen=True)
@@ -185,8 +223,15 @@ class Spec:
 
 
 def applies(rule: str, settings: Settings) -> bool:
-    """Whether a run has this rule: only a trained extractor has one that trains it."""
-    return rule != "extractor" or settings.extractor.name == "classifier"
+    """Whether a run has this rule: not every extractor is trained, and not every run searches."""
+    if rule == "extractor":
+        return settings.extractor.name == "classifier"
+    return bool(settings.search.nfe) or rule not in SEARCHING
+
+
+def _numbers(rule: str, settings: Settings) -> list[int]:
+    """The numbers of calls that a rule with `{nfe}` in its results is run for."""
+    return settings.search.nfe if rule in SEARCHING else settings.plans.nfe
 
 
 def spec_path(run: str, rule: str) -> Path:
@@ -261,7 +306,7 @@ def sync_specs(params: Params) -> None:
     for run, settings in params.runs.items():
         for rule in RULES:
             if applies(rule, settings):
-                _sync(make_spec(run, rule, settings), settings.plans.nfe)
+                _sync(make_spec(run, rule, settings), _numbers(rule, settings))
 
 
 def leftovers(run: str, settings: Settings) -> list[Path]:
@@ -272,7 +317,7 @@ def leftovers(run: str, settings: Settings) -> list[Path]:
         if "results" not in place.parts:
             continue
         wanted = (
-            {Path(depends.results.format(run=run, nfe=n)).parent for n in settings.plans.nfe}
+            {Path(depends.results.format(run=run, nfe=n)).parent for n in _numbers(rule, settings)}
             if applies(rule, settings)
             else set()
         )

@@ -51,7 +51,8 @@ def linear_form(
     """
     if plan.stochastic:
         raise ConfigError(
-            f"A plan that draws noise has no linear form; {plan.name or 'this one'} has eta > 0, use a deterministic one."
+            f"A plan that draws noise has no linear form; {plan.name or 'this one'} has eta > 0, "
+            "use a deterministic one."
         )
     compiled = compile_plan(plan, schedule, prediction, values=values)
     read_as = predictions(plan, schedule, prediction, values)
@@ -65,10 +66,7 @@ def linear_form(
             # the output that makes this evaluation's x0 the next symbol
             of_x, of_output = read_as[operation.node]["x0"]
             x0 = basis[len(states)]
-            if operation.kind == "net":
-                output = (x0 - of_x * states[-1]) / of_output
-            else:
-                output = x0
+            output = (x0 - of_x * states[-1]) / of_output if operation.kind == "net" else x0
             for read in operation.reads:
                 store[read.key] = read.of_x * states[-1] + read.of_output * output
         else:

@@ -18,6 +18,9 @@ from fewstep.sampling.solver import Compiled, Evaluate, Key, Read, Scalar, Updat
 Select = Callable[[Node], None]
 """Told the node before each network call, so that it can set the sub-network's width or bits."""
 
+Observe = Callable[[Node, Tensor, Tensor], None]
+"""Told node, state and raw output of each network call."""
+
 
 @dataclass
 class Costs:
@@ -54,6 +57,7 @@ def solve(
     dtype: torch.dtype | None = None,
     data_mean: Tensor | None = None,
     select: Select | None = None,
+    observe: Observe | None = None,
     values: Values | None = None,
     force: bool = False,
     costs: Costs | None = None,
@@ -70,6 +74,7 @@ def solve(
         dtype: of autocast around the network call; None for the network's own.
         data_mean: mean of the data, in the shape of one image, for plans with `afs_mean`.
         select: told the node before each network call; needed by plans that set width, quant or skip_scale.
+        observe: told node, state and output of each network call.
         values: numbers to use instead of the plan's; with them the autograd graph is kept.
         force: accept a plan for other weights or another schedule.
         costs: filled with network calls and seconds.
@@ -89,7 +94,7 @@ def solve(
     denoiser = Denoiser(model, labels=labels, guidance=guidance, dtype=dtype)
     mean = None if data_mean is None else data_mean.to(x_T).expand_as(x_T)
     with nullcontext() if values is not None else torch.no_grad():
-        x0 = _run(compiled, denoiser, x_T, noise=noise, mean=mean, select=select)
+        x0 = _run(compiled, denoiser, x_T, noise=noise, mean=mean, select=select, observe=observe)
         x0 = x0 if plan.clip is None else x0.clamp(-plan.clip, plan.clip)
     if costs is not None:
         costs.add(denoiser, len(x_T))
@@ -177,6 +182,7 @@ def _run(
     noise: Callable[[], Tensor] | None,
     mean: Tensor | None,
     select: Select | None,
+    observe: Observe | None,
 ) -> Tensor:
     """Execute the operations; tensors are kept by name and freed as the program says."""
     store: dict[Key, Tensor] = {("x", 0): x_T}
@@ -188,6 +194,8 @@ def _run(
                 if select is not None:
                     select(node)
                 output: Tensor | None = _call(denoiser, x, operation.t)
+                if observe is not None and output is not None:
+                    observe(node, x, output)
             else:
                 output = mean
             for read in operation.reads:

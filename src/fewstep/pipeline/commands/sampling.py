@@ -12,7 +12,7 @@ from fewstep.checks import ConfigError
 from fewstep.files import atomic_dir, require_space
 from fewstep.pipeline.config import PlanSettings, SampleSettings
 from fewstep.pipeline.options import DeviceOption, takes_settings
-from fewstep.pipeline.samples import Samples, files_in, parse_seeds, seeds_text, write_samples
+from fewstep.pipeline.samples import Samples, files_in, parse_seeds, require_unseen, seeds_text, write_samples
 from fewstep.pipeline.specs import Spec, stamp
 
 if TYPE_CHECKING:
@@ -141,6 +141,8 @@ def sample(
     files = files_in(plans, ".json")
     loaded = [load_plan(path) for path in files]
     chosen = parse_seeds(seeds) if seeds else range(sample.seed, sample.seed + sample.n)
+    for one in loaded:
+        require_unseen(one, chosen)
     network = load_model(model, device=chosen_device(device))
     to_folder = out.suffix != ".npz"
     if not to_folder and len(files) > 1:

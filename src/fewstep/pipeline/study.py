@@ -1,0 +1,327 @@
+"""Searches as Optuna studies: trials on a storage that several workers share, that outlives any of them.
+
+The only module that imports Optuna. What a trial decides and what it scores come from outside.
+"""
+
+import itertools
+import math
+import os
+import socket
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from fewstep.checks import ConfigError, DataError
+from fewstep.files import canonical_json
+from fewstep.methods.s3.evolution import draw, propose
+from fewstep.methods.s3.ranker import fit_ranker, propose_ranked
+from fewstep.methods.s3.space import Choice, Decision, Decisions, Range, Real, Space, within
+from fewstep.rng import generator
+from fewstep.sampling.plan import Plan
+
+SAMPLERS = ("s3", "s3-ranked", "tpe", "random")
+RANKED_FROM = 40  # finished trials before a ranker is worth training
+RANKED_EVERY = 10  # trials between trainings of the ranker
+HEARTBEAT_SECONDS = 60
+
+Report = Callable[[float], bool]
+"""Takes the error on the next part of the noises; True: give the trial up."""
+Score = Callable[[Plan, Report], tuple[float, bool]]
+"""From a plan to its mean error over the noises it saw, and whether it saw all of them."""
+
+
+def open_study(storage: str, name: str, identity: Mapping[str, Any], *, parts: int) -> optuna.Study:
+    """Make a study, or join the one that is there.
+
+    Args: storage: a journal file, or the URL of a database that several machines reach.
+        identity: all that the scores depend on; a study of another search is refused.
+        parts: reports that a trial makes; one whose errors, part by part, are worse than those of the best trial
+            beyond chance is given up.
+    Raises: ConfigError: the storage cannot be used, or holds another search under this name.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        study = optuna.create_study(
+            storage=_storage(storage),
+            study_name=name,
+            direction="minimize",
+            load_if_exists=True,
+            pruner=optuna.pruners.WilcoxonPruner(p_threshold=0.1, n_startup_steps=max(2, parts // 4)),
+        )
+    except Exception as error:  # each database has errors of its own
+        raise ConfigError(
+            f"The storage {storage} must be a journal file or a database that can be reached, but: "
+            f"{' '.join(str(error).split())[:200]}; name another one."
+        ) from None
+    wanted = canonical_json(dict(identity))
+    known = study.user_attrs.get("identity")
+    if known is None:
+        study.set_user_attr("identity", wanted)
+    elif known != wanted:
+        raise ConfigError(
+            f"The study {name} in {storage} must be of this search, but it was made with other settings, model "
+            "or seeds; name another storage, or remove that one."
+        )
+    _release_lost(study)
+    return study
+
+
+def _storage(place: str) -> BaseStorage:
+    if "://" in place:
+        return RDBStorage(place, heartbeat_interval=HEARTBEAT_SECONDS)
+    Path(place).parent.mkdir(parents=True, exist_ok=True)
+    return JournalStorage(JournalFileBackend(place))
+
+
+def _worker() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _release_lost(study: optuna.Study) -> None:
+    """Give up trials whose worker on this machine is dead; what was enqueued is enqueued again."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        host, _, process = trial.user_attrs.get("worker", "").rpartition(":")
+        if host == socket.gethostname() and not Path("/proc", process).exists():
+            study.tell(trial.number, state=TrialState.FAIL)
+            enqueued = trial.system_attrs.get("fixed_params")
+            if enqueued:
+                study.enqueue_trial(enqueued)
+
+
+def enqueue(study: optuna.Study, known: Sequence[tuple[str, Decisions]]) -> None:
+    """Have named plans tried first, each once, however often the search is started."""
+    for name, decisions in known:
+        study.enqueue_trial(decisions, user_attrs={"seed": name}, skip_if_exists=True)
+
+
+def run_trials(
+    study: optuna.Study,
+    space: Space,
+    score: Score,
+    *,
+    trials: int,
+    sampler: str,
+    seed: int,
+    network_calls: Callable[[], int],
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> None:
+    """Run trials until the study holds `trials` finished ones, those of other workers among them.
+
+    Trial k draws from (seed, k) and the trials before it, so that a search that was broken off ends as it would
+    have; only workers side by side make a search depend on their timing.
+
+    Args:
+        study: from `open_study`.
+        space: what plans there are.
+        trials: how many.
+        seed: of all draws.
+        score: raises DataError for a plan whose state is not finite, which disqualifies it.
+        sampler: one of `SAMPLERS`.
+        network_calls: calls so far, to be kept beside each trial.
+        progress: wraps the trials.
+    """
+    source = _Source(space, sampler, seed)
+    bar = iter(progress(range(trials)))
+    shown = 0
+    while (done := len(_finished(study))) < trials:
+        for _ in range(done - shown):
+            next(bar, None)
+        shown = max(done, shown)
+        study.sampler = source.sampler(study)
+        trial = study.ask()
+        trial.set_user_attr("worker", _worker())
+        before = network_calls()
+        state, value = _run(trial, space, score)
+        trial.set_user_attr("network_calls", network_calls() - before)
+        study.tell(trial, value if state == TrialState.COMPLETE else None, state=state)
+        best = min((t.value for t in completed(study) if t.value is not None), default=math.nan)
+        report = getattr(bar, "set_postfix_str", None)
+        if report is not None:
+            report(f"best {best:.4g}", refresh=False)
+    for _ in bar:
+        pass
+
+
+def _run(trial: optuna.Trial, space: Space, score: Score) -> tuple[TrialState, float | None]:
+    steps = itertools.count()
+
+    def report(value: float) -> bool:
+        trial.report(value, next(steps))
+        return trial.should_prune()
+
+    try:
+        plan = space.build(lambda name, allowed: _suggest(trial, name, allowed))
+        trial.set_user_attr("plan", plan.hash)
+        value, complete = score(plan, report)
+    except (ConfigError, DataError) as error:
+        trial.set_user_attr("disqualified", str(error))
+        return TrialState.FAIL, None
+    return (TrialState.COMPLETE if complete else TrialState.PRUNED), value
+
+
+def _suggest(trial: optuna.Trial, name: str, allowed: Range) -> Decision:
+    if isinstance(allowed, Choice):
+        chosen: Decision = trial.suggest_categorical(name, allowed.options)
+        return chosen
+    return trial.suggest_float(name, allowed.low, allowed.high, log=allowed.log)
+
+
+def completed(study: optuna.Study) -> list[FrozenTrial]:
+    """Trials that saw all noises."""
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+
+def best_decisions(study: optuna.Study, n: int) -> list[tuple[str, Decisions]]:
+    """Name and decisions of the best completed trials."""
+    ordered = sorted(completed(study), key=lambda t: (math.inf if t.value is None else t.value, t.number))
+    return [(f"trial-{t.number}", dict(t.params)) for t in ordered[:n]]
+
+
+def _finished(study: optuna.Study) -> list[FrozenTrial]:
+    """Trials that need not be run again: completed, given up as bad, or disqualified."""
+    trials = study.get_trials(deepcopy=False)
+    ended = (TrialState.COMPLETE, TrialState.PRUNED)
+    return [t for t in trials if t.state in ended or "disqualified" in t.user_attrs]
+
+
+def population(study: optuna.Study) -> list[tuple[Decisions, float]]:
+    """Decisions and scores of the completed trials."""
+    return [(dict(trial.params), trial.value) for trial in completed(study) if trial.value is not None]
+
+
+class _Source:
+    """Makes the Optuna sampler of each trial; keeps the ranker between them."""
+
+    def __init__(self, space: Space, name: str, seed: int) -> None:
+        if name not in SAMPLERS:
+            raise ConfigError(f"sampler must be one of {', '.join(SAMPLERS)}; got {name!r}.")
+        self.space, self.name, self.seed = space, name, seed
+        self.ranker: Any = None
+        self.trained_at = -RANKED_EVERY
+
+    def sampler(self, study: optuna.Study) -> optuna.samplers.BaseSampler:
+        """That of the next trial, whose number among those not lost is its seed."""
+        lost = [
+            t
+            for t in study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+            if "disqualified" not in t.user_attrs
+        ]
+        waiting = len(study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+        number = len(study.get_trials(deepcopy=False)) - len(lost) - waiting
+        rng = generator(self.seed, "trial", self.space.nfe, number)
+        if self.name == "tpe":
+            return optuna.samplers.TPESampler(
+                multivariate=True, group=True, seed=int(rng.initial_seed() % (1 << 31))
+            )
+        if self.name == "random":
+            return _Decided(lambda: propose(self.space, [], rng=rng), rng)
+        return _Decided(lambda: self._evolved(study, number, rng), rng)
+
+    def _evolved(self, study: optuna.Study, number: int, rng: Any) -> Decisions:
+        known = population(study)
+        if self.name == "s3-ranked" and len(known) >= RANKED_FROM:
+            if number - self.trained_at >= RANKED_EVERY:
+                self.ranker, self.trained_at = fit_ranker(self.space, known, seed=self.seed), number
+            return propose_ranked(self.space, known, self.ranker, rng=rng)
+        return propose(self.space, known, rng=rng)
+
+
+class _Decided(optuna.samplers.BaseSampler):
+    """Answers from decisions made as a whole; draws what they leave open."""
+
+    def __init__(self, decide: Callable[[], Decisions], rng: Any) -> None:
+        self.decide, self.rng = decide, rng
+        self.decisions: Decisions | None = None
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """Nothing: the space is asked for one decision after another."""
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Nothing, see above."""
+        return {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """The decision of that name."""
+        if self.decisions is None:
+            self.decisions = self.decide()
+        value = self.decisions.get(param_name)
+        allowed = _range(param_distribution)
+        return value if value is not None and within(value, allowed) else draw(allowed, self.rng)
+
+
+def _range(distribution: BaseDistribution) -> Range:
+    if isinstance(distribution, CategoricalDistribution):
+        return Choice(tuple(distribution.choices), (1.0,) * len(distribution.choices))  # type: ignore[arg-type]
+    assert isinstance(distribution, FloatDistribution)
+    low, high, log = distribution.low, distribution.high, distribution.log
+    usual = math.sqrt(low * high) if log else (low + high) / 2
+    width = math.log(high / low) if log else high - low
+    return Real(low, high, usual, width / 6, log)
+
+
+def counts(study: optuna.Study) -> dict[str, int]:
+    """How many trials ended in which way."""
+    trials = study.get_trials(deepcopy=False)
+    disqualified = sum("disqualified" in t.user_attrs for t in trials)
+    return {
+        "complete": sum(t.state == TrialState.COMPLETE for t in trials),
+        "pruned": sum(t.state == TrialState.PRUNED for t in trials),
+        "disqualified": disqualified,
+        "lost": sum(t.state == TrialState.FAIL for t in trials) - disqualified,
+    }
+
+
+def history(study: optuna.Study) -> list[tuple[int, float]]:
+    """Network calls spent and the best score by then, at each trial that improved it."""
+    curve: list[tuple[int, float]] = []
+    spent, best = 0, math.inf
+    for trial in study.get_trials(deepcopy=False):
+        spent += trial.user_attrs.get("network_calls", 0)
+        if trial.state == TrialState.COMPLETE and trial.value is not None and trial.value < best:
+            best = trial.value
+            curve.append((spent, best))
+    return curve
+
+
+def importance(study: optuna.Study) -> dict[str, float]:
+    """Share of the scores' spread that each decision explains, those that every trial has; largest first."""
+    if len(completed(study)) < 10:
+        return {}
+    found = optuna.importance.get_param_importances(
+        study, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
+    )
+    return {name: float(value) for name, value in found.items()}
+
+
+def trials_frame(study: optuna.Study) -> pd.DataFrame:
+    """One row per trial: number, state, value, network calls, where it came from, and its decisions."""
+    rows = [
+        {
+            "number": t.number,
+            "state": t.state.name.lower(),
+            "value": t.value,
+            "network_calls": t.user_attrs.get("network_calls"),
+            "seed": t.user_attrs.get("seed", ""),
+            "plan": t.user_attrs.get("plan", ""),
+            "disqualified": t.user_attrs.get("disqualified", ""),
+            "seconds": t.duration.total_seconds() if t.duration else math.nan,
+            **t.params,
+        }
+        for t in study.get_trials(deepcopy=False)
+        if t.state.is_finished()
+    ]
+    return pd.DataFrame(rows)
