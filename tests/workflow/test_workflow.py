@@ -105,7 +105,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project whose run Snakemake has finished and DVC has recorded; copy it before changing it."""
     project = new_project(tmp_path_factory.mktemp("workflow") / "finished")
     output = project.succeed("snakemake", "--quiet", "host", "reason")
-    assert len(jobs_in(output)) == 12
+    assert len(jobs_in(output)) == sum(ALL.values())
     recorded = project.succeed("dvc", "repro")
     assert jobs_in(recorded) == [], "DVC records what Snakemake has made, and runs nothing"
     project.commit("first results")
@@ -128,6 +128,10 @@ ALL = {
     "plans": 2,
     "sample": 2,
     "evaluate": 2,
+    "teacher": 1,
+    "search": 1,
+    "sample_searched": 1,
+    "evaluate_searched": 1,
     "report": 1,
     "track": 1,
 }
@@ -137,9 +141,10 @@ def only(*rules: str) -> dict[str, int]:
     return {rule: ALL[rule] for rule in rules}
 
 
-AFTER_SAMPLE = ("evaluate", "report", "track")
-AFTER_TRAIN = ("plans", "sample", *AFTER_SAMPLE)
-AFTER_STATS = AFTER_SAMPLE
+AFTER_SAMPLE = ("evaluate", "evaluate_searched", "report", "track")
+AFTER_SEARCH = ("sample_searched", "evaluate_searched", "report", "track")
+AFTER_STATS = ("search", "evaluate", *AFTER_SEARCH)
+AFTER_TRAIN = ("plans", "sample", "teacher", *AFTER_STATS)
 
 
 def test_a_finished_run_has_its_report_and_its_records(finished: Project) -> None:
@@ -149,7 +154,8 @@ def test_a_finished_run_has_its_report_and_its_records(finished: Project) -> Non
     certificates = sorted((results / "eval").glob("nfe*/*.json"))
     assert len([path for path in certificates if path.name != "spec.json"]) == 4
     tracked = json.loads((finished.folder / "state" / "smoke" / "tracked.json").read_text())
-    assert tracked["runs"] == 4  # parent, training, two samplers
+    assert tracked["runs"] == 6  # parent, training, search, two samplers and the searched one
+    assert (results / "plans" / "searched" / "nfe3" / "searched.nfe3.json").exists()
     assert (finished.folder / "mlflow.db").exists()
 
 
@@ -167,10 +173,13 @@ CHANGES = [  # a change of one setting -> exactly what depends on it
     ({"extractor": {"steps": 21}}, only("extractor", "stats", *AFTER_STATS)),
     ({"extractor": {"name": "effnet-lite0-p320"}}, only("stats", *AFTER_STATS)),
     ({"stats": {"split": "test"}}, only("stats", *AFTER_STATS)),
-    ({"plans": {"grids": ["karras"]}}, only(*AFTER_TRAIN)),
+    ({"plans": {"grids": ["karras"]}}, only("plans", "sample", "evaluate", "report", "track")),
     ({"plans": {"nfe": [3]}}, {"report": 1, "track": 1}),
-    ({"plans": {"nfe": [3, 4, 5]}}, dict.fromkeys(AFTER_TRAIN, 1)),
-    ({"sample": {"n": 41}}, only("sample", *AFTER_SAMPLE)),
+    ({"plans": {"nfe": [3, 4, 5]}}, dict.fromkeys(("plans", "sample", "evaluate", "report", "track"), 1)),
+    ({"search": {"trials": 14}}, only("search", *AFTER_SEARCH)),
+    ({"search": {"noises": 17}}, only("teacher", "search", *AFTER_SEARCH)),
+    ({"search": {"nfe": []}}, {"report": 1, "track": 1}),
+    ({"sample": {"n": 41}}, only("sample", "sample_searched", *AFTER_SAMPLE)),
     ({"evaluate": {"resamples": 11}}, only(*AFTER_SAMPLE)),
     ({"tracking": {"uri": "sqlite:///other.db"}}, only("track")),
     ({"data": {"workers": 2}, "train": {"checkpoint_seconds": 9.0}, "sample": {"batch_size": 9}}, {}),
@@ -213,7 +222,7 @@ def test_a_lost_file_is_made_again(project: Project) -> None:
 def test_dvc_sees_what_snakemake_sees(project: Project) -> None:
     project.edit("params.yaml", "evaluate: {resamples: 10}", "evaluate: {resamples: 11}")
     assert sorted(jobs_in(project.succeed("dvc", "repro"))) == sorted(
-        ["evaluate", "evaluate", "report", "track"]
+        ["evaluate", "evaluate", "evaluate_searched", "report", "track"]
     )
     assert project.planned() == {}
     project.commit("eleven")
@@ -269,6 +278,9 @@ def test_every_run_of_the_repository_can_be_planned(tmp_path: Path) -> None:
         trained = {"extractor": 1} if settings.extractor.name == "classifier" else {}
         once = dict.fromkeys(("prepare", "train", "stats", "report", "track"), 1)
         each = dict.fromkeys(("plans", "sample", "evaluate"), n)
+        if settings.search.nfe:
+            once |= dict.fromkeys(("teacher", "sample_searched", "evaluate_searched"), 1)
+            once["search"] = len(settings.search.nfe)
         planned = project.planned(f"results/{run}/report/index.html", f"state/{run}/tracked.json")
         assert planned == {**once, **trained, **each}, run
 

@@ -239,9 +239,8 @@ class SearchSettings(Section):
     seed: int = Field(
         default=1_000_000_000, ge=0, description="first seed of the search's images, and seed of its choices"
     )
-    batch_size: int = Field(
-        default=500, ge=1, le=65536, json_schema_extra=_NOT_A_RESULT, description="images per network call"
-    )
+    # It moves the last bits of a gradient, and a descent makes more of them: a result depends on it.
+    batch_size: int = Field(default=500, ge=1, le=65536, description="images per network call")
 
     @model_validator(mode="after")
     def _fit(self) -> Self:

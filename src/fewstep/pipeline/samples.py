@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from fewstep.checks import ConfigError, DataError
 from fewstep.files import atomic_file
-from fewstep.sampling.plan import Plan
 
 SCHEMA = "fewstep.samples/1"
 
@@ -75,16 +74,6 @@ def parse_seeds(text: str) -> range:
 def seeds_text(seeds: Sequence[int]) -> str:
     """The inverse of `parse_seeds`."""
     return f"{seeds[0]}-{seeds[-1]}"
-
-
-def require_unseen(plan: Plan, seeds: Sequence[int]) -> None:
-    """Raise ConfigError where images of these seeds had a part in finding the plan."""
-    for purpose, (first, last) in plan.provenance.get("seeds", {}).items():
-        if seeds[0] <= last and first <= seeds[-1]:
-            raise ConfigError(
-                f"Seeds to report on must not have been searched on, but {seeds[0]}-{seeds[-1]} overlaps "
-                f"{first}-{last} ({purpose} of {plan.name}); choose other seeds."
-            )
 
 
 def files_in(paths: Sequence[Path], suffix: str) -> list[Path]:

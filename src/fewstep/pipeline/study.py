@@ -7,7 +7,9 @@ import itertools
 import math
 import os
 import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,6 @@ from fewstep.sampling.plan import Plan
 SAMPLERS = ("s3", "s3-ranked", "tpe", "random")
 RANKED_FROM = 40  # finished trials before a ranker is worth training
 RANKED_EVERY = 10  # trials between trainings of the ranker
-HEARTBEAT_SECONDS = 60
 
 Report = Callable[[float], bool]
 """Takes the error on the next part of the noises; True: give the trial up."""
@@ -47,13 +48,15 @@ def open_study(storage: str, name: str, identity: Mapping[str, Any], *, parts: i
     Raises: ConfigError: the storage cannot be used, or holds another search under this name.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with _experimental_parts():
+        pruner = optuna.pruners.WilcoxonPruner(p_threshold=0.1, n_startup_steps=max(2, parts // 4))
     try:
         study = optuna.create_study(
             storage=_storage(storage),
             study_name=name,
             direction="minimize",
             load_if_exists=True,
-            pruner=optuna.pruners.WilcoxonPruner(p_threshold=0.1, n_startup_steps=max(2, parts // 4)),
+            pruner=pruner,
         )
     except Exception as error:  # each database has errors of its own
         raise ConfigError(
@@ -73,9 +76,17 @@ def open_study(storage: str, name: str, identity: Mapping[str, Any], *, parts: i
     return study
 
 
+@contextmanager
+def _experimental_parts() -> Iterator[None]:
+    """Use what Optuna may still change: its version is pinned, and tests run what is used here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
+
+
 def _storage(place: str) -> BaseStorage:
     if "://" in place:
-        return RDBStorage(place, heartbeat_interval=HEARTBEAT_SECONDS)
+        return RDBStorage(place)
     Path(place).parent.mkdir(parents=True, exist_ok=True)
     return JournalStorage(JournalFileBackend(place))
 
@@ -217,9 +228,10 @@ class _Source:
         number = len(study.get_trials(deepcopy=False)) - len(lost) - waiting
         rng = generator(self.seed, "trial", self.space.nfe, number)
         if self.name == "tpe":
-            return optuna.samplers.TPESampler(
-                multivariate=True, group=True, seed=int(rng.initial_seed() % (1 << 31))
-            )
+            with _experimental_parts():
+                return optuna.samplers.TPESampler(
+                    multivariate=True, group=True, seed=int(rng.initial_seed() % (1 << 31))
+                )
         if self.name == "random":
             return _Decided(lambda: propose(self.space, [], rng=rng), rng)
         return _Decided(lambda: self._evolved(study, number, rng), rng)
@@ -299,10 +311,12 @@ def history(study: optuna.Study) -> list[tuple[int, float]]:
 
 def importance(study: optuna.Study) -> dict[str, float]:
     """Share of the scores' spread that each decision explains, those that every trial has; largest first."""
-    if len(completed(study)) < 10:
+    trials = completed(study)
+    if len(trials) < 10:
         return {}
+    shared = sorted(set.intersection(*(set(trial.params) for trial in trials)))
     found = optuna.importance.get_param_importances(
-        study, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
+        study, params=shared, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
     )
     return {name: float(value) for name, value in found.items()}
 

@@ -1,9 +1,9 @@
 """A view of finished results in MLflow, to be deleted and made again at will: the truth is in the files.
 
 Per state of a run there is one MLflow run with settings, data hash, model card and figures. Below it stand
-one with the training curve and one per sampler (preset on a grid), whose metrics are logged at step = NFE, so
-that MLflow draws quality against network calls. Everything is found again by a key: tracking twice adds
-nothing.
+one with the training curve, one per search, whose best error is logged at step = network calls, and one per
+sampler (preset on a grid, or searched), whose metrics are logged at step = NFE, so that MLflow draws quality
+against network calls. Everything is found again by a key: tracking twice adds nothing.
 """
 
 import fcntl
@@ -27,6 +27,8 @@ from fewstep.pipeline.specs import STAMP
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+    from fewstep.pipeline.searches import FinishedSearch
 
 log = logging.getLogger(__name__)
 
@@ -74,15 +76,22 @@ def track_run(run: str, *, uri: str, commit: str | None, results: Path = Path("r
         The store, the experiment, the id of the parent run, how many runs belong to it and how many are new.
 
     Raises:
-        DataError: The run has no finished report.
+        DataError: The run has no finished report, or a file is missing or damaged.
         ConfigError: The store cannot be used.
     """
+    from fewstep.pipeline.searches import read_searches  # not needed by the curve of a training
+
     folder = results / run
     report = _stamp(folder / "report")
+    settings = report["settings"]
+    nfe, searched = settings["plans"]["nfe"], settings.get("search", {}).get("nfe", [])
+    searches = read_searches([folder / "search" / f"nfe{n}" for n in searched])
+    certified = [f"nfe{n}" for n in nfe] + (["searched"] if searched else [])
     parent = _parent_record(run, folder, report, commit)
     children = [
         _training_record(folder),
-        *_sampler_records(folder, parent.key, nfe=report["settings"]["plans"]["nfe"]),
+        *(_search_record(folder, parent.key, search) for search in searches),
+        *_sampler_records(folder, parent.key, certified),
     ]
     with _store(uri) as client:
         shelf = _Shelf(client, run, uri)
@@ -247,7 +256,7 @@ def _parent_record(run: str, folder: Path, report: Mapping[str, Any], commit: st
         key=f"{report['key']}/{metrics}",
         name=f"{run} {report['key'][:8]}",
         tags=tags,
-        params=_settings_of(folder, report["settings"]["plans"]["nfe"][0]),
+        params=_settings_of(folder, report["settings"]),
         points=[],
         files=[file for file in (*card, *tables, *figures) if file.exists()],
     )
@@ -266,10 +275,52 @@ def _training_record(folder: Path) -> _Record:
     )
 
 
-def _sampler_records(folder: Path, parent: str, *, nfe: Iterable[int]) -> Iterator[_Record]:
+def _search_record(folder: Path, parent: str, search: "FinishedSearch") -> _Record:
+    record = search.record
+    content = sha256_text("".join(map(sha256_file, search.files)))
+    drawn = f"*_nfe{search.nfe:03d}.*"
+    figures = sorted(file for file in (folder / "report" / "figures").glob(drawn) if _of_search(file))
+    return _Record(
+        key=f"{parent}/search/nfe{search.nfe}/{content[:16]}",
+        name=f"search nfe{search.nfe}",
+        tags={"snakemake.rule": "search"},
+        params={
+            "nfe": search.nfe,
+            "winner": record.winner,
+            "best_preset": record.best_preset,
+            **_flat({"search": record.settings, "teacher": record.teacher, "seeds": record.seeds}),
+        },
+        points=list(_search_points(search)),
+        files=[*search.files, *figures],
+    )
+
+
+def _of_search(figure: Path) -> bool:
+    return figure.name.startswith(("search_", "plan_"))
+
+
+def _search_points(search: "FinishedSearch") -> Iterator[Point]:
+    """The curves of a search at their steps, what was compared in the end, and counts and costs."""
+    record = search.record
+    for calls, error in record.history:
+        yield "best_error", error, calls
+    for tier, curve in record.polish.items():
+        for point in curve:
+            yield f"polish.{tier}", point.validation, point.iteration
+    for role, name in (("winner", record.winner), ("best_preset", record.best_preset)):
+        finalist = record.finalist(name)
+        yield f"error.{role}", finalist.error, 0
+        if finalist.fd is not None:
+            yield f"fd_on_search_seeds.{role}", finalist.fd, 0
+    for group in ("trials", "network_calls", "seconds"):
+        for name, value in getattr(record, group).items():
+            yield f"{group}.{name}", float(value), 0
+
+
+def _sampler_records(folder: Path, parent: str, places: Iterable[str]) -> Iterator[_Record]:
     groups: dict[tuple[str, str], list[tuple[Path, Mapping[str, Any]]]] = defaultdict(list)
-    for n in nfe:
-        for file in sorted((folder / "eval" / f"nfe{n}").glob("*.json")):
+    for place in places:
+        for file in sorted((folder / "eval" / place).glob("*.json")):
             certificate = read_json(file)
             if file.name != STAMP:
                 plan = certificate["subject"]["plan"]
@@ -321,11 +372,12 @@ def _rows(path: Path) -> Iterator[Row]:
             return
 
 
-def _settings_of(folder: Path, nfe: int) -> dict[str, Any]:
+def _settings_of(folder: Path, report: Mapping[str, Any]) -> dict[str, Any]:
     """All settings behind the results of one number of calls, as the stamps state them."""
     settings: dict[str, Any] = {}
-    places = ["data", "model", "reference/extractor", "reference"]
-    places += [f"{name}/nfe{nfe}" for name in ("plans", "samples", "eval")]
+    places = [f"search/nfe{n}" for n in report.get("search", {}).get("nfe", [])[:1]]
+    places += ["data", "model", "reference/extractor", "reference"]
+    places += [f"{name}/nfe{report['plans']['nfe'][0]}" for name in ("plans", "samples", "eval")]
     for place in places:
         if (folder / place).exists():
             settings |= _stamp(folder / place)["settings"]

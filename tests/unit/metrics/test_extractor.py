@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from fewstep.checks import ConfigError, DataError
+from fewstep.data.pixels import to_unit
 from fewstep.metrics import weights
 from fewstep.metrics.extractor import BATCH, EXTRACTORS, Extractor, extract, load_extractor
 
@@ -150,3 +151,50 @@ def test_classifier_folder_is_an_extractor(tmp_path):
     torch.testing.assert_close(extractor(images), expected)
     with pytest.raises(DataError, match="digits-cnn"):
         extractor(pattern(1, size=8))
+
+
+@pytest.fixture(scope="module")
+def digits_classifier(tmp_path_factory):
+    from fewstep.nets.classifier import Classifier
+    from fewstep.nets.folder import save_classifier
+    from fewstep.rng import initial_weights
+
+    folder = tmp_path_factory.mktemp("classifier") / "net"
+    with initial_weights(0):
+        net = Classifier(1, 10, channels=4, features=6)
+    save_classifier(folder, net, shape=(1, 8, 8), name="digits-cnn", card={})
+    return load_extractor(folder)
+
+
+def test_unrounded_images_have_the_features_of_their_bytes(digits_classifier):
+    images = pattern(5, channels=1, size=8)
+    found = digits_classifier.of_unit(to_unit(images))
+    # bytes go through [-1, 1] and back in float32
+    torch.testing.assert_close(found.detach(), digits_classifier(images), rtol=1e-5, atol=1e-5)
+    beyond = digits_classifier.of_unit(3 * torch.ones(1, 1, 8, 8))
+    white = digits_classifier(torch.full((1, 1, 8, 8), 255, dtype=torch.uint8))
+    torch.testing.assert_close(beyond.detach(), white, rtol=1e-5, atol=1e-5)
+
+
+def test_features_of_unrounded_images_have_slopes(digits_classifier):
+    x0 = (to_unit(pattern(2, channels=1, size=8)) * 0.9).requires_grad_()
+    digits_classifier.of_unit(x0).square().sum().backward()
+    direction = x0.grad / x0.grad.norm()
+    with torch.no_grad():
+        ahead, behind = (
+            float(digits_classifier.of_unit(x0 + step * direction).double().square().sum())
+            for step in (0.05, -0.05)
+        )
+    # float32, and a second difference of smooth layers
+    assert (ahead - behind) / 0.1 == pytest.approx(float(x0.grad.norm()), rel=0.02)
+
+
+@needs_weights
+def test_efficientnet_takes_unrounded_images(p320):
+    images = pattern(1)
+    x0 = to_unit(images).requires_grad_()
+    found = p320.of_unit(x0)
+    # 1e-6 of a pixel's range, through some fifty layers
+    torch.testing.assert_close(found.detach(), p320(images), rtol=1e-3, atol=1e-3)
+    found.sum().backward()
+    assert x0.grad.isfinite().all() and x0.grad.abs().max() > 0

@@ -40,8 +40,9 @@ PACKAGE = ROOT / "src" / "fewstep"
 COMMANDS = {  # module in pipeline/commands -> rules whose commands it holds
     "data": ("prepare",),
     "model": ("train", "extractor"),
-    "sampling": ("plans", "sample"),
-    "evaluation": ("stats", "evaluate"),
+    "sampling": ("plans", "sample", "sample-searched"),
+    "search": ("teacher", "search"),
+    "evaluation": ("stats", "evaluate", "evaluate-searched"),
 }
 NO_RESULT_DEPENDS_ON = {
     "fewstep",
@@ -59,6 +60,7 @@ NO_RESULT_DEPENDS_ON = {
 
 
 def key(rule: str, **sections: Any) -> str:
+    sections = {**sections, "search": {"nfe": [5], **sections.get("search", {})}}
     return make_spec("digits", rule, Settings.model_validate(sections)).key
 
 
@@ -102,6 +104,8 @@ CHANGES: dict[str, Any] = {  # for fields whose other values do not follow from 
     "stats.split": {"split": "test"},
     "plans.presets": {"presets": ["ddim"]},
     "plans.grids": {"grids": ["karras"]},
+    "search.sampler": {"sampler": "tpe"},
+    "search.max_order": {"max_order": 2},
     "evaluate.metrics": {"metrics": ["fd"]},
     "tracking.uri": {"uri": "x"},
     "sample.guidance": None,  # needs a second field; below
@@ -395,7 +399,7 @@ def test_dvc_stages_depend_on_all_settings_of_their_rules() -> None:
     rules_of = {
         "data": ("prepare",),
         "model": ("train",),
-        "report": ("extractor", "stats", "plans", "sample", "evaluate", "report", "track"),
+        "report": tuple(rule for rule in RULES if rule not in ("prepare", "train")),
     }
     assert set(stages) == set(rules_of)
     assert sorted(rule for rules in rules_of.values() for rule in rules) == sorted(RULES)

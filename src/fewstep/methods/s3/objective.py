@@ -71,8 +71,9 @@ def batches(seeds: Sequence[int], size: int) -> Iterator[Sequence[int]]:
 
 def distances(x0: Tensor, solution: Tensor) -> Tensor:
     """Euclidean distance of each image to the fine solution of its noise, (B,) float64."""
-    off: Tensor = x0.double() - solution.double()
-    return torch.linalg.vector_norm(off.flatten(1), dim=1)
+    off = x0.double() - solution.double()
+    norms: Tensor = torch.linalg.vector_norm(off.flatten(1), dim=1)
+    return norms
 
 
 class FrechetLoss:

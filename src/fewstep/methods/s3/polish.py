@@ -175,6 +175,8 @@ def _backward(free: FreePlan, gradient: Gradient, seeds: Sequence[int]) -> float
     pairs = [(values.lambdas, leaves.lambdas.grad), (values.raw, leaves.raw.grad)]
     slopes = [(value, slope) for value, slope in pairs if slope is not None]
     torch.autograd.backward([v for v, _ in slopes], [s for _, s in slopes])
+    if not all(bool(p.grad.isfinite().all()) for p in free.parameters() if p.grad is not None):
+        raise DataError("The slopes of a plan's loss must be finite, but they are not.")
     return loss
 
 

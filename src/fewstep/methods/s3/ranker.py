@@ -123,7 +123,7 @@ def fit_ranker(
         margins = (MARGIN - _differences(ranker(*encoded)))[worse]
         loss = margins.relu().sum() / max(len(margins), 1)
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
     guesses = Fitted(ranker, math.nan).score([decisions for decisions, _ in held_out])
     return Fitted(ranker, kendall_tau(guesses, torch.tensor([score for _, score in held_out])))

@@ -23,6 +23,9 @@ def report(
     samples: Annotated[
         list[Path] | None, typer.Option(help="samples files or folders to show images of")
     ] = None,
+    search: Annotated[
+        list[Path] | None, typer.Option(help="folder of fewstep search, to show how plans were found")
+    ] = None,
     model: Annotated[Path | None, typer.Option(help="model folder, for its card and training curve")] = None,
     run: Annotated[str, typer.Option(help="name in the title")] = "",
     *,
@@ -41,6 +44,7 @@ def report(
         run=spec.run if spec else run or out.resolve().name,
         card=None if model is None else model / "card.json",
         training=None if model is None else model / "metrics.jsonl",
+        searches=search or [],
     )
     if spec:
         stamp(spec, out)

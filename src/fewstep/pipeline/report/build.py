@@ -13,6 +13,8 @@ from fewstep.pipeline.report import figures
 from fewstep.pipeline.report.images import SampleFile, read_sample_files, shared_seeds, strip
 from fewstep.pipeline.report.page import Background, Panel, Samples, describe, render
 from fewstep.pipeline.report.results import Results, flat_metrics, number, read_results, reference_row
+from fewstep.pipeline.report.search import search_panels
+from fewstep.pipeline.searches import read_searches
 
 PANEL_ROWS = 10
 
@@ -26,12 +28,14 @@ def build_report(
     card: Path | None = None,
     training: Path | None = None,
     settings: Path | None = None,
+    searches: Sequence[Path] = (),
 ) -> Results:
     """Write the report of a run: the page, the tables and the figures, all or nothing.
 
     The folder holds `index.html` (nothing else is needed to read it), `leaderboard.csv`, `metrics.json`
-    (flat, for `dvc metrics`) and `figures/` with `fd_vs_nfe`, `fd_vs_ms`, `samples_nfe<N>` and `training` as
-    PNG and SVG, as far as there is data for them. The same inputs give the same bytes.
+    (flat, for `dvc metrics`) and `figures/` with `fd_vs_nfe`, `fd_vs_ms`, `samples_nfe<N>`, `search_nfe<N>`,
+    `plan_nfe<N>` and `training` as PNG and SVG, as far as there is data for them. The same inputs give the same
+    bytes.
 
     Args:
         certificates: Files, or folders that hold them.
@@ -41,13 +45,15 @@ def build_report(
         card: `card.json` of the model.
         training: `metrics.jsonl` of its training.
         settings: JSON of the settings of the run.
+        searches: Folders of `fewstep search`.
 
     Returns:
         The table behind the report.
 
     Raises:
-        ConfigError: The certificates differ in protocol, model or data, or certify a plan twice.
-        DataError: A file is missing or damaged, or samples come from another model.
+        ConfigError: The certificates differ in protocol, model or data, or certify a plan twice, or images with
+            a part in a search are reported on.
+        DataError: A file is missing or damaged, or samples or a search come from another model.
     """
     results = read_results(certificates)
     background = Background(
@@ -56,7 +62,8 @@ def build_report(
         settings=None if settings is None else _mapping(settings),
     )
     gallery = collect_samples(results, read_sample_files(samples))
-    page = render(results, run=run, samples=gallery, background=background)
+    panels = search_panels(read_searches(searches), results)
+    page = render(results, run=run, samples=gallery, background=background, searches=panels)
     with atomic_dir(out) as folder:
         (folder / "index.html").write_text(page, encoding="utf-8")
         results.frame.drop(columns="resampling").to_csv(
@@ -65,6 +72,9 @@ def build_report(
         write_json(folder / "metrics.json", flat_metrics(results))
         (folder / "figures").mkdir()
         _save_figures(results, gallery, background, folder / "figures")
+        for panel in panels:
+            for name, figure in panel.figures.items():
+                figures.save(figure, folder / "figures" / name)
     return results
 
 

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 from PIL import Image
 
-from fewstep.pipeline.report.results import Results, best_lines, number
+from fewstep.pipeline.report.results import SEARCHED, Results, number, shown_lines
 
 # Okabe and Ito's colour-blind-safe hues, darkened until text in them reads on white. A marker and a dash
 # pattern go with each, so that no line is told by its colour alone. The page has lighter ones on dark.
@@ -76,8 +76,8 @@ class Line:
 
 
 def highlighted(results: Results) -> list[Line]:
-    """One line per family, best family first, as many as there are colours."""
-    best = best_lines(results.frame, "family").head(len(COLOURS))
+    """One line per family, searched plans and then the best family first, as many as there are colours."""
+    best = shown_lines(results.frame, "family", len(COLOURS))
     rows = best[["family", "sampler", "grid"]].itertuples()
     return [
         Line(str(row.family), str(row.sampler), str(row.grid), colour, marker, dash)
@@ -92,7 +92,7 @@ def distance_figure(results: Results, lines: Sequence[Line], *, x: str = "nfe") 
     line of context; the distance between real images is a level.
     """
     frame = results.frame[results.frame["fd"].gt(0) & results.frame[x].gt(0)]
-    with _style():
+    with house_style():
         figure = Figure(figsize=(8.6, 5.0))
         axes = figure.add_axes((0.075, 0.1, 0.68, 0.86))
         axes.set(xscale="log", yscale="log")
@@ -108,7 +108,14 @@ def distance_figure(results: Results, lines: Sequence[Line], *, x: str = "nfe") 
                 ends.append((float(part[x].iloc[-1]), float(part["fd"].iloc[-1]), line))
         if not frame.empty:
             _finish_axes(axes, frame, results, x)
-        _label_ends(axes, ends)
+        right = frame[x].max()
+        ours = [end for end in ends if end[2].family == SEARCHED and end[0] < right]
+        for at, fd, line in ours:  # a line to the edge would cross all others
+            axes.annotate(
+                line.sampler, (at, fd), xytext=(8, 0), textcoords="offset points", color=line.colour,
+                va="center", fontsize=9.5, gid=f"label-{line.family}",
+            )  # fmt: skip
+        _label_ends(axes, [end for end in ends if end not in ours])
     return figure
 
 
@@ -216,7 +223,7 @@ def training_figure(log: pd.DataFrame) -> Figure:
         log: Columns step and loss.
     """
     smooth = log["loss"].rolling(max(3, len(log) // 40), center=True, min_periods=1).median()
-    with _style():
+    with house_style():
         figure = Figure(figsize=(8.6, 2.9))
         axes = figure.add_axes((0.075, 0.17, 0.9, 0.74))
         axes.plot(log["step"], log["loss"], color=FAINT, linewidth=0.7)
@@ -237,7 +244,7 @@ def samples_figure(strips: Mapping[str, Image.Image], *, columns: int, title: st
     width, height = next(iter(strips.values())).size
     row = 6.2 * height / width
     tall = len(strips) * (row + 0.06) + 0.4
-    with _style():
+    with house_style():
         figure = Figure(figsize=(8.6, tall))
         figure.text(0.01, 1 - 0.12 / tall, title, va="top", color=MUTED)
         for i, (label, picture) in enumerate(strips.items()):
@@ -252,7 +259,8 @@ def samples_figure(strips: Mapping[str, Image.Image], *, columns: int, title: st
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def house_style() -> Iterator[None]:
+    """Inside it figures are made and written as those of a report."""
     # matplotlib's own defaults first: a user's matplotlibrc must not change a report.
     with mpl.rc_context():
         mpl.rcdefaults()
@@ -262,7 +270,7 @@ def _style() -> Iterator[None]:
 
 def save(figure: Figure, path: Path) -> None:
     """Write `path` with .png and .svg, without dates."""
-    with _style():
+    with house_style():
         figure.savefig(path.with_suffix(".png"), dpi=200, facecolor="white", metadata={"Software": None})
         figure.savefig(path.with_suffix(".svg"), facecolor="white", metadata={"Date": None, "Creator": None})
 
@@ -277,7 +285,7 @@ def inline_svg(figure: Figure, *, name: str, label: str, titles: Mapping[str, st
         titles: Tooltip by gid of the artists that have one.
     """
     buffer = io.StringIO()
-    with _style():
+    with house_style():
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]

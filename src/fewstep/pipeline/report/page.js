@@ -46,28 +46,28 @@ filters.addEventListener("input", filter);
 filters.addEventListener("submit", event => event.preventDefault());
 filter();
 
-// Samples: tabs with arrow keys.
-const tabs = all("[role=tab]");
-function select(tab) {
-  for (const other of tabs) {
-    const chosen = other === tab;
-    other.setAttribute("aria-selected", chosen);
-    other.tabIndex = chosen ? 0 : -1;
-    document.getElementById(other.getAttribute("aria-controls")).hidden = !chosen;
-  }
-}
-tabs.forEach((tab, i) => {
-  tab.addEventListener("click", () => select(tab));
-  tab.addEventListener("keydown", event => {
-    const step = {ArrowRight: 1, ArrowLeft: -1}[event.key];
-    if (!step) return;
-    const next = tabs[(i + step + tabs.length) % tabs.length];
-    select(next);
-    next.focus();
+// Samples and searches: tabs with arrow keys.
+for (const list of all("[role=tablist]")) {
+  const tabs = all("[role=tab]", list);
+  const select = tab => {
+    for (const other of tabs) {
+      const chosen = other === tab;
+      other.setAttribute("aria-selected", chosen);
+      other.tabIndex = chosen ? 0 : -1;
+      document.getElementById(other.getAttribute("aria-controls")).hidden = !chosen;
+    }
+  };
+  tabs.forEach((tab, i) => {
+    tab.addEventListener("click", () => select(tab));
+    tab.addEventListener("keydown", event => {
+      const step = {ArrowRight: 1, ArrowLeft: -1}[event.key];
+      if (!step) return;
+      const next = tabs[(i + step + tabs.length) % tabs.length];
+      select(next);
+      next.focus();
+    });
   });
-});
-if (tabs.length) {
-  tabs[0].parentElement.hidden = false;
+  list.hidden = false;
   select(tabs.find(tab => tab.getAttribute("aria-selected") === "true") ?? tabs[0]);
 }
 

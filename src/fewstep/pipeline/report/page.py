@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from jinja2 import Environment, FunctionLoader, StrictUndefined
@@ -13,13 +13,17 @@ from PIL import Image
 from fewstep.pipeline.report import figures
 from fewstep.pipeline.report.images import data_uri
 from fewstep.pipeline.report.results import (
+    SEARCHED,
     Results,
-    best_lines,
     calls_to_match,
     number,
     reference_row,
+    shown_lines,
     winners,
 )
+
+if TYPE_CHECKING:
+    from fewstep.pipeline.report.search import SearchPanel
 
 # The same hues as on paper, light enough to read on dark.
 _DARK = {
@@ -62,7 +66,14 @@ class Background:
     settings: Mapping[str, Any] | None = None
 
 
-def render(results: Results, *, run: str, samples: Samples, background: Background) -> str:
+def render(
+    results: Results,
+    *,
+    run: str,
+    samples: Samples,
+    background: Background,
+    searches: Sequence["SearchPanel"] = (),
+) -> str:
     """The page as text; it names no address that a browser would load."""
     lines = figures.highlighted(results)
     titles = {f"point-{row['plan_hash']}": tooltip(row) for row in results.frame.to_dict("records")}
@@ -73,7 +84,7 @@ def render(results: Results, *, run: str, samples: Samples, background: Backgrou
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "percent": _percent, "count": _count}
+    environment.filters |= {"number": number, "percent": _percent, "count": count, "ratio": ratio}
     page = environment.get_template("page.html.j2").render(
         run=run,
         results=results,
@@ -83,6 +94,10 @@ def render(results: Results, *, run: str, samples: Samples, background: Backgrou
         dark=_DARK,
         headline=headline(results),
         winners=winners(results),
+        searches=searches,
+        searched_nfe=min(
+            (s.nfe for s in searches), key=lambda n: abs(n - results.headline_nfe), default=None
+        ),
         reference=reference_row(results),
         matrix=_matrix(results),
         matrix_hidden=max(0, results.frame["sampler"].nunique() - MATRIX_ROWS),
@@ -109,25 +124,42 @@ def render(results: Results, *, run: str, samples: Samples, background: Backgrou
 
 
 def headline(results: Results) -> list[str]:
-    """The answer in up to four sentences."""
+    """The answer in a few sentences."""
     nfe = results.headline_nfe
     entry = next(entry for entry in winners(results) if entry["nfe"] == nfe)
     best, reference = entry["best"], reference_row(results)
-    what = "the best known sampler is" if entry["candidates"] > 1 else "there is one sampler,"
-    sentences = [f"At {nfe} evaluations {what} {describe(best)}: FD {interval(best, 'fd')}."]
+    ours = best["sampler"] == SEARCHED
+    if ours:
+        what = "a searched plan is best"
+    elif entry["candidates"] > 1:
+        what = f"the best known sampler is {describe(best)}"
+    else:
+        what = f"there is one sampler, {describe(best)}"
+    sentences = [f"At {nfe} evaluations {what}: FD {interval(best, 'fd')}."]
+    if entry["searched"] is not None and not math.isnan(entry["searched"]["of_preset"]):
+        start = "Its FD is" if ours else f"The searched plan's FD, {interval(entry['searched'], 'fd')}, is"
+        sentences.append(f"{start} {of_preset(entry)}.")
     if entry["ties"]:
         sentences.append(f"{entry['ties']} of {entry['candidates'] - 1} other plans cannot be told from it.")
     if reference["nfe"] > nfe and reference["sampler"] != best["sampler"]:
         calls = calls_to_match(results, best, reference)
         target = f"{reference['sampler']} at {reference['nfe']} (FD {number(reference['fd'])})"
-        sentences.append(
-            f"It does not reach {target} within the evaluations measured."
-            if calls is None
-            else f"It needs {calls} evaluations to match {target}."
-        )
+        if calls is None:
+            searched = "searched for" if ours else "measured"
+            sentences.append(f"It does not reach {target} within the evaluations {searched}.")
+        else:
+            who = "A searched plan" if ours else "It"
+            sentences.append(f"{who} needs {calls} evaluations to match {target}.")
     if not math.isnan(results.baseline):
         sentences.append(f"Equally many real images are at FD {number(results.baseline)}.")
     return sentences
+
+
+def of_preset(entry: Mapping[str, Any]) -> str:
+    """`0.45 of the best preset's (dpmpp-2m on uniform-t, 23.2), certain` for an entry of `winners`."""
+    searched, preset = entry["searched"], entry["preset"]
+    how = "certain" if searched["certain"] else "a difference that may be chance"
+    return f"{searched['of_preset']:.2f} of the best preset's ({describe(preset)}, {number(preset['fd'])}), {how}"
 
 
 def describe(row: Mapping[str, Any]) -> str:
@@ -186,7 +218,7 @@ def _matrix(results: Results) -> list[dict[str, Any]]:
         for row in reversed(rows):  # of plans with one name and NFE the best is kept
             ratio = row["fd"] / rows[0]["fd"] if rows[0]["fd"] > 0 else 1.0
             cells[row["sampler"], row["grid"], nfe] = {"row": row, "ratio": ratio, "shade": _shade(ratio)}
-    lines = best_lines(results.frame, "sampler").head(MATRIX_ROWS).to_dict("records")
+    lines = shown_lines(results.frame, "sampler", MATRIX_ROWS).to_dict("records")
     return [
         line | {"cells": [cells.get((line["sampler"], line["grid"], nfe)) for nfe in results.steps]}
         for line in lines
@@ -208,11 +240,11 @@ def _costs(results: Results) -> dict[str, str]:
     frame = results.frame
     images = len(frame) * int(results.protocol["n"])
     facts = {
-        "certificates": _count(len(frame)),
-        "samplers": _count(frame["sampler"].nunique()),
+        "certificates": count(len(frame)),
+        "samplers": count(frame["sampler"].nunique()),
         "grids": ", ".join(sorted(set(frame["grid"]))),
         "evaluations per image": ", ".join(map(str, results.steps)),
-        "images drawn": _count(images),
+        "images drawn": count(images),
         "device": ", ".join(sorted(set(frame["device"]))),
     }
     seconds = frame["seconds"].sum(min_count=1)
@@ -235,10 +267,16 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _count(value: float) -> str:
+def count(value: float) -> str:
+    """Whole numbers with their thousands apart; a dash for no value."""
     if math.isnan(value):
         return "–"
     return f"{int(value):,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def ratio(value: float) -> str:
+    """`0.45×`; a dash for no value."""
+    return "–" if math.isnan(value) else f"{value:.2f}×"
 
 
 def _percent(value: float) -> str:

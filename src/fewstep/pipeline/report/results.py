@@ -17,6 +17,7 @@ from fewstep.pipeline.samples import files_in
 
 HEADLINE_NFE = 10
 BASELINE_SAMPLER = "ddim"
+SEARCHED = "searched"  # sampler of plans that fewstep search found; every other plan is a preset
 FRECHET_NAMES = ("FD", "FID", "cleanFID")
 METRIC_NAMES = {"KID": "kid", "precision": "precision", "recall": "recall"}
 
@@ -31,8 +32,10 @@ class Results:
         frame: One row per certificate, best first within each NFE. Columns: sampler, grid, family, nfe, rank,
             fd, fd_low, fd_high, baseline, mean_term, trace_term, kid, kid_low, kid_high, precision,
             precision_low, precision_high, recall, recall_low, recall_high, calls, ms, seconds, device, plan,
-            plan_hash, certificate, resampling (seed, level and replicates of the distance, or None). A
-            measurement that was not made is NaN.
+            plan_hash, certificate, of_preset (FD of a searched plan over that of the best preset of its NFE),
+            certain (whether the interval of their difference excludes zero; None where there is no of_preset),
+            resampling (seed, level and replicates of the distance, or None). A measurement that was not made
+            is NaN.
         metric: Name of the Fréchet distance as the certificates spell it, for example `FD-classifier#1k`.
         level: Probability that the intervals of that distance state; None when there are none.
         protocol: What every certificate agrees on.
@@ -60,9 +63,14 @@ class Results:
         return sorted({int(nfe) for nfe in self.frame["nfe"]})
 
     @property
+    def searched(self) -> list[int]:
+        """The numbers of evaluations at which a searched plan was measured, in rising order."""
+        return sorted({int(nfe) for nfe in self.frame["nfe"][self.frame["sampler"] == SEARCHED]})
+
+    @property
     def headline_nfe(self) -> int:
-        """The measured number of evaluations nearest to ten."""
-        return min(self.steps, key=lambda nfe: (abs(nfe - HEADLINE_NFE), nfe))
+        """The number of evaluations nearest to ten, of those with a searched plan if there are any."""
+        return min(self.searched or self.steps, key=lambda nfe: (abs(nfe - HEADLINE_NFE), nfe))
 
     def at(self, nfe: int) -> pd.DataFrame:
         """Rows of one number of evaluations, best first."""
@@ -93,6 +101,7 @@ def read_results(paths: Sequence[Path]) -> Results:
     frame = pd.DataFrame(rows).sort_values(["nfe", "fd", "sampler", "grid", "plan_hash"], ignore_index=True)
     _require_unique(frame)
     frame.insert(4, "rank", frame.groupby("nfe").cumcount() + 1)
+    _compare_with_presets(frame)
     first = certificates[0]
     distinct = {canonical_json(c["environment"]): c["environment"] for c in certificates}
     return Results(
@@ -159,19 +168,29 @@ def best_lines(frame: pd.DataFrame, by: str) -> pd.DataFrame:
     return lines.drop(columns="covers").reset_index(drop=True)
 
 
+def shown_lines(frame: pd.DataFrame, by: str, count: int) -> pd.DataFrame:
+    """As `best_lines`, the first `count`, the searched plans before all others though they have few NFEs."""
+    lines = best_lines(frame, by)
+    ours = lines["sampler"] == SEARCHED
+    return pd.concat([lines[ours], lines[~ours]]).head(count)
+
+
 def winners(results: Results) -> list[dict[str, Any]]:
     """For every NFE the best row, the best row of another sampler, and how they compare.
 
     Returns:
         Dictionaries with keys nfe, best, runner_up (a row or None), lead (runner-up minus best, a Difference
-        or None), ties (how many rows cannot be told from the best), candidates, ddim (the best DDIM row or
-        None), ratio (FD of the best over FD of DDIM, or None).
+        or None), ties (how many rows cannot be told from the best), candidates, searched (the best searched
+        plan or None), preset (the best other row or None), ddim (the best DDIM row or None), ratio (FD of the
+        best over FD of DDIM, or None).
     """
     table = []
     for nfe in results.steps:
         rows = results.at(nfe).to_dict("records")
         best, others = rows[0], rows[1:]
         runner_up = next((row for row in others if row["sampler"] != best["sampler"]), None)
+        searched = next((row for row in rows if row["sampler"] == SEARCHED), None)
+        preset = next((row for row in rows if row["sampler"] != SEARCHED), None)
         ddim = next((row for row in rows if row["sampler"] == BASELINE_SAMPLER), None)
         table.append(
             {
@@ -181,6 +200,8 @@ def winners(results: Results) -> list[dict[str, Any]]:
                 "lead": None if runner_up is None else difference(runner_up, best),
                 "ties": sum(not distinguishable(best, row) for row in others),
                 "candidates": len(rows),
+                "searched": searched,
+                "preset": preset,
                 "ddim": ddim,
                 "ratio": best["fd"] / ddim["fd"] if ddim and ddim["fd"] > 0 else None,
             }
@@ -208,7 +229,10 @@ def calls_to_match(results: Results, row: Mapping[str, Any], reference: Mapping[
 
 
 def flat_metrics(results: Results) -> dict[str, Any]:
-    """Flat numbers and names for `dvc metrics`: per NFE the best sampler, its distance and DDIM's."""
+    """Flat numbers and names for `dvc metrics`: per NFE the best sampler, its distance and DDIM's.
+
+    Where there is a searched plan also its distance, and as `ratio` that over the distance of the best preset.
+    """
     flat: dict[str, Any] = {"metric": results.metric, "certificates": len(results.frame)}
     if not math.isnan(results.baseline):
         flat["fd.real"] = results.baseline
@@ -219,6 +243,10 @@ def flat_metrics(results: Results) -> dict[str, Any]:
         flat[f"{key}.fd"] = best["fd"]
         if entry["ddim"] is not None:
             flat[f"{key}.fd_ddim"] = entry["ddim"]["fd"]
+        if entry["searched"] is not None:
+            flat[f"{key}.searched"] = entry["searched"]["fd"]
+            if not math.isnan(entry["searched"]["of_preset"]):
+                flat[f"{key}.ratio"] = entry["searched"]["of_preset"]
     return flat
 
 
@@ -285,6 +313,19 @@ def _row(certificate: Mapping[str, Any], metric: str, path: Path) -> dict[str, A
         "certificate": path.name,
         "resampling": _resampling(frechet),
     }
+
+
+def _compare_with_presets(frame: pd.DataFrame) -> None:
+    """Add the columns of_preset and certain."""
+    presets = frame[frame["sampler"] != SEARCHED].drop_duplicates("nfe").to_dict("records")
+    best = {row["nfe"]: row for row in presets if row["fd"] > 0}
+    pairs = [
+        (row, best.get(row["nfe"]) if row["sampler"] == SEARCHED else None)
+        for row in frame.to_dict("records")
+    ]
+    frame["of_preset"] = [math.nan if preset is None else row["fd"] / preset["fd"] for row, preset in pairs]
+    certain = [None if preset is None else distinguishable(row, preset) for row, preset in pairs]
+    frame["certain"] = pd.Series(certain, dtype=object)
 
 
 def _kind(metric: str) -> str:

@@ -12,7 +12,8 @@ from fewstep.checks import ConfigError
 from fewstep.pipeline.report.page import headline, interval
 from fewstep.pipeline.report.results import Results, distinguishable, number
 
-_HEADERS = ("NFE", "#", "sampler", "grid", "FD", "", "prec.", "recall", "KID×10³", "ms/image")
+_HEADERS = ("NFE", "#", "sampler", "grid", "FD", "", "of preset", "prec.", "recall", "KID×10³", "ms/image")
+_OF_PRESET = _HEADERS.index("of preset")
 _NUMERIC = {"NFE", "#", "prec.", "recall", "KID×10³", "ms/image"}
 _NARROW, _WIDE_ONLY = 92, 2
 
@@ -36,19 +37,23 @@ def print_leaderboard(
         raise ConfigError(f"--nfe must be one of the measured numbers of calls, {measured}; got {nfe}.")
     stream = sys.stdout if stream is None else stream
     rows = leaderboard_rows(results, top=top, nfe=nfe)
+    headers: tuple[str, ...] = _HEADERS
+    if not results.searched:
+        headers, *rows = (row[:_OF_PRESET] + row[_OF_PRESET + 1 :] for row in (headers, *rows))
     if not stream.isatty():
-        stream.write(_plain(rows))
+        stream.write(_plain(headers, rows))
         return
     console = Console(file=stream, highlight=False)
     # A table cut off in the middle of its numbers says less than one without its last columns.
-    shown = len(_HEADERS) - (_WIDE_ONLY if console.width < _NARROW else 0)
+    shown = len(headers) - (_WIDE_ONLY if console.width < _NARROW else 0)
     table = Table(
         title=results.metric,
-        caption="= cannot be told from the best of its NFE",
+        caption="= cannot be told from the best of its NFE"
+        + ("; of preset: FD of the searched plan over that of the best preset" if results.searched else ""),
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    for header in _HEADERS[:shown]:
+    for header in headers[:shown]:
         table.add_column(header, justify="right" if header in _NUMERIC else "left", no_wrap=True)
     for i, row in enumerate(rows):
         last = i + 1 == len(rows) or rows[i + 1][0] != row[0]
@@ -68,23 +73,24 @@ def leaderboard_rows(results: Results, *, top: int | None, nfe: int | None) -> l
 
 def _cells(row: dict[str, Any], best: dict[str, Any]) -> tuple[str, ...]:
     tie = "=" if row is not best and not distinguishable(row, best) else ""
-    place = (str(row["nfe"]), str(row["rank"]), row["sampler"], row["grid"], interval(row, "fd"), tie)
-    return (
-        *place, _share(row["precision"]), _share(row["recall"]), number(1000 * row["kid"]), number(row["ms"])
-    )  # fmt: skip
+    ratio = row["of_preset"]
+    of_preset = "" if math.isnan(ratio) else f"{ratio:.2f} {'certain' if row['certain'] else 'tie'}"
+    place = (str(row["nfe"]), str(row["rank"]), row["sampler"], row["grid"], interval(row, "fd"))
+    quality = (_share(row["precision"]), _share(row["recall"]), number(1000 * row["kid"]))
+    return (*place, tie, of_preset, *quality, number(row["ms"]))
 
 
 def _share(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.3f}"
 
 
-def _plain(rows: list[tuple[str, ...]]) -> str:
-    table = [tuple(header or "tie" for header in _HEADERS), *rows]
-    widths = [max(len(row[i]) for row in table) for i in range(len(_HEADERS))]
+def _plain(headers: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    table = [tuple(header or "tie" for header in headers), *rows]
+    widths = [max(len(row[i]) for row in table) for i in range(len(headers))]
     lines = (
         "  ".join(
             cell.rjust(width) if header in _NUMERIC else cell.ljust(width)
-            for cell, width, header in zip(row, widths, _HEADERS, strict=True)
+            for cell, width, header in zip(row, widths, headers, strict=True)
         ).rstrip()
         for row in table
     )

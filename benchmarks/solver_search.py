@@ -1,0 +1,268 @@
+"""Solver search against known solvers: what it finds, on seeds it never saw, and what it costs.
+
+Run: OMP_NUM_THREADS=1 python benchmarks/solver_search.py mixture     the closed-form mixture, held-out error
+     OMP_NUM_THREADS=1 python benchmarks/solver_search.py samplers    best-so-far of the search's samplers on it
+     OMP_NUM_THREADS=1 python benchmarks/solver_search.py model MODEL --reference stats.npz --extractor NAME
+Each writes its table to benchmarks/results/solver_search_<what>.md; the last one under the name given by --name.
+"""
+
+import argparse
+import math
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fewstep.data.pixels import to_u8
+from fewstep.diffusion.denoiser import Model
+from fewstep.diffusion.mixture import GaussianMixture
+from fewstep.diffusion.schedule import VPLinear
+from fewstep.files import atomic_file
+from fewstep.interop.load import load_model
+from fewstep.methods.s3.objective import Task, batches, distances, trajectory_gradient
+from fewstep.methods.s3.polish import FreePlan, polish
+from fewstep.methods.s3.space import Space, plan_of
+from fewstep.methods.s3.teacher import make_teacher
+from fewstep.metrics.extractor import extract, load_extractor
+from fewstep.metrics.frechet import frechet
+from fewstep.metrics.reference import load_reference
+from fewstep.metrics.statistics import Statistics
+from fewstep.metrics.uncertainty import half_samples, normal_interval, paired_difference
+from fewstep.pipeline import study as studies
+from fewstep.pipeline.config import SearchSettings
+from fewstep.pipeline.environment import environment
+from fewstep.pipeline.search import Search, Seeds, run_search
+from fewstep.progress import track
+from fewstep.sampling.plan import Plan
+from fewstep.sampling.presets import PRESETS
+from fewstep.sampling.sample import solve
+
+RESULTS = Path(__file__).parent / "results"
+SEEDS = (1_000_000_000, 2_000_000_000, 3_000_000_000)
+CARD = {5: (0.2355, 0.049), 6: (0.1412, 0.028), 8: (0.0620, 0.021)}
+"""Per NFE: error of the best of the fixed solvers, and of gradients on gaps and three coefficients a step, which the
+project measured in a prototype before this code."""
+
+
+def mixture() -> Model:
+    """Eight Gaussians in 16 dimensions on the linear variance-preserving schedule."""
+    random = np.random.RandomState(0)
+    means = random.randn(8, 16)
+    means *= 2 / np.linalg.norm(means, axis=1, keepdims=True)
+    stds, weights = random.uniform(0.05, 0.2, 8), random.uniform(0.5, 1.5, 8)
+    tensors = (torch.from_numpy(values) for values in (weights / weights.sum(), means, stds))
+    return GaussianMixture(*tensors).model(VPLinear())
+
+
+class HeldOut:
+    """1024 noises that no search draws, and their solutions in 1000 steps."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.x_T = torch.from_numpy(np.random.RandomState(1).randn(1024, 16))
+        fine = PRESETS["unipc-3"](model.schedule, 1000, lower_final=False)
+        self.solution = solve(model, fine, self.x_T)
+
+    def error(self, plan: Plan) -> float:
+        return float(distances(solve(self.model, plan, self.x_T), self.solution).mean())
+
+
+def mixture_search(nfe: int, seed: int) -> tuple[float, float, int]:
+    """Held-out error, seconds and network calls of a whole search."""
+    model = mixture()
+    settings = SearchSettings(
+        trials=100, noises=1024, trial_noises=128, teacher_nfe=200, polish_iterations=500, polish_noises=1024,
+        polish_lr=0.05, seed=seed, batch_size=4096,
+    )  # fmt: skip
+    task = Task(model, batch_size=settings.batch_size)
+    started = time.monotonic()
+    seeds = Seeds.of(settings)
+    teacher = make_teacher(
+        task, seeds.trials, seeds.validation[: settings.noises], nfe=settings.teacher_nfe, to_zero=False
+    )
+    space = Space(model.schedule, nfe, to_zero=False, analytic=False)
+    with tempfile.TemporaryDirectory() as folder:
+        found = run_search(
+            Search(task, teacher, space, settings),
+            storage=f"{folder}/journal.log",
+            work=Path(folder),
+            track=track,
+        )
+    assert found is not None
+    return HeldOut(model).error(found.plan), time.monotonic() - started, task.calls
+
+
+def run_mixture(_: argparse.Namespace) -> None:
+    lines = [
+        "| NFE | best known solver | prototype | searched, three seeds | seconds | network calls |",
+        "|---|---|---|---|---|---|",
+    ]
+    for nfe, (known, prototype) in CARD.items():
+        runs = [mixture_search(nfe, seed) for seed in SEEDS]
+        errors = ", ".join(f"{error:.4f}" for error, _, _ in runs)
+        seconds = ", ".join(f"{s:.0f}" for _, s, _ in runs)
+        lines.append(f"| {nfe} | {known} | {prototype} | {errors} | {seconds} | {runs[0][2]:,} |")
+    _write(
+        "mixture",
+        "Held-out error on the closed-form mixture (mean distance to 1000 steps, 1024 noises)",
+        lines,
+    )
+
+
+SAMPLER_CALLS = (20_000, 50_000, 100_000, 200_000)
+
+
+def run_samplers(arguments: argparse.Namespace) -> None:
+    """Best-so-far at equal network calls, held-out, NFE 5; then each polished with the calls that are left."""
+    model, nfe, noises = mixture(), 5, 128
+    held_out = HeldOut(model)
+    lines = [
+        f"| sampler | {' | '.join(f'{n:,} calls' for n in SAMPLER_CALLS)} | + polish at {2 * SAMPLER_CALLS[-1]:,} |",
+        "|---|" + "---|" * (len(SAMPLER_CALLS) + 1),
+    ]
+    for sampler in studies.SAMPLERS:
+        curves = [_sampler_curve(model, held_out, sampler, nfe, noises, seed) for seed in SEEDS]
+        cells = [", ".join(f"{curve[k]:.3f}" for curve in curves) for k in range(len(SAMPLER_CALLS) + 1)]
+        lines.append(f"| {sampler} | {' | '.join(cells)} |")
+    title = f"Held-out error of the best plan so far at NFE {nfe}, three seeds, {noises} noises a trial"
+    _write("samplers", title, lines)
+
+
+def _sampler_curve(
+    model: Model, held_out: HeldOut, sampler: str, nfe: int, noises: int, seed: int
+) -> list[float]:
+    settings = SearchSettings(noises=1024, trial_noises=noises, seed=seed, sampler=sampler, batch_size=4096)
+    task = Task(model, batch_size=settings.batch_size)
+    seeds = Seeds.of(settings)
+    teacher = make_teacher(task, seeds.trials, seeds.validation[:256], nfe=200, to_zero=False)
+    space = Space(model.schedule, nfe, to_zero=False, analytic=False)
+    search = Search(task, teacher, space, settings)
+    ranked = sorted(search.known(), key=lambda c: search.error(c.plan, teacher.seeds[:16]))[:12]
+    with tempfile.TemporaryDirectory() as folder:
+        study = studies.open_study(f"{folder}/journal.log", f"nfe{nfe}", {}, parts=len(search.parts))
+        known = [(c.name, space.decisions(c.plan)) for c in ranked]
+        studies.enqueue(study, [(name, decisions) for name, decisions in known if decisions])
+        start, found, trials = task.calls, [], 0
+        for budget in SAMPLER_CALLS:
+            while task.calls - start < budget:
+                trials += 10
+                studies.run_trials(
+                    study, space, search.score(math.inf), trials=trials, sampler=sampler, seed=seed,
+                    network_calls=lambda: task.calls,
+                )  # fmt: skip
+            best = plan_of(space, studies.best_decisions(study, 1)[0][1])
+            found.append(held_out.error(best))
+    free = FreePlan(best, model.schedule)
+    iterations = SAMPLER_CALLS[-1] // (nfe * 512)
+    polish(
+        free, trajectory_gradient(task, teacher.solutions), lambda i: teacher.seeds[(i % 2) * 512 :][:512],
+        search.error, iterations=iterations, lr=0.05,
+    )  # fmt: skip
+    return [*found, held_out.error(free.plan())]
+
+
+def run_model(arguments: argparse.Namespace) -> None:
+    """FD of searched plans over that of the best preset, on seeds from 0."""
+    model = load_model(arguments.model)
+    extractor = load_extractor(arguments.extractor)
+    reference = load_reference(arguments.reference, extractor=extractor)
+    settings = {
+        name: getattr(arguments, name)
+        for name in SearchSettings.model_fields
+        if getattr(arguments, name, None)
+    }
+    n, lines = arguments.n, []
+    features: dict[str, np.ndarray] = {}
+
+    def fd(plan: Plan, count: int) -> tuple[float, np.ndarray]:
+        key = f"{plan.hash}/{count}"
+        if key not in features:
+            task = Task(model, batch_size=arguments.batch_size)
+            images = [to_u8(task.solve(plan, part)) for part in batches(range(count), arguments.batch_size)]
+            features[key] = np.concatenate([extract(part, extractor) for part in images])
+        made = features[key]
+        return frechet(Statistics.from_features(made), reference.statistics).value, made
+
+    def replicates(made: np.ndarray) -> np.ndarray:
+        return half_samples(made, reference.statistics, resamples=50, seed=0)
+
+    for nfe in arguments.nfe:
+        runs = []
+        for seed in SEEDS[: arguments.seeds]:
+            chosen = SearchSettings(**{**settings, "seed": seed, "batch_size": arguments.batch_size})
+            seeds = Seeds.of(chosen)
+            task = Task(model, batch_size=arguments.batch_size)
+            started = time.monotonic()
+            teacher = make_teacher(
+                task, seeds.trials, seeds.validation[: chosen.noises], nfe=chosen.teacher_nfe, to_zero=True
+            )
+            search = Search(task, teacher, Space(model.schedule, nfe), chosen, reference, extractor)
+            with tempfile.TemporaryDirectory() as folder:
+                found = run_search(search, storage=f"{folder}/journal.log", work=Path(folder), track=track)
+            assert found is not None
+            runs.append((found, time.monotonic() - started, task.calls))
+        # the presets are given every advantage: the best of all on the very seeds that are reported on
+        looked = sorted(search.known(), key=lambda c: fd(c.plan, arguments.look)[0])[: arguments.best]
+        preset = min(looked, key=lambda c: fd(c.plan, n)[0])
+        theirs, made = fd(preset.plan, n)
+        base = replicates(made)
+        low, high = normal_interval(theirs, float(base.std(ddof=1)), 0.95)
+        for found, seconds, calls in runs:
+            ours, own = fd(found.plan, n)
+            rep = replicates(own)
+            mine = normal_interval(ours, float(rep.std(ddof=1)), 0.95)
+            apart = paired_difference(ours, theirs, rep.tolist(), base.tolist(), 0.95).interval
+            lines.append(
+                f"| {nfe} | {preset.name} | {theirs:.1f} [{low:.1f}, {high:.1f}] | {found.record['winner']} "
+                f"| {ours:.1f} [{mine.low:.1f}, {mine.high:.1f}] | {ours / theirs:.2f} "
+                f"| [{apart.low:.1f}, {apart.high:.1f}] | {seconds:.0f} | {calls:,} |"
+            )
+            print(lines[-1], flush=True)
+    head = [
+        "| NFE | best preset | its FD | searched | its FD | ratio | difference | seconds | network calls |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    title = f"{model.name}: FD-{extractor.id} of {n} images on seeds from 0, which no search saw"
+    _write(arguments.name, title, [*head, *lines])
+
+
+def _write(name: str, title: str, lines: Sequence[str]) -> None:
+    facts = ", ".join(f"{key} {value}" for key, value in environment().items() if isinstance(value, str))
+    text = "\n".join([f"# {title}", "", *lines, "", facts, ""])
+    with atomic_file(RESULTS / f"solver_search_{name}.md") as temporary:
+        temporary.write_text(text)
+    print(text)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_subparsers(required=True)
+    what.add_parser("mixture").set_defaults(run=run_mixture)
+    what.add_parser("samplers").set_defaults(run=run_samplers)
+    model = what.add_parser("model")
+    model.add_argument("model")
+    model.add_argument("--reference", required=True)
+    model.add_argument("--extractor", required=True)
+    model.add_argument("--name", default="model")
+    model.add_argument("--nfe", type=int, nargs="+", default=[4, 5, 6, 8, 10])
+    model.add_argument("--seeds", type=int, default=3, help="searches per NFE")
+    model.add_argument("--n", type=int, default=10_000, help="images that are reported on")
+    model.add_argument("--look", type=int, default=1000, help="images of a first look at every preset")
+    model.add_argument("--best", type=int, default=3, help="presets that are measured on all images")
+    model.add_argument("--batch-size", type=int, default=500)
+    for name, field in SearchSettings.model_fields.items():
+        if field.annotation is int and name not in ("seed", "batch_size"):
+            model.add_argument(f"--{name.replace('_', '-')}", type=int)
+    model.set_defaults(run=run_model)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    arguments = _arguments()
+    arguments.run(arguments)
