@@ -85,7 +85,7 @@ def track_run(run: str, *, uri: str, commit: str | None, results: Path = Path("r
     report = _stamp(folder / "report")
     settings = report["settings"]
     nfe, searched = settings["plans"]["nfe"], settings.get("search", {}).get("nfe", [])
-    searches = read_searches([folder / "search" / f"nfe{n}" for n in searched])
+    searches = read_searches([folder / "plans" / "searched" / f"nfe{n}" for n in searched])
     certified = [f"nfe{n}" for n in nfe] + (["searched"] if searched else [])
     parent = _parent_record(run, folder, report, commit)
     children = [
@@ -375,7 +375,7 @@ def _rows(path: Path) -> Iterator[Row]:
 def _settings_of(folder: Path, report: Mapping[str, Any]) -> dict[str, Any]:
     """All settings behind the results of one number of calls, as the stamps state them."""
     settings: dict[str, Any] = {}
-    places = [f"search/nfe{n}" for n in report.get("search", {}).get("nfe", [])[:1]]
+    places = [f"plans/searched/nfe{n}" for n in report.get("search", {}).get("nfe", [])[:1]]
     places += ["data", "model", "reference/extractor", "reference"]
     places += [f"{name}/nfe{report['plans']['nfe'][0]}" for name in ("plans", "samples", "eval")]
     for place in places:

@@ -51,7 +51,13 @@ def record(nfe: int, model: str, *, by: str = "fd") -> dict[str, Any]:
         "seeds": SEEDS,
         "trials": {"complete": 2, "pruned": 1, "disqualified": 1, "lost": 0, "seeded": 1},
         "history": [[320, 2.0], [640, 1.0]],
-        "importance": {"gap_1": 0.5, "scale_2_1": 0.2, "scale_2_2": 0.1, "first_step": 0.05, "corr_scale_0": 0},
+        "importance": {
+            "gap_1": 0.5,
+            "scale_2_1": 0.2,
+            "scale_2_2": 0.1,
+            "first_step": 0.05,
+            "corr_scale_0": 0,
+        },
         "polish": {"trajectory": curve} | ({"frechet": curve} if has_fd else {}),
         "measure": by,
         "finalists": [

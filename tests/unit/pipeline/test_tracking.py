@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from unit.pipeline.finished_search import SEEDS, record, write_search
 
 from fewstep.checks import ConfigError, DataError
 from fewstep.files import write_json
@@ -35,9 +36,11 @@ def certificate(sampler: str, grid: str, nfe: int) -> dict[str, Any]:
     }
 
 
-def finished_run(root: Path, *, nfe: tuple[int, ...] = NFE, samplers: Any = SAMPLERS) -> Path:
+def finished_run(
+    root: Path, *, nfe: tuple[int, ...] = NFE, samplers: Any = SAMPLERS, searched: tuple[int, ...] = ()
+) -> Path:
     """A folder of results as the workflow leaves it, without pixels."""
-    settings = Settings.model_validate({"plans": {"nfe": list(nfe)}})
+    settings = Settings.model_validate({"plans": {"nfe": list(nfe)}, "search": {"nfe": list(searched)}})
     folder = root / "results" / "digits"
 
     def stamped(rule: str, place: str) -> Path:
@@ -59,12 +62,19 @@ def finished_run(root: Path, *, nfe: tuple[int, ...] = NFE, samplers: Any = SAMP
         place = stamped("evaluate", f"eval/nfe{n}")
         for sampler, grid in samplers:
             write_json(place / f"{sampler}-{grid}.json", certificate(sampler, grid, n))
+    for n in searched:
+        write_search(stamped("search", f"plans/searched/nfe{n}"), n, model="0" * 64)
+        place = stamped("evaluate-searched", "eval/searched")
+        write_json(place / f"searched.nfe{n}.json", certificate("searched", "free", n))
     report = stamped("report", "report")
     write_json(report / "metrics.json", {"best": 1.0})
     (report / "leaderboard.csv").write_text("nfe,value\n4,1.0\n")
     (report / "index.html").write_text("<html></html>")
     (report / "figures").mkdir(exist_ok=True)
     (report / "figures" / "fd.svg").write_text("<svg/>")
+    for n in searched:
+        for name in ("search", "plan", "samples"):
+            (report / "figures" / f"{name}_nfe{n:03d}.svg").write_text("<svg/>")
     return folder
 
 
@@ -135,6 +145,44 @@ def test_figures_and_card_are_artifacts_beside_the_results(uri: str, tmp_path: P
     stored = {file.path for file in client.list_artifacts(parent)}
     assert stored == {"card.json", "index.html", "leaderboard.csv", "metrics.json", "fd.svg"}
     assert (tmp_path / "mlartifacts" / "digits" / parent / "artifacts" / "card.json").exists()
+
+
+def test_a_search_is_a_child_with_its_curves_costs_and_files(uri: str, tmp_path: Path) -> None:
+    folder = finished_run(tmp_path, searched=(5, 8))
+    first = track_run("digits", uri=uri, commit=None)
+    assert (first["runs"], first["new"]) == (8, 8)  # two searches, and the searched plans as one sampler
+    assert track_run("digits", uri=uri, commit=None)["new"] == 0
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    shown = {run.info.run_name: run for run in runs(uri)}
+    search = shown["search nfe5"]
+    assert search.data.tags["mlflow.parentRunId"] == first["parent"]
+    history = client.get_metric_history(search.info.run_id, "best_error")
+    assert [(point.step, point.value) for point in history] == [tuple(p) for p in record(5, "")["history"]]
+    numbers = search.data.metrics
+    assert (numbers["fd_on_search_seeds.winner"], numbers["fd_on_search_seeds.best_preset"]) == (3.0, 9.0)
+    assert (numbers["trials.pruned"], numbers["network_calls.polish"]) == (1, 500)
+    assert numbers["polish.frechet"] == 0.5
+    assert search.data.params["search.sampler"] == "s3"
+    assert search.data.params["seeds.trials"] == str(tuple(SEEDS["trials"]))
+    stored = {file.path for file in client.list_artifacts(search.info.run_id)}
+    files = {"searched.nfe5.json", "search.nfe5.json", "trials.nfe5.parquet"}
+    assert stored == files | {"search_nfe005.svg", "plan_nfe005.svg"}
+    sampler = shown["searched free"]
+    points = client.get_metric_history(sampler.info.run_id, "FD-classifier.1k")
+    assert sorted(point.step for point in points) == [5, 8]
+    assert shown[f"digits {first_key(folder)}"].data.params["search.trials"] == str(Settings().search.trials)
+    assert shown[f"digits {first_key(folder)}"].data.params["sample.n"] == str(Settings().sample.n)
+
+
+def first_key(folder: Path) -> str:
+    return str(json.loads((folder / "report" / "spec.json").read_text())["key"][:8])
+
+
+def test_a_damaged_search_is_one_sentence(uri: str, tmp_path: Path) -> None:
+    folder = finished_run(tmp_path, searched=(5,))
+    (folder / "plans" / "searched" / "nfe5" / "search.nfe5.json").write_text("{")
+    with pytest.raises(DataError, match=r"search\.nfe5\.json must be JSON"):
+        track_run("digits", uri=uri, commit=None)
 
 
 def test_new_numbers_under_the_same_key_are_a_new_state(uri: str, tmp_path: Path) -> None:

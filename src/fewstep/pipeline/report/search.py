@@ -282,7 +282,7 @@ def plan_figure(plans: Mapping[str, Plan]) -> Figure:
     forms = {name: form for name, plan in plans.items() if (form := _form(plan, schedule))}
     cells = max((len(form) for form in forms.values()), default=0)
     columns = 2 if cells <= SIDE_BY_SIDE else 1
-    rails, table = 0.6 * len(plans), 0.5 + 0.26 * cells
+    rails, table = 0.6 * len(plans), 0.6 + 0.26 * cells
     tall = 0.3 + rails + 0.65 + table * math.ceil(len(forms) / columns)
     with house_style():
         figure = Figure(figsize=(_WIDTH, tall))
@@ -360,7 +360,7 @@ def _draw_weights(
 ) -> None:
     axes.set_axis_off()
     # a column for the names of rows, one for A, a gap, one per prediction, and room for what a step is
-    axes.set(xlim=(-1.6, rows + 5.2), ylim=(rows + 0.1, -1.8))
+    axes.set(xlim=(-1.6, rows + 5.2), ylim=(rows + 0.5, -1.8))
     axes.text(-1.6, -1.1, f"{name}: weights of the state, A, and of x₀", color=colour, fontsize=9.5)
     for m, row in enumerate(form):
         axes.text(m + 1.8, -0.25, str(row.node), ha="center", color=MUTED, fontsize=8)
