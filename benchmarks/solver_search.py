@@ -158,7 +158,7 @@ def _sampler_curve(
     free = FreePlan(best, model.schedule)
     iterations = SAMPLER_CALLS[-1] // (nfe * 512)
     polish(
-        free, trajectory_gradient(task, teacher.solutions), lambda i: teacher.seeds[(i % 2) * 512 :][:512],
+        free, trajectory_gradient(task, search.distances), lambda i: teacher.seeds[(i % 2) * 512 :][:512],
         search.error, iterations=iterations, lr=0.05,
     )  # fmt: skip
     return [*found, held_out.error(free.plan())]

@@ -192,12 +192,12 @@ class PlanSettings(Section):
         default=[4, 5, 6, 8, 10, 20, 50], min_length=1, description="network calls per image"
     )
     presets: list[PresetName] = Field(
-        default=["ddim", "ddpm", "dpmpp-2m", "dpmpp-3m", "unipc-3", "ipndm-3"],
+        default=["ddim", "dpmpp-2m", "unipc-2"],
         min_length=1,
         description="known samplers",
     )
     grids: list[GridName] = Field(
-        default=["uniform-t", "uniform-lambda"], min_length=1, description="spacings of times"
+        default=["uniform-t", "uniform-lambda", "quadratic-t"], min_length=1, description="spacings of times"
     )
     to_zero: bool = Field(
         default=True, description="end at clean data, by a last step of order 1, not at the schedule's t_min"
@@ -219,7 +219,7 @@ class SearchSettings(Section):
     sampler: Literal["s3", "s3-ranked", "tpe", "random"] = Field(
         default="s3", description="what proposes plans; s3 is the evolution, s3-ranked has its predictor, too"
     )
-    trials: Positive = Field(default=30, description="plans tried at each number of calls")
+    trials: Positive = Field(default=24, description="plans tried at each number of calls")
     max_order: int = Field(default=3, ge=1, le=4, description="highest Taylor order of a step")
     analytic: bool = Field(default=True, description="also try a first step that needs no network call")
     noises: int = Field(default=128, ge=16, description="fine solutions, and as many to choose by")
@@ -229,13 +229,14 @@ class SearchSettings(Section):
         default=40, ge=0, description="gradient steps on the distance to solutions"
     )
     polish_noises: int = Field(default=48, ge=1, description="noises of such a step")
-    polish_lr: float = Field(default=0.03, gt=0, le=1, description="learning rate of both polishes")
+    polish_lr: float = Field(default=0.03, gt=0, le=1, description="learning rate of these steps")
     frechet_iterations: int = Field(
         default=24, ge=0, description="gradient steps on the distance between sets"
     )
+    frechet_lr: float = Field(default=0.01, gt=0, le=1, description="learning rate of these steps")
     frechet_images: int = Field(default=320, ge=16, description="images of such a step, new ones each time")
     finalists: Positive = Field(default=2, description="presets, and trials, that reach the final comparison")
-    finalist_images: int = Field(default=500, ge=16, description="images of each finalist")
+    finalist_images: int = Field(default=1000, ge=16, description="images of each finalist")
     seed: int = Field(
         default=1_000_000_000, ge=0, description="first seed of the search's images, and seed of its choices"
     )

@@ -3,6 +3,9 @@
 1. Trials: the distance to fine solutions of some noises, structure by an Optuna study.
 2. Polish: gradients, first on that distance, then, where there is a reference, on the distance between sets of images.
 3. Finalists: the best of each are compared on seeds that nothing saw before.
+
+Where there is an extractor, distances to fine solutions are those of its features: at few steps the plan nearest in
+pixels is the one that blurs best.
 """
 
 import math
@@ -14,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 
 from fewstep.checks import ConfigError, DataError
@@ -37,14 +41,17 @@ from fewstep.metrics.reference import Reference
 from fewstep.metrics.statistics import Statistics
 from fewstep.pipeline import study as studies
 from fewstep.pipeline.config import SearchSettings
+from fewstep.sampling.linear import linear_form
 from fewstep.sampling.plan import Plan
 from fewstep.sampling.presets import PRESETS, Grid
 
 SCHEMA = "fewstep.search/1"
 GRIDS = ("uniform-t", "uniform-lambda", "quadratic-t", "karras")
-PART = 16  # noises between two reports of a trial
+PART = 16  # noises between two reports of a trial, and of a first look at a preset
 HOPELESS = 10.0  # times the error of the best preset: given up at once
-KNOWN = 12  # presets that get a second look, and are the first trials
+SECOND_LOOK = 30  # presets that get one
+LOOK_IMAGES = 128  # of it: where there is a reference, the distance between sets ranks well with so few
+KNOWN = 12  # presets that are the first trials
 SEED_BLOCK = 1_000_000
 """Seeds of one purpose: a search uses four blocks from its first seed on."""
 
@@ -144,10 +151,23 @@ class Search:
                     found.setdefault(plan.hash, Candidate(f"{preset}.{grid}", plan))
         return list(found.values())
 
+    def distances(self, x0: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Of images to the fine solutions of their noises, (B,), in features where there is an extractor."""
+        solutions = self.teacher.solutions(seeds)
+        if self.extractor is None:
+            return distances(x0, solutions)
+        return distances(self._features(x0), self._features(solutions))
+
+    def _features(self, x0: Tensor) -> Tensor:
+        assert self.extractor is not None
+        return self.extractor.of_unit(self.task.images(x0))
+
     def error(self, plan: Plan, seeds: Sequence[int] | None = None) -> float:
         """Mean distance to the fine solutions; of the validation seeds when none are given."""
         seeds = self.teacher.validation if seeds is None else seeds
-        return float(distances(self.task.solve(plan, seeds), self.teacher.solutions(seeds)).mean())
+        with torch.no_grad():
+            parts = batches(seeds, self.task.batch_size)
+            return float(sum(self.distances(self.task.solve(plan, p), p).sum() for p in parts)) / len(seeds)
 
     def score(self, hopeless: float) -> studies.Score:
         """What a trial runs."""
@@ -155,7 +175,8 @@ class Search:
         def score(plan: Plan, report: studies.Report) -> tuple[float, bool]:
             errors: list[Tensor] = []
             for part in self.parts:
-                errors.append(distances(self.task.solve(plan, part), self.teacher.solutions(part)))
+                with torch.no_grad():
+                    errors.append(self.distances(self.task.solve(plan, part), part))
                 mean = float(errors[-1].mean())
                 if report(mean) or mean > hopeless:
                     break
@@ -203,6 +224,7 @@ def run_search(
     """
     settings, space = search.settings, search.space
     presets: list[Candidate] = search.timed("presets", lambda: _best_known(search, track))
+    hopeless = min(c.error for c in presets)
     study = studies.open_study(storage, f"nfe{space.nfe}", _identity(search), parts=len(search.parts))
     seeds = _seeds(space, presets, neighbours)
     studies.enqueue(study, seeds)
@@ -211,7 +233,7 @@ def run_search(
         lambda: studies.run_trials(
             study,
             space,
-            search.score(HOPELESS * presets[0].error),
+            search.score(HOPELESS * hopeless),
             trials=settings.trials,
             sampler=settings.sampler,
             seed=settings.seed,
@@ -223,8 +245,12 @@ def run_search(
         return None
     best_trials = studies.best_decisions(study, settings.finalists)
     tried = [Candidate(name, plan_of(space, decisions)) for name, decisions in best_trials]
-    tried = search.timed("trials", lambda: _ranked(search, tried, search.teacher.validation, track))
-    start = min([presets[0], *tried], key=lambda c: c.error)
+    tried = search.timed("trials", lambda: _looked_at(search, tried, track))
+    # an implicit corrector evaluates a node twice, which the linear form has no place for
+    explicit = [
+        c for c in (*presets, *tried) if len(c.plan.nodes) - 1 == len(linear_form(c.plan, space.schedule))
+    ]
+    start = min(explicit, key=lambda c: c.error if search.reference is None else c.fd)
     polished, curves = search.timed("polish", lambda: _polished(search, start, work, track))
     finalists = [*presets[: settings.finalists], *tried, *polished]
     search.timed("finalists", lambda: _judge(search, finalists, track))
@@ -244,6 +270,8 @@ def run_search(
         "history": studies.history(study),
         "importance": studies.importance(study),
         "polish": curves,
+        "start": start.name,
+        "error_in": "pixels" if search.extractor is None else search.extractor.id,
         "measure": measure,
         "finalists": [
             {"name": c.name, "hash": c.plan.hash, "error": c.error, "fd": None if math.isnan(c.fd) else c.fd}
@@ -268,14 +296,27 @@ def _identity(search: Search) -> dict[str, Any]:
         "space": [space.nfe, space.to_zero, space.max_order, space.analytic],
         "teacher": search.teacher.plan.hash,
         "noises": [settings.seed, settings.trial_noises],
+        "error_in": None if search.extractor is None else search.extractor.protocol,
         "sampler": settings.sampler,
     }
 
 
 def _best_known(search: Search, track: Track) -> list[Candidate]:
-    """The best presets, by a first look at few noises and a second one at all of them."""
-    few = _ranked(search, search.known(), search.teacher.validation[:PART], track)
-    return _ranked(search, few[:KNOWN], search.teacher.validation, track)
+    """The best presets, by a first look at few noises and a second one at more."""
+    few = _ranked(search, search.known(), search.teacher.validation[:PART], track)[:SECOND_LOOK]
+    return _looked_at(search, few, track)[:KNOWN]
+
+
+def _looked_at(search: Search, candidates: Sequence[Candidate], track: Track) -> list[Candidate]:
+    """Best first, by what the winner will be judged by: the distance between sets, or to the solutions."""
+    if search.reference is None:
+        return _ranked(search, candidates, search.teacher.validation, track)
+    seeds = search.seeds.validation[:LOOK_IMAGES]
+    looked = [
+        replace(candidates[i], fd=search.distance(candidates[i].plan, seeds))
+        for i in track(f"look nfe{search.space.nfe}", unit="plan")(range(len(candidates)))
+    ]
+    return sorted(looked, key=lambda c: c.fd)
 
 
 def _ranked(
@@ -314,7 +355,15 @@ def _polished(
     candidates: list[Candidate] = []
     curves: dict[str, list[dict[str, float]]] = {}
 
-    def tier(name: str, gradient: Gradient, of: Callable[[int], Sequence[int]], judge: Any, n: int) -> None:
+    def tier(
+        name: str,
+        gradient: Gradient,
+        of: Callable[[int], Sequence[int]],
+        judge: Callable[[Plan], float],
+        n: int,
+        lr: float,
+        checks: int,
+    ) -> None:
         if n == 0:
             return
         file = work / f"{name}.json"
@@ -331,10 +380,15 @@ def _polished(
                 of,
                 judge,
                 iterations=n,
-                lr=settings.polish_lr,
+                lr=lr,
+                checks=checks,
                 progress=track(f"polish {name} nfe{search.space.nfe}", unit="step"),
             )
-            left = {"from": from_here, "numbers": free.numbers_now(), "curve": [vars(p) for p in points]}
+            left = {
+                "from": from_here,
+                "numbers": free.numbers_now(),
+                "curve": [vars(p) for p in points if math.isfinite(p.validation)],
+            }
             write_json(file, left)
         curves[name] = left["curve"]
         candidates.append(Candidate(f"polished.{name}", free.plan()))
@@ -342,10 +396,12 @@ def _polished(
     noises, size = search.teacher.seeds, min(settings.polish_noises, len(search.teacher.seeds))
     tier(
         "trajectory",
-        trajectory_gradient(search.task, search.teacher.solutions),
+        trajectory_gradient(search.task, search.distances),
         lambda i: noises[(start := i * size % (len(noises) - size + 1)) : start + size],
         search.error,
         settings.polish_iterations,
+        settings.polish_lr,
+        checks=6,
     )
     if search.reference is not None and search.extractor is not None:
         n = settings.frechet_images
@@ -355,6 +411,8 @@ def _polished(
             lambda i: seeds.polish[i * n : (i + 1) * n],
             lambda plan: search.distance(plan, seeds.validation[:n]),
             settings.frechet_iterations,
+            settings.frechet_lr,
+            checks=1,  # the distance of few images is too noisy to choose the best of many by
         )
     return candidates, curves
 
@@ -362,8 +420,7 @@ def _polished(
 def _judge(search: Search, finalists: Sequence[Candidate], track: Track) -> None:
     for i in track(f"finalists nfe{search.space.nfe}", unit="plan")(range(len(finalists))):
         finalist = finalists[i]
-        if math.isnan(finalist.error):
-            finalist.error = search.error(finalist.plan)
+        finalist.error = search.error(finalist.plan)
         if search.reference is not None:
             finalist.fd = search.distance(finalist.plan, search.seeds.finalists)
 

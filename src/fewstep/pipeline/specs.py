@@ -85,8 +85,14 @@ _REPORT = (
     "pipeline/commands/results.py",
     "pipeline/report",
     "pipeline/samples.py",
+    "pipeline/searches.py",
     "metrics/certificate.py",
     "metrics/uncertainty.py",
+    "metrics/statistics.py",
+    "metrics/frechet.py",
+    "sampling",
+    "diffusion",
+    "rng.py",
     "files.py",
     "checks.py",
 )
@@ -169,7 +175,7 @@ RULES: dict[str, Rule] = {
     ),
     "track": Rule(
         reads=("tracking",),
-        code=("pipeline/tracking.py",),
+        code=("pipeline/tracking.py", "pipeline/searches.py"),
         upstream=("report",),
         results="state/{run}/tracked.json",
     ),

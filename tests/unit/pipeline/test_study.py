@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
+from unit.pipeline import searching
+from unit.pipeline.searching import SCHEDULE, SPACE, opened, run
 
 from fewstep.checks import ConfigError
 from fewstep.methods.s3.space import plan_of
 from fewstep.pipeline import study as studies
 from fewstep.sampling.presets import PRESETS
-from unit.pipeline import searching
-from unit.pipeline.searching import SCHEDULE, SPACE, opened, run
 
 
 def values(study):

@@ -107,14 +107,15 @@ Gradient = Callable[[Plan, Values, Sequence[int]], float]
 """Adds the gradient of a loss on some seeds to the leaves of `values`, and returns the loss."""
 
 
-def trajectory_gradient(task: Task, solution_of: Callable[[Sequence[int]], Tensor]) -> Gradient:
-    """Of the mean distance to the fine solutions, in batches."""
+def trajectory_gradient(task: Task, distance: Callable[[Tensor, Sequence[int]], Tensor]) -> Gradient:
+    """Of the mean distance to the fine solutions, in batches.
+    Args: distance: of x0 made from some seeds, one number an image.
+    """
 
     def gradient(plan: Plan, values: Values, seeds: Sequence[int]) -> float:
         total = 0.0
         for part in batches(seeds, task.batch_size):
-            x0 = task.solve(plan, part, values=values)
-            loss = distances(x0, solution_of(part)).sum() / len(seeds)
+            loss = distance(task.solve(plan, part, values=values), part).sum() / len(seeds)
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         return total
