@@ -1,76 +1,14 @@
 """The commands as a user types them, from digits to a report, and the mistakes that users make."""
 
-import contextlib
-import io
 import json
 import shutil
 import subprocess
-import sys
-from pathlib import Path
-from typing import NamedTuple
-from unittest import mock
 
 import numpy as np
 import pytest
+from e2e.shell import COMMAND, fewstep, made, refused
 
-from fewstep.pipeline.cli import main
 from fewstep.pipeline.samples import read_samples
-
-
-class Done(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def fewstep(*arguments, cwd="."):
-    """Run the command line in this process: a start of Python for each case would take longer than all the rest."""
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        mock.patch.object(sys, "argv", ["fewstep", *map(str, arguments)]),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        contextlib.chdir(cwd),
-        pytest.raises(SystemExit) as ended,
-    ):
-        main()
-    return Done(int(ended.value.code or 0), out.getvalue(), err.getvalue())
-
-
-def made(*arguments, cwd="."):
-    done = fewstep(*arguments, cwd=cwd)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    """A tiny study in a folder: 20 steps of training, two samplers, 60 images."""
-    folder = tmp_path_factory.mktemp("study")
-    made("prepare", "digits", "--out", "data", cwd=folder)
-    made("train", "--data", "data", "--out", "model", "--checkpoints", "ck", "--steps", 20, "--warmup", 5,
-         "--channels", 8, "--batch-size", 32, "--ema-decay", 0.5, cwd=folder)  # fmt: skip
-    made("extractor", "--data", "data", "--out", "extractor", "--steps", 50, cwd=folder)
-    made("stats", "data", "--extractor", "extractor", "--out", "stats.npz", cwd=folder)
-    made("plans", "--model", "model", "--nfe", 4, "--presets", "ddim,unipc-2", "--grids", "uniform-t",
-         "--out", "plans", cwd=folder)  # fmt: skip
-    made("sample", "model", "plans", "--seeds", "0-59", "--out", "samples", cwd=folder)
-    made("evaluate", "samples", "--reference", "stats.npz", "--extractor", "extractor", "--out", "eval",
-         "--resamples", 20, cwd=folder)  # fmt: skip
-    made(
-        "report",
-        "eval",
-        "--samples",
-        "samples",
-        "--model",
-        "model",
-        "--run",
-        "tiny",
-        "--out",
-        "report",
-        cwd=folder,
-    )
-    return folder
 
 
 def test_the_study_ends_in_a_report_and_a_leaderboard(study):
@@ -265,11 +203,7 @@ def _wrong(case, study, tmp):
 def test_a_mistake_is_one_sentence_and_leaves_nothing(case, study, tmp_path):
     arguments, words = _wrong(case, study, tmp_path)
     before = set(tmp_path.rglob("*"))
-    done = fewstep(*arguments)
-    assert done.returncode == 2, done.stderr
-    sentence = done.stderr.strip().splitlines()[-1]
-    assert sentence.startswith("fewstep: ")
-    assert "Traceback" not in done.stderr
+    sentence = refused(*arguments)
     assert not [word for word in words if word not in sentence], sentence
     assert set(tmp_path.rglob("*")) == before, "something half-written stayed"
 
@@ -291,8 +225,7 @@ def test_diverged_samples_are_refused(study, tmp_path):
 
 
 def test_the_installed_command_answers():
-    command = Path(sys.executable).with_name("fewstep")
-    done = subprocess.run([command, "plan", "euler"], capture_output=True, text=True)
+    done = subprocess.run([COMMAND, "plan", "euler"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "--model" in done.stderr
 

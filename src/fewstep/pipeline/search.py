@@ -115,7 +115,7 @@ class Found:
     plan: Plan
     record: dict[str, Any]
     trials: pd.DataFrame
-    neighbour: Neighbour
+    neighbours: Sequence[Neighbour]
 
 
 @dataclass
@@ -134,6 +134,11 @@ class Search:
     def __post_init__(self) -> None:
         self.seeds = Seeds.of(self.settings)
         self.parts = list(batches(self.teacher.seeds[: self.settings.trial_noises], PART))
+
+    @property
+    def measure(self) -> str:
+        """What the winner is judged by: the distance between sets of images, or to the fine solutions."""
+        return "error" if self.reference is None else "fd"
 
     def known(self) -> list[Candidate]:
         """Every preset on every grid, the dynamic-programming grid among them, that makes `nfe` calls."""
@@ -250,40 +255,46 @@ def run_search(
     explicit = [
         c for c in (*presets, *tried) if len(c.plan.nodes) - 1 == len(linear_form(c.plan, space.schedule))
     ]
-    start = min(explicit, key=lambda c: c.error if search.reference is None else c.fd)
+    start = min(explicit, key=lambda c: getattr(c, search.measure))
     polished, curves = search.timed("polish", lambda: _polished(search, start, work, track))
     finalists = [*presets[: settings.finalists], *tried, *polished]
     search.timed("finalists", lambda: _judge(search, finalists, track))
-    measure = "error" if search.reference is None else "fd"
-    best = min(finalists, key=lambda c: getattr(c, measure))
-    best_preset = min(finalists[: settings.finalists], key=lambda c: getattr(c, measure))
-    plan = _signed(search, best)
+    best = min(finalists, key=lambda c: getattr(c, search.measure))
+    known = min(finalists[: settings.finalists], key=lambda c: getattr(c, search.measure))
     record = {
-        "schema": SCHEMA,
-        "nfe": space.nfe,
-        "model": {"name": search.task.model.name, "fingerprint": search.task.model.fingerprint},
-        "guidance": search.task.guidance,
-        "teacher": {"plan": search.teacher.plan.name, "nfe": search.teacher.plan.nfe},
-        "settings": settings.model_dump(mode="json"),
-        "seeds": search.seeds.as_json(),
+        **_facts(search),
         "trials": {**studies.counts(study), "seeded": len(seeds)},
         "history": studies.history(study),
         "importance": studies.importance(study),
-        "polish": curves,
         "start": start.name,
-        "error_in": "pixels" if search.extractor is None else search.extractor.id,
-        "measure": measure,
+        "polish": curves,
         "finalists": [
             {"name": c.name, "hash": c.plan.hash, "error": c.error, "fd": None if math.isnan(c.fd) else c.fd}
             for c in finalists
         ],
         "winner": best.name,
-        "best_preset": best_preset.name,
-        "network_calls": search.calls,
+        "best_preset": known.name,
+        "network_calls": {**search.calls, "trials": studies.network_calls(study)},
         "seconds": {tier: round(value, 1) for tier, value in search.seconds.items()},
     }
-    neighbour = Neighbour(f"nfe{space.nfe}.{best_trials[0][0]}", space.nfe, best_trials[0][1])
-    return Found(plan, record, studies.trials_frame(study), neighbour)
+    neighbours = [Neighbour(f"nfe{space.nfe}.{name}", space.nfe, d) for name, d in best_trials[:1]]
+    return Found(_signed(search, best), record, studies.trials_frame(study), neighbours)
+
+
+def _facts(search: Search) -> dict[str, Any]:
+    """What a record says before anything is found."""
+    model, teacher = search.task.model, search.teacher
+    return {
+        "schema": SCHEMA,
+        "nfe": search.space.nfe,
+        "model": {"name": model.name, "fingerprint": model.fingerprint},
+        "guidance": search.task.guidance,
+        "teacher": {"plan": teacher.plan.name, "nfe": teacher.plan.nfe},
+        "settings": search.settings.model_dump(mode="json"),
+        "seeds": search.seeds.as_json(),
+        "error_in": "pixels" if search.extractor is None else search.extractor.id,
+        "measure": search.measure,
+    }
 
 
 def _identity(search: Search) -> dict[str, Any]:
@@ -308,28 +319,36 @@ def _best_known(search: Search, track: Track) -> list[Candidate]:
 
 
 def _looked_at(search: Search, candidates: Sequence[Candidate], track: Track) -> list[Candidate]:
-    """Best first, by what the winner will be judged by: the distance between sets, or to the solutions."""
+    """Best first, by what the winner will be judged by."""
     if search.reference is None:
         return _ranked(search, candidates, search.teacher.validation, track)
     seeds = search.seeds.validation[:LOOK_IMAGES]
-    looked = [
-        replace(candidates[i], fd=search.distance(candidates[i].plan, seeds))
-        for i in track(f"look nfe{search.space.nfe}", unit="plan")(range(len(candidates)))
-    ]
-    return sorted(looked, key=lambda c: c.fd)
+    return _ordered("fd", candidates, lambda plan: search.distance(plan, seeds), search, track)
 
 
 def _ranked(
     search: Search, candidates: Sequence[Candidate], seeds: Sequence[int], track: Track
 ) -> list[Candidate]:
-    """Those whose state stays finite, by their error."""
+    """Best first, by their error."""
+    return _ordered("error", candidates, lambda plan: search.error(plan, seeds), search, track)
+
+
+def _ordered(
+    measure: str,
+    candidates: Sequence[Candidate],
+    of: Callable[[Plan], float],
+    search: Search,
+    track: Track,
+) -> list[Candidate]:
+    """Those whose state stays finite, measured, best first."""
     found = []
     for i in track(f"compare nfe{search.space.nfe}", unit="plan")(range(len(candidates))):
         try:
-            found.append(replace(candidates[i], error=search.error(candidates[i].plan, seeds)))
+            found.append(replace(candidates[i], **{measure: of(candidates[i].plan)}))
         except DataError:
             continue
-    return sorted((c for c in found if math.isfinite(c.error)), key=lambda c: c.error)
+    values = [(getattr(c, measure), k) for k, c in enumerate(found)]
+    return [found[k] for value, k in sorted(values) if math.isfinite(value)]
 
 
 def _seeds(

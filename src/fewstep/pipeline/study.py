@@ -297,6 +297,11 @@ def counts(study: optuna.Study) -> dict[str, int]:
     }
 
 
+def network_calls(study: optuna.Study) -> int:
+    """Of all trials, whichever process ran them."""
+    return sum(t.user_attrs.get("network_calls", 0) for t in study.get_trials(deepcopy=False))
+
+
 def history(study: optuna.Study) -> list[tuple[int, float]]:
     """Network calls spent and the best score by then, at each trial that improved it."""
     curve: list[tuple[int, float]] = []

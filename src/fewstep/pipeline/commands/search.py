@@ -122,7 +122,7 @@ def search(
                 Search(task, solutions, space, search, measured, network),
                 storage=storage or str(kept / f"nfe{space.nfe}" / "journal.log"),
                 work=kept / f"nfe{space.nfe}",
-                neighbours=[other.neighbour for other in found],
+                neighbours=[neighbour for other in found for neighbour in other.neighbours],
                 track=track,
                 only_trials=worker,
             )

@@ -149,7 +149,8 @@ def test_trajectory_gradient_is_that_of_the_mean_distance(name):
     assert any(grad.abs().max() > 1e-3 for grad in own)
     for batch_size in (12, 5):
         gradient = trajectory_gradient(
-            task(batch_size=batch_size), lambda part: solutions[part[0] - 10 : part[-1] - 9]
+            task(batch_size=batch_size),
+            lambda x0, part: distances(x0, solutions[part[0] - 10 : part[-1] - 9]),
         )
         loss, found = gradients(gradient, plan, seeds)
         assert loss == pytest.approx(expected, rel=1e-5)
@@ -161,7 +162,9 @@ def test_trajectory_gradient_is_the_slope_of_the_error():
     plan, seeds = PRESETS["dpmpp-3m"](VP, 5), range(8)
     asked = task()
     solutions = asked.solve(PRESETS["unipc-3"](VP, 40), seeds)
-    _, (of_lambdas, of_scales) = gradients(trajectory_gradient(asked, lambda part: solutions), plan, seeds)
+    _, (of_lambdas, of_scales) = gradients(
+        trajectory_gradient(asked, lambda x0, _: distances(x0, solutions)), plan, seeds
+    )
 
     def error(kind, i, step):
         values = Values.of(plan)

@@ -27,7 +27,7 @@ class Mixture:
         self.task = Task(reference_mixture().model(VP), batch_size=256)
         fine = PRESETS["unipc-3"](VP, 60, to_zero=to_zero)
         self.solutions = {seeds: self.task.solve(fine, seeds) for seeds in (SEEDS, VALIDATION, HELD_OUT)}
-        self.gradient = trajectory_gradient(self.task, lambda part: self.solutions[SEEDS])
+        self.gradient = trajectory_gradient(self.task, lambda x0, _: distances(x0, self.solutions[SEEDS]))
 
     def error(self, plan, seeds=VALIDATION):
         return float(distances(self.task.solve(plan, seeds), self.solutions[seeds]).mean())
