@@ -228,9 +228,9 @@ def run_search(
         only_trials: run trials for a search that another process leads, and return None.
     """
     settings, space = search.settings, search.space
+    study = studies.open_study(storage, f"nfe{space.nfe}", _identity(search), parts=len(search.parts))
     presets: list[Candidate] = search.timed("presets", lambda: _best_known(search, track))
     hopeless = min(c.error for c in presets)
-    study = studies.open_study(storage, f"nfe{space.nfe}", _identity(search), parts=len(search.parts))
     seeds = _seeds(space, presets, neighbours)
     studies.enqueue(study, seeds)
     search.timed(
@@ -344,11 +344,12 @@ def _ordered(
     found = []
     for i in track(f"compare nfe{search.space.nfe}", unit="plan")(range(len(candidates))):
         try:
-            found.append(replace(candidates[i], **{measure: of(candidates[i].plan)}))
+            one = replace(candidates[i])
+            setattr(one, measure, of(one.plan))
         except DataError:
             continue
-    values = [(getattr(c, measure), k) for k, c in enumerate(found)]
-    return [found[k] for value, k in sorted(values) if math.isfinite(value)]
+        found.append(one)
+    return sorted((c for c in found if math.isfinite(getattr(c, measure))), key=lambda c: getattr(c, measure))
 
 
 def _seeds(

@@ -10,6 +10,7 @@ import socket
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from fewstep.sampling.plan import Plan
 SAMPLERS = ("s3", "s3-ranked", "tpe", "random")
 RANKED_FROM = 40  # finished trials before a ranker is worth training
 RANKED_EVERY = 10  # trials between trainings of the ranker
+UNSIGNED = timedelta(minutes=1)  # after which a trial without a worker has lost it
 
 Report = Callable[[float], bool]
 """Takes the error on the next part of the noises; True: give the trial up."""
@@ -51,18 +53,16 @@ def open_study(storage: str, name: str, identity: Mapping[str, Any], *, parts: i
     with _experimental_parts():
         pruner = optuna.pruners.WilcoxonPruner(p_threshold=0.1, n_startup_steps=max(2, parts // 4))
     try:
+        place = _storage(storage)
         study = optuna.create_study(
-            storage=_storage(storage),
+            storage=place,
             study_name=name,
             direction="minimize",
             load_if_exists=True,
             pruner=pruner,
         )
     except Exception as error:  # each database has errors of its own
-        raise ConfigError(
-            f"The storage {storage} must be a journal file or a database that can be reached, but: "
-            f"{' '.join(str(error).split())[:200]}; name another one."
-        ) from None
+        raise _unreachable(storage, error) from None
     wanted = canonical_json(dict(identity))
     known = study.user_attrs.get("identity")
     if known is None:
@@ -72,8 +72,25 @@ def open_study(storage: str, name: str, identity: Mapping[str, Any], *, parts: i
             f"The study {name} in {storage} must be of this search, but it was made with other settings, model "
             "or seeds; name another storage, or remove that one."
         )
-    _release_lost(study)
+    _release_lost(study, place)
     return study
+
+
+def require_storage(storage: str) -> None:
+    """Fail before work starts where a storage cannot be reached.
+    Raises: ConfigError: as in `open_study`.
+    """
+    try:
+        _storage(storage).get_all_studies()
+    except Exception as error:  # each database has errors of its own
+        raise _unreachable(storage, error) from None
+
+
+def _unreachable(storage: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"The storage {storage} must be a journal file or a database that can be reached, but: "
+        f"{' '.join(str(error).split())[:200]}; name another one."
+    )
 
 
 @contextmanager
@@ -95,15 +112,22 @@ def _worker() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-def _release_lost(study: optuna.Study) -> None:
-    """Give up trials whose worker on this machine is dead; what was enqueued is enqueued again."""
+def _release_lost(study: optuna.Study, place: BaseStorage) -> None:
+    """Give up trials whose worker on this machine is dead; what was enqueued waits again, in its old place."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        host, _, process = trial.user_attrs.get("worker", "").rpartition(":")
-        if host == socket.gethostname() and not Path("/proc", process).exists():
+        if not _is_lost(trial):
+            continue
+        if trial.system_attrs.get("fixed_params"):
+            place.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+        else:
             study.tell(trial.number, state=TrialState.FAIL)
-            enqueued = trial.system_attrs.get("fixed_params")
-            if enqueued:
-                study.enqueue_trial(enqueued)
+
+
+def _is_lost(trial: FrozenTrial) -> bool:
+    host, _, process = trial.user_attrs.get("worker", "").rpartition(":")
+    if not process:  # a worker signs a trial as soon as it has it
+        return trial.datetime_start is None or datetime.now() - trial.datetime_start > UNSIGNED
+    return host == socket.gethostname() and not Path("/proc", process).exists()
 
 
 def enqueue(study: optuna.Study, known: Sequence[tuple[str, Decisions]]) -> None:
@@ -164,7 +188,9 @@ def _run(trial: optuna.Trial, space: Space, score: Score) -> tuple[TrialState, f
     steps = itertools.count()
 
     def report(value: float) -> bool:
-        trial.report(value, next(steps))
+        with warnings.catch_warnings():  # a trial whose first worker died has parts of its values already
+            warnings.filterwarnings("ignore", "The reported value is ignored")
+            trial.report(value, next(steps))
         return trial.should_prune()
 
     try:
@@ -190,9 +216,15 @@ def completed(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def best_decisions(study: optuna.Study, n: int) -> list[tuple[str, Decisions]]:
-    """Name and decisions of the best completed trials."""
-    ordered = sorted(completed(study), key=lambda t: (math.inf if t.value is None else t.value, t.number))
-    return [(f"trial-{t.number}", dict(t.params)) for t in ordered[:n]]
+    """Name and decisions of the best completed trials; lost ones do not count in the names."""
+    kept = [t for t in study.get_trials(deepcopy=False) if not _was_lost(t)]
+    ended = [(k, t) for k, t in enumerate(kept) if t.state == TrialState.COMPLETE]
+    ordered = sorted(ended, key=lambda kt: (math.inf if kt[1].value is None else kt[1].value, kt[0]))
+    return [(f"trial-{k}", dict(t.params)) for k, t in ordered[:n]]
+
+
+def _was_lost(trial: FrozenTrial) -> bool:
+    return trial.state == TrialState.FAIL and "disqualified" not in trial.user_attrs
 
 
 def _finished(study: optuna.Study) -> list[FrozenTrial]:
@@ -219,13 +251,8 @@ class _Source:
 
     def sampler(self, study: optuna.Study) -> optuna.samplers.BaseSampler:
         """That of the next trial, whose number among those not lost is its seed."""
-        lost = [
-            t
-            for t in study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-            if "disqualified" not in t.user_attrs
-        ]
-        waiting = len(study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
-        number = len(study.get_trials(deepcopy=False)) - len(lost) - waiting
+        trials = study.get_trials(deepcopy=False)
+        number = sum(not _was_lost(t) and t.state != TrialState.WAITING for t in trials)
         rng = generator(self.seed, "trial", self.space.nfe, number)
         if self.name == "tpe":
             with _experimental_parts():

@@ -102,9 +102,12 @@ def search(
     """
     from fewstep.methods.s3.space import Space
     from fewstep.pipeline.search import Search, run_search
+    from fewstep.pipeline.study import require_storage
     from fewstep.progress import track
 
     numbers = _numbers(nfe)
+    if storage is not None:
+        require_storage(storage)
     to_zero, guidance = _of_run(spec, to_zero, guidance)
     task = _task(model, guidance, search, device)
     spaces = [
@@ -116,8 +119,8 @@ def search(
     measured, network = _reference(reference, data, extractor, device)
     solutions = _teacher(task, search, to_zero, teacher, kept)
     found: list[Found] = []
-    with _helpers(0 if worker else workers - 1):
-        for space in spaces:
+    for space in spaces:
+        with _helpers(0 if worker else workers - 1, space.nfe):
             one = run_search(
                 Search(task, solutions, space, search, measured, network),
                 storage=storage or str(kept / f"nfe{space.nfe}" / "journal.log"),
@@ -126,9 +129,9 @@ def search(
                 track=track,
                 only_trials=worker,
             )
-            if one is not None:
-                found.append(one)
-                typer.echo(_sentence(one))
+        if one is not None:
+            found.append(one)
+            typer.echo(_sentence(one))
     if worker:
         return
     with atomic_dir(out) as folder:
@@ -215,9 +218,9 @@ def _reference(
 
 
 @contextmanager
-def _helpers(count: int) -> Iterator[None]:
-    """Further processes of this very command that run trials; they end with it."""
-    command = [sys.executable, "-m", "fewstep.pipeline.cli", *sys.argv[1:], "--worker"]
+def _helpers(count: int, nfe: int) -> Iterator[None]:
+    """Further processes of this very command that run trials for one number of calls; they end with its search."""
+    command = [sys.executable, "-m", "fewstep.pipeline.cli", *sys.argv[1:], "--nfe", str(nfe), "--worker"]
     processes = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(count)]
     try:
         yield
