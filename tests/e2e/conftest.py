@@ -32,3 +32,12 @@ def study(tmp_path_factory):
         cwd=folder,
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def pipelines(tmp_path_factory):
+    """Pipelines of diffusers of untrained weights: ddim in pixels, ldm on latents, dit with classes on latents."""
+    from unit.interop.tiny import save
+
+    folder = tmp_path_factory.mktemp("pipelines")
+    return {kind: save(kind, folder / kind) for kind in ("ddim", "ldm", "dit")}

@@ -244,6 +244,9 @@ def test_every_command_has_help_with_an_example():
         "report",
         "leaderboard",
         "track",
+        "teacher",
+        "search",
+        "export",
     ]
     for name in names:
         assert name in listed

@@ -206,7 +206,8 @@ def test_changed_code_runs_what_uses_it_and_a_comment_runs_nothing(project: Proj
     kid = package / "metrics" / "kid.py"
     before = kid.read_text()
     kid.write_text(before + "\nANSWER = 42\n")
-    assert project.planned() == only("stats", *AFTER_STATS)
+    # one module holds the commands of teacher and search, and its imports count for both
+    assert project.planned() == only("stats", "teacher", *AFTER_STATS)
     kid.write_text(before)
     loop.write_text(loop.read_text() + "\nANSWER = 42\n")
     assert project.planned() == only("train", "extractor", "stats", *AFTER_TRAIN)

@@ -31,7 +31,9 @@ GuidanceOption = Annotated[float, typer.Option(help="classifier-free guidance sc
 
 @takes_settings(
     hide=tuple(
-        n for n in SearchSettings.model_fields if n not in ("noises", "teacher_nfe", "seed", "batch_size")
+        n
+        for n in SearchSettings.model_fields
+        if n not in ("noises", "trial_noises", "teacher_nfe", "seed", "batch_size")
     )
 )
 def teacher(
@@ -116,7 +118,7 @@ def search(
     ]
     kept = study or out.with_name(f"{out.name}.study")
     kept = kept / spec.key if spec else kept
-    measured, network = _reference(reference, data, extractor, device)
+    measured, network = _reference(reference, data, extractor, device, task)
     solutions = _teacher(task, search, to_zero, teacher, kept)
     found: list[Found] = []
     for space in spaces:
@@ -199,7 +201,7 @@ def _teacher(
 
 
 def _reference(
-    reference: Path | None, data: Path | None, extractor: str, device: str
+    reference: Path | None, data: Path | None, extractor: str, device: str, task: "Task"
 ) -> tuple["Reference | None", "Extractor | None"]:
     if reference is None and data is None:
         return None, None
@@ -211,6 +213,12 @@ def _reference(
     from fewstep.progress import track
 
     network = load_extractor(extractor, device=chosen_device(device))
+    shape = task.model.image_shape
+    if network.shape not in (None, shape):
+        raise ConfigError(
+            f"The extractor must take the model's images, (C, H, W) = {shape}; {network.id} takes {network.shape}; "
+            "use another extractor."
+        )
     if reference is not None:
         return load_reference(reference, extractor=network), network
     assert data is not None
