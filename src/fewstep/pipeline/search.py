@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -158,14 +159,23 @@ class Search:
 
     def distances(self, x0: Tensor, seeds: Sequence[int]) -> Tensor:
         """Of images to the fine solutions of their noises, (B,), in features where there is an extractor."""
-        solutions = self.teacher.solutions(seeds)
-        if self.extractor is None:
-            return distances(x0, solutions)
-        return distances(self._features(x0), self._features(solutions))
+        made = x0 if self.extractor is None else self.extractor.of_unit(self.task.images(x0))
+        return distances(made, self._fine.solutions(seeds))
 
-    def _features(self, x0: Tensor) -> Tensor:
-        assert self.extractor is not None
-        return self.extractor.of_unit(self.task.images(x0))
+    @cached_property
+    def _fine(self) -> Teacher:
+        """The teacher with, where there is an extractor, features in the place of images."""
+        if self.extractor is None:
+            return self.teacher
+
+        def features(x0: Tensor) -> Tensor:
+            assert self.extractor is not None
+            parts = torch.split(x0, self.task.batch_size)
+            return torch.cat([self.extractor.of_unit(self.task.images(part)) for part in parts])
+
+        with torch.no_grad():
+            taught = self.teacher
+            return replace(taught, x0=features(taught.x0), validation_x0=features(taught.validation_x0))
 
     def error(self, plan: Plan, seeds: Sequence[int] | None = None) -> float:
         """Mean distance to the fine solutions; of the validation seeds when none are given."""
@@ -292,7 +302,7 @@ def _facts(search: Search) -> dict[str, Any]:
         "teacher": {"plan": teacher.plan.name, "nfe": teacher.plan.nfe},
         "settings": search.settings.model_dump(mode="json"),
         "seeds": search.seeds.as_json(),
-        "error_in": "pixels" if search.extractor is None else search.extractor.id,
+        "error_in": search.extractor.id if search.extractor else "latents" if model.decode else "pixels",
         "measure": search.measure,
     }
 

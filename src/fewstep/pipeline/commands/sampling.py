@@ -179,6 +179,8 @@ def _drawn(model: "Model", plan: "Plan", seeds: range, settings: SampleSettings,
     from fewstep.sampling.sample import Costs, sample
 
     labels = torch.tensor(seeds) % model.n_classes if model.n_classes else None
+    # a plan that was found for one guidance is drawn with it
+    guidance = settings.guidance if plan.guidance is None else plan.guidance
     costs = Costs()
     started = time.perf_counter()
     images = sample(
@@ -187,7 +189,7 @@ def _drawn(model: "Model", plan: "Plan", seeds: range, settings: SampleSettings,
         seeds=seeds,
         batch_size=settings.batch_size,
         labels=labels,
-        guidance=settings.guidance,
+        guidance=guidance,
         force=force,
         progress=track(plan.name or "sample", unit="batch"),
         costs=costs,
@@ -201,10 +203,10 @@ def _drawn(model: "Model", plan: "Plan", seeds: range, settings: SampleSettings,
         "nfe": plan.nfe,
         "seeds": seeds_text(seeds),
         "dtype": "float32",
-        "guidance": settings.guidance,
+        "guidance": guidance,
         "costs": {
             "nfe": costs.nfe,
-            "network_calls": costs.nfe * (2 if settings.guidance != 1.0 else 1),
+            "network_calls": costs.nfe * (2 if guidance != 1.0 else 1),
             "network_ms_per_image": 1000 * costs.network_seconds / costs.images,
             "wall_seconds": wall,
             "device": device_name(model.device),
