@@ -37,7 +37,11 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
+        umask = _umask()
+        temporary.chmod(0o777 & ~umask)
+        for inside in temporary.rglob("*"):
+            if inside.is_file():  # some libraries write files that nobody else can read
+                inside.chmod(0o666 & ~umask)
         if path.exists():
             # A folder cannot be replaced by rename: move the old one aside first, then delete it.
             aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))

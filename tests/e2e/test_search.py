@@ -93,6 +93,12 @@ def test_images_of_a_found_plan_are_of_seeds_that_it_has_not_seen(searched, tmp_
     drawn = read_samples(tmp_path / "s.npz")
     assert drawn.meta["nfe"] == 3 and drawn.meta["plan_hash"] == load_plan(plan).hash
     assert drawn.images.min() < drawn.images.max()
+    # the folder as a whole means its plans, not the records beside them
+    made("sample", searched / "model", searched / "found", "--out", tmp_path / "all", "--seeds", "0-3")
+    assert sorted(path.name for path in (tmp_path / "all").iterdir()) == [
+        "searched.nfe3.npz",
+        "searched.nfe4.npz",
+    ]
 
 
 def test_a_search_in_features_is_judged_by_the_distance_between_sets(study, tmp_path):

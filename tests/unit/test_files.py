@@ -24,6 +24,16 @@ def test_a_failure_leaves_the_old_file_and_no_other(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
+def test_others_can_read_what_a_library_wrote_for_its_owner_alone(tmp_path):
+    with atomic_file(tmp_path / "a") as temporary:
+        temporary.write_text("x")
+    usual = (tmp_path / "a").stat().st_mode
+    with atomic_dir(tmp_path / "out") as temporary:
+        (temporary / "private").write_text("x")
+        (temporary / "private").chmod(0o600)
+    assert (tmp_path / "out" / "private").stat().st_mode == usual
+
+
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     target = tmp_path / "out"
     for content in ("old", "new"):

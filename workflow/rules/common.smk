@@ -45,6 +45,14 @@ def searched(path):
     )
 
 
+def searched_plans(wildcards):
+    """Input function: what was found for every number of calls that the run searches for."""
+    return [
+        f"results/{wildcards.run}/plans/searched/nfe{nfe}/searched.nfe{nfe}.json"
+        for nfe in settings_of(wildcards).search.nfe
+    ]
+
+
 def searches(wildcards):
     """Params function: the folder of every search, as options of the report."""
     return [

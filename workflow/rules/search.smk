@@ -48,14 +48,6 @@ rule search:
         " --reference {input.stats} --extractor {params.extractor} --study {params.study} --out {params.out} 2> {log}"
 
 
-def searched_plans(wildcards):
-    """Input function: what was found for every number of calls that the run searches for."""
-    return [
-        f"results/{wildcards.run}/plans/searched/nfe{nfe}/searched.nfe{nfe}.json"
-        for nfe in settings_of(wildcards).search.nfe
-    ]
-
-
 rule sample_searched:
     input:
         spec=spec("sample-searched"),

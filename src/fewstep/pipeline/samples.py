@@ -77,13 +77,14 @@ def seeds_text(seeds: Sequence[int]) -> str:
 
 
 def files_in(paths: Sequence[Path], suffix: str) -> list[Path]:
-    """The files that are meant: those named, and those of that suffix in named folders, without stamps.
+    """The files that are meant: those named, and those of that suffix in named folders, without records.
     Raises: DataError: a path does not exist, a folder has none, or two files have one name.
     """
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(p for p in path.glob(f"*{suffix}") if p.name != "spec.json")
+            # beside results stand their spec and, beside a searched plan, the record of its search
+            inside = sorted(p for p in path.glob(f"*{suffix}") if not p.name.startswith(("spec.", "search.")))
             if not inside:
                 raise DataError(f"{path} must hold {suffix} files, but there is none; name another folder.")
             found += inside
