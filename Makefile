@@ -45,7 +45,7 @@ $(STAMP): pyproject.toml $(wildcard constraints.txt)
 
 run: $(STAMP)
 	snakemake --cores $(CORES) $(QUIET) -- $(REPORT) state/$(RUN)/tracked.json
-	@fewstep leaderboard results/$(RUN)/eval/nfe*
+	@fewstep leaderboard results/$(RUN)/eval/*
 	@echo
 	@echo "report:  $(REPORT)"
 	@echo "MLflow:  make ui    ($(MLFLOW_UI))"

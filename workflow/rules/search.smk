@@ -9,6 +9,7 @@ rule teacher:
     log:
         "logs/{run}/teacher.log",
     threads: 1
+    priority: 1  # the longest chain of jobs: others fill in beside it
     resources:
         gpu=GPU,
     params:
@@ -34,6 +35,7 @@ rule search:
     benchmark:
         "logs/{run}/search/nfe{nfe}.tsv"
     threads: 1
+    priority: 1  # the longest chain of jobs: others fill in beside it
     resources:
         gpu=GPU,
     params:
@@ -58,6 +60,7 @@ rule sample_searched:
     log:
         "logs/{run}/sample/searched.log",
     threads: 1
+    priority: 1  # the longest chain of jobs: others fill in beside it
     resources:
         gpu=GPU,
     params:
@@ -80,6 +83,7 @@ rule evaluate_searched:
     log:
         "logs/{run}/evaluate/searched.log",
     threads: 1
+    priority: 1  # the longest chain of jobs: others fill in beside it
     resources:
         gpu=GPU,
     params:

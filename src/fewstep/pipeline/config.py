@@ -189,7 +189,7 @@ class PlanSettings(Section):
     """The sampling plans that are compared: every preset on every grid at every number of calls."""
 
     nfe: list[Positive] = Field(
-        default=[4, 5, 6, 8, 10, 20, 50], min_length=1, description="network calls per image"
+        default=[4, 5, 6, 8, 10, 50], min_length=1, description="network calls per image"
     )
     presets: list[PresetName] = Field(
         default=["ddim", "dpmpp-2m", "unipc-2"],
