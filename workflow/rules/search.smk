@@ -8,8 +8,8 @@ rule teacher:
         spec="results/{run}/reference/teacher/spec.json",
     log:
         "logs/{run}/teacher.log",
-    threads: 1
     priority: 1  # the longest chain of jobs: others fill in beside it
+    threads: 1
     resources:
         gpu=GPU,
     params:
@@ -34,8 +34,8 @@ rule search:
         "logs/{run}/search/nfe{nfe}.log",
     benchmark:
         "logs/{run}/search/nfe{nfe}.tsv"
-    threads: 1
     priority: 1  # the longest chain of jobs: others fill in beside it
+    threads: 1
     resources:
         gpu=GPU,
     params:
@@ -59,8 +59,8 @@ rule sample_searched:
         spec="results/{run}/samples/searched/spec.json",
     log:
         "logs/{run}/sample/searched.log",
-    threads: 1
     priority: 1  # the longest chain of jobs: others fill in beside it
+    threads: 1
     resources:
         gpu=GPU,
     params:
@@ -82,8 +82,8 @@ rule evaluate_searched:
         spec="results/{run}/eval/searched/spec.json",
     log:
         "logs/{run}/evaluate/searched.log",
-    threads: 1
     priority: 1  # the longest chain of jobs: others fill in beside it
+    threads: 1
     resources:
         gpu=GPU,
     params:
