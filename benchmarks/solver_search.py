@@ -22,8 +22,7 @@ from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import VPLinear
 from fewstep.files import atomic_file
 from fewstep.interop.load import load_model
-from fewstep.methods.s3.objective import Task, batches, distances, trajectory_gradient
-from fewstep.methods.s3.polish import FreePlan, polish
+from fewstep.methods.s3.free import FreePlan
 from fewstep.methods.s3.space import Space, plan_of
 from fewstep.methods.s3.teacher import make_teacher
 from fewstep.metrics.extractor import extract, load_extractor
@@ -36,9 +35,11 @@ from fewstep.pipeline.config import SearchSettings
 from fewstep.pipeline.environment import environment
 from fewstep.pipeline.search import Search, Seeds, run_search
 from fewstep.progress import track
+from fewstep.sampling.descent import polish, trajectory_gradient
 from fewstep.sampling.plan import Plan
 from fewstep.sampling.presets import PRESETS
 from fewstep.sampling.sample import solve
+from fewstep.sampling.task import Task, batches, distances
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (1_000_000_000, 2_000_000_000, 3_000_000_000)

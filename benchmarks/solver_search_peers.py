@@ -21,7 +21,6 @@ from fewstep.data.pixels import to_u8
 from fewstep.diffusion.denoiser import Denoiser, Model
 from fewstep.files import atomic_file
 from fewstep.interop.load import load_model
-from fewstep.methods.s3.objective import batches
 from fewstep.metrics.extractor import extract, load_extractor
 from fewstep.metrics.frechet import frechet
 from fewstep.metrics.reference import load_reference
@@ -30,6 +29,7 @@ from fewstep.metrics.uncertainty import half_samples, normal_interval
 from fewstep.rng import ImageNoise, generator
 from fewstep.sampling.plan import load_plan
 from fewstep.sampling.sample import sample
+from fewstep.sampling.task import batches
 
 RESULTS = Path(__file__).parent / "results"
 SPACINGS = {"polynomial": 7, "logsnr": 1, "time_uniform": 1}

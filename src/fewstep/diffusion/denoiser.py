@@ -27,6 +27,8 @@ class Model:
         net: the network behind `fn`, where there is one; its dtype is what x_t is cast to.
         decode: of latent models, the image in [-1, 1] of a latent, (B, *shape) -> (B, C, H, W); sampling works on
             latents, of which `shape` speaks.
+        widths: of a slimmable network, the share of its channels that each sub-network has, the full one first.
+        at_width: of a slimmable network, what to call instead of `fn`, by index into `widths`.
     """
 
     fn: Callable[..., Tensor]
@@ -38,12 +40,27 @@ class Model:
     name: str = "function"
     net: nn.Module | None = field(default=None, compare=False)
     decode: Callable[[Tensor], Tensor] | None = field(default=None, compare=False)
+    widths: tuple[float, ...] = (1.0,)
+    at_width: Callable[[int], Callable[..., Tensor]] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.prediction not in PREDICTIONS:
             raise ConfigError(
                 f"A model's prediction must be one of {', '.join(PREDICTIONS)}; got {self.prediction!r}."
             )
+
+    def network(self, width: int | None) -> Callable[..., Tensor]:
+        """What to call at a width; None is the full one.
+        Raises: ConfigError: the model has no such width.
+        """
+        if not width:
+            return self.fn
+        if self.at_width is None or not 0 < width < len(self.widths):
+            raise ConfigError(
+                f"A width must be an index into the model's widths, {list(self.widths)}; got {width}; "
+                "train the network with several widths, or set width to null."
+            )
+        return self.at_width(width)
 
     @property
     def device(self) -> torch.device:
@@ -96,31 +113,46 @@ class Denoiser:
         self.nfe = self.calls = 0
         self.network_seconds = 0.0
 
-    def output(self, x_t: Tensor, t: Tensor | float) -> Tensor:
-        """The model's raw output at time t (scalar, (B,) or (B, 1, H, W)), in the shape and dtype of x_t."""
-        model = self.model
+    def output(
+        self,
+        x_t: Tensor,
+        t: Tensor | float,
+        *,
+        t_cond: Tensor | float | None = None,
+        width: int | None = None,
+    ) -> Tensor:
+        """The model's raw output at time t, in the shape and dtype of x_t.
+
+        Args:
+            x_t: (B, *shape).
+            t: scalar, (B,) or (B, 1, H, W).
+            t_cond: the time that the network is told, where it is another; how x_t is scaled stays that of t.
+            width: which sub-network to ask, see `Model.network`.
+        """
+        model, network = self.model, self.model.network(width)
         t = torch.as_tensor(t, dtype=torch.float64, device=x_t.device)
+        told = t if t_cond is None else torch.as_tensor(t_cond, dtype=torch.float64, device=x_t.device)
         scale = input_scale(model.prediction, model.schedule, t)
         fed = x_t if scale is None else x_t * _over(scale, x_t).to(x_t.dtype)
         dtype = next(model.net.parameters()).dtype if model.net is not None else x_t.dtype
-        fed, time_fed = fed.to(dtype), (t.expand(len(x_t)) if t.ndim == 0 else t).to(dtype)
+        fed, time_fed = fed.to(dtype), (told.expand(len(x_t)) if told.ndim == 0 else told).to(dtype)
         if model.n_classes == 0:
-            result = self._call(fed, time_fed)
+            result = self._call(network, fed, time_fed)
         else:
             no_class = torch.full((len(x_t),), model.n_classes, device=x_t.device)
             labels = no_class if self.labels is None else self.labels.to(x_t.device)
-            result = self._call(fed, time_fed, labels)
+            result = self._call(network, fed, time_fed, labels)
             if self.guidance != 1.0:
-                unguided = self._call(fed, time_fed, no_class)
+                unguided = self._call(network, fed, time_fed, no_class)
                 result = unguided + self.guidance * (result - unguided)
         self.nfe += 1
         return result.to(x_t.dtype)
 
-    def _call(self, x_t: Tensor, *arguments: Tensor) -> Tensor:
+    def _call(self, network: Callable[..., Tensor], x_t: Tensor, *arguments: Tensor) -> Tensor:
         autocast = torch.autocast(x_t.device.type, self.dtype) if self.dtype is not None else nullcontext()
         started = time.perf_counter()
         with autocast:
-            result = self.model.fn(x_t, *arguments)
+            result = network(x_t, *arguments)
         if x_t.is_cuda:
             torch.cuda.synchronize(x_t.device)
         self.network_seconds += time.perf_counter() - started

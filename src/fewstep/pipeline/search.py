@@ -24,27 +24,21 @@ from torch import Tensor
 from fewstep.checks import ConfigError, DataError
 from fewstep.data.pixels import to_u8
 from fewstep.files import canonical_json, read_json, sha256_text, write_json
-from fewstep.methods.s3.objective import (
-    FrechetLoss,
-    Gradient,
-    Task,
-    batches,
-    distances,
-    frechet_gradient,
-    trajectory_gradient,
-)
-from fewstep.methods.s3.polish import FreePlan, polish
+from fewstep.methods.s3.free import FreePlan
 from fewstep.methods.s3.space import Decisions, Space, completed, plan_of, resized
 from fewstep.methods.s3.teacher import Teacher
 from fewstep.metrics.extractor import Extractor, extract
 from fewstep.metrics.frechet import frechet
+from fewstep.metrics.loss import FrechetLoss
 from fewstep.metrics.reference import Reference
 from fewstep.metrics.statistics import Statistics
 from fewstep.pipeline import study as studies
 from fewstep.pipeline.config import SearchSettings
+from fewstep.sampling.descent import Gradient, frechet_gradient, polish, trajectory_gradient
 from fewstep.sampling.linear import linear_form
 from fewstep.sampling.plan import Plan
 from fewstep.sampling.presets import PRESETS, Grid
+from fewstep.sampling.task import Task, batches, distances
 
 SCHEMA = "fewstep.search/1"
 GRIDS = ("uniform-t", "uniform-lambda", "quadratic-t", "karras")

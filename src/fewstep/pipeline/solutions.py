@@ -8,9 +8,9 @@ import torch
 
 from fewstep.checks import ConfigError, DataError
 from fewstep.files import atomic_file
-from fewstep.methods.s3.objective import Task
 from fewstep.methods.s3.teacher import Teacher
 from fewstep.sampling.plan import plan_from_json
+from fewstep.sampling.task import Task
 
 SCHEMA = "fewstep.teacher/1"
 

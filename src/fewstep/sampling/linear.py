@@ -27,7 +27,7 @@ class Row:
     Attributes:
         node: node of the plan that is evaluated.
         kind: net, or an analytic first step, afs_zero or afs_mean.
-        t: time fed to the network.
+        t: time told to the network.
         x0: (of_x, of_output): x0_m = of_x * x_m + of_output * output_m; afs_mean: the output is the data mean.
         A: factor on the state.
         c: weight of x0_m for m = 0, ..., this evaluation.
@@ -82,7 +82,7 @@ def linear_form(
             Row(
                 operation.node,
                 operation.kind,
-                operation.t,
+                operation.t_cond,
                 read_as[operation.node]["x0"],
                 A if differentiable else float(A),
                 tuple(c.unbind()) if differentiable else tuple(c.tolist()),

@@ -174,10 +174,14 @@ class Plan:
         return any(step.eta > 0 for step in self.steps)
 
     @property
+    def narrows(self) -> bool:
+        """Whether any call uses a sub-network."""
+        return any(node.width for node in self.nodes)
+
+    @property
     def changes_network(self) -> bool:
-        """Whether any call needs the network at another width, in other bits or with scaled skip connections."""
-        sized = any(node.width is not None or node.quant is not None for node in self.nodes)
-        return sized or self.skip_scale is not None
+        """Whether any call needs the network in other bits or with scaled skip connections."""
+        return self.skip_scale is not None or any(node.quant is not None for node in self.nodes)
 
     @property
     def nfe(self) -> int:

@@ -16,7 +16,7 @@ from fewstep.sampling.plan import Node, Plan
 from fewstep.sampling.solver import Compiled, Evaluate, Key, Read, Scalar, Update, Values, compile_plan
 
 Select = Callable[[Node], None]
-"""Told the node before each network call, so that it can set the sub-network's width or bits."""
+"""Told the node before each network call, so that it can set the network's bits."""
 
 Observe = Callable[[Node, Tensor, Tensor], None]
 """Told node, state and raw output of each network call."""
@@ -73,7 +73,7 @@ def solve(
         noise: unit normal noise (B, *shape) at each call, for stochastic plans.
         dtype: of autocast around the network call; None for the network's own.
         data_mean: mean of the data, in the shape of one image, for plans with `afs_mean`.
-        select: told the node before each network call; needed by plans that set width, quant or skip_scale.
+        select: told the node before each network call; needed by plans that set quant or skip_scale.
         observe: told node, state and output of each network call.
         values: numbers to use instead of the plan's; with them the autograd graph is kept.
         force: accept a plan for other weights or another schedule.
@@ -193,7 +193,7 @@ def _run(
             if node.eval == "net":
                 if select is not None:
                     select(node)
-                output: Tensor | None = _call(denoiser, x, operation.t)
+                output: Tensor | None = _call(denoiser, x, operation, node.width)
                 if observe is not None and output is not None:
                     observe(node, x, output)
             else:
@@ -211,12 +211,10 @@ def _run(
     return store["x", len(compiled.plan.nodes) - 1]
 
 
-def _call(denoiser: Denoiser, x: Tensor, t: Scalar) -> Tensor:
+def _call(denoiser: Denoiser, x: Tensor, operation: Evaluate, width: int | None) -> Tensor:
     """Ask the network; where no gradient is wanted, without the bookkeeping of autograd."""
-    if torch.is_grad_enabled():
-        return denoiser.output(x, t)
-    with torch.inference_mode():
-        return denoiser.output(x, t)
+    with nullcontext() if torch.is_grad_enabled() else torch.inference_mode():
+        return denoiser.output(x, operation.t, t_cond=operation.t_cond, width=width)
 
 
 def _read(read: Read, x: Tensor, output: Tensor | None) -> Tensor:
@@ -283,9 +281,9 @@ def _check_fit(
     if plan.nodes[0].eval == "afs_mean" and data_mean is None:
         raise ConfigError("A plan with eval afs_mean needs data_mean, the mean of the training data.")
     if plan.changes_network and select is None:
-        raise ConfigError(
-            "A plan that sets width, quant or skip_scale needs a model that can change; pass select."
-        )
+        raise ConfigError("A plan that sets quant or skip_scale needs a model that can change; pass select.")
+    for width in {node.width for node in plan.nodes}:
+        model.network(width)
 
 
 def _check_state(model: Model, x_T: Tensor) -> None:

@@ -190,28 +190,48 @@ class Values:
         lambdas: log-SNR of the nodes, (n_nodes,).
         scales: value of each `linear` and `const` scale; in a step the predictor's come first.
         raw: A and then the weights of each raw step, step by step.
+        t_cond: time told to the network at each node that has one of its own, node by node.
+        eps_scale: factor on the predicted noise of each node, (n_nodes,).
     """
 
     lambdas: Tensor
     scales: Tensor
     raw: Tensor
+    t_cond: Tensor
+    eps_scale: Tensor
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.lambdas, self.scales, self.raw, self.t_cond, self.eps_scale))
 
     @classmethod
     def of(cls, plan: Plan) -> "Values":
         """The values a plan has."""
         scales = [d.scale.value for d in _derivatives(plan) if d.scale.value is not None]
         raw = [v for step in plan.steps if step.raw for v in (step.raw.A, *(w for _, w in step.raw.c))]
-        lambdas = [node.lambda_ for node in plan.nodes]
-        return cls(*(torch.tensor(values, dtype=torch.float64) for values in (lambdas, scales, raw)))
+        numbers = (
+            [node.lambda_ for node in plan.nodes],
+            scales,
+            raw,
+            [node.t_cond for node in plan.nodes if node.t_cond is not None],
+            [node.eps_scale for node in plan.nodes],
+        )
+        return cls(*(torch.tensor(values, dtype=torch.float64) for values in numbers))
 
     def put_into(self, plan: Plan, schedule: Schedule) -> Plan:
         """The plan with these values, its times moved along; the inverse of `of`.
         Raises: ConfigError: the moved nodes are out of order or too close.
         """
         times = schedule.t_of_lambda(self.lambdas.detach()).tolist()
+        told = iter(self.t_cond.tolist())
         nodes = tuple(
-            node if lam == node.lambda_ else replace(node, t=t, lambda_=lam)
-            for node, t, lam in zip(plan.nodes, times, self.lambdas.tolist(), strict=True)
+            replace(
+                node if lam == node.lambda_ else replace(node, t=t, lambda_=lam),
+                t_cond=None if node.t_cond is None else next(told),
+                eps_scale=scale,
+            )
+            for node, t, lam, scale in zip(
+                plan.nodes, times, self.lambdas.tolist(), self.eps_scale.tolist(), strict=True
+            )
         )
         scales, raw = iter(self.scales.tolist()), iter(self.raw.tolist())
         steps = tuple(_with_values(step, scales, raw) for step in plan.steps)
@@ -277,11 +297,15 @@ class Read:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Ask the network (or the analytic first step) at the state of `node`, keep what later updates use."""
+    """Ask the network (or the analytic first step) at the state of `node`, keep what later updates use.
+
+    Attributes: t: the node's time. t_cond: the time told to the network.
+    """
 
     node: int
     kind: str
     t: Scalar
+    t_cond: Scalar
     reads: tuple[Read, ...]
     release: tuple[Key, ...] = ()
 
@@ -347,18 +371,18 @@ def compile_plan(
             "make the plan for this model, or pass force."
         )
     updates = coefficients(plan, schedule, values)
-    t, t_fed = _network_times(plan, schedule, values)
-    network_times = _scalars(t_fed)
+    t, t_cond = _network_times(plan, schedule, values)
+    times, told = _scalars(t), _scalars(t_cond)
     readings = {
         i: {pred: _reading((pred, i), *factors) for pred, factors in both.items()}
-        for i, both in _predictions(plan, schedule, prediction, t, t_fed).items()
+        for i, both in _predictions(plan, schedule, prediction, t, t_cond, values).items()
     }
     operations: list[Evaluate | Update] = []
 
     def evaluate(node: int) -> None:
         if plan.nodes[node].eval != "none":
             reads = tuple(reading.read for reading in readings[node].values())
-            operations.append(Evaluate(node, plan.nodes[node].eval, network_times[node], reads))
+            operations.append(Evaluate(node, plan.nodes[node].eval, times[node], told[node], reads))
 
     def update(k: int, numbers: Coefficients) -> None:
         step = plan.steps[k]
@@ -381,8 +405,9 @@ def compile_plan(
 
 
 def _network_times(plan: Plan, schedule: Schedule, values: Values | None) -> tuple[Tensor, Tensor]:
-    """The nodes' own times, and the times fed to the network, (n_nodes,) each."""
-    given = Values.of(plan).lambdas if values is None else values.lambdas
+    """The nodes' own times, and the times told to the network, (n_nodes,) each."""
+    numbers = Values.of(plan) if values is None else values
+    given = numbers.lambdas
     clean = given.isinf()
     ts = torch.where(clean, 0.0, schedule.t_of_lambda(torch.where(clean, 0.0, given)))
     same_schedule = dict(plan.schedule) == schedule.config()
@@ -401,15 +426,16 @@ def _network_times(plan: Plan, schedule: Schedule, values: Values | None) -> tup
         # the written times are free of the rounding of the inverse
         ts = torch.tensor([node.t for node in plan.nodes], dtype=torch.float64)
     conditioned = [i for i, node in enumerate(plan.nodes) if node.t_cond is not None]
-    fed = torch.tensor([plan.nodes[i].t_cond for i in conditioned], dtype=torch.float64)
-    return ts, ts.index_put((torch.tensor(conditioned, dtype=torch.long),), fed)
+    for i, t in zip(conditioned, numbers.t_cond.tolist(), strict=True):
+        _check_range(i, t, schedule, field="t_cond")
+    return ts, ts.index_put((torch.tensor(conditioned, dtype=torch.long),), numbers.t_cond)
 
 
-def _check_range(i: int, t: float, schedule: Schedule) -> None:
+def _check_range(i: int, t: float, schedule: Schedule, *, field: str = "t") -> None:
     slack = 1e-6 * schedule.t_max
     if not schedule.t_min - slack <= t <= schedule.t_max + slack:
         raise ConfigError(
-            f"nodes[{i}].t must lie within the model's range [{schedule.t_min:.6g}, {schedule.t_max:.6g}]; "
+            f"nodes[{i}].{field} must lie within the model's range [{schedule.t_min:.6g}, {schedule.t_max:.6g}]; "
             f"got {t:.6g}."
         )
 
@@ -429,16 +455,17 @@ def predictions(
 
     At a node with an analytic first step the output is the data mean, and with `afs_zero` nothing.
     """
-    return _predictions(plan, schedule, prediction, *_network_times(plan, schedule, values))
+    return _predictions(plan, schedule, prediction, *_network_times(plan, schedule, values), values)
 
 
 def _predictions(
-    plan: Plan, schedule: Schedule, prediction: str, t: Tensor, t_fed: Tensor
+    plan: Plan, schedule: Schedule, prediction: str, t: Tensor, t_cond: Tensor, values: Values | None
 ) -> dict[int, dict[str, tuple[Scalar, Scalar]]]:
     evaluated = [i for i, node in enumerate(plan.nodes) if node.eval != "none"]
-    own, converted_at = t[evaluated], (t_fed if plan.convert_at == "tau" else t)[evaluated]
+    own, converted_at = t[evaluated], (t_cond if plan.convert_at == "tau" else t)[evaluated]
     alpha, sigma = _scalars(schedule.alpha(own)), _scalars(schedule.sigma(own))
     converted = [_scalars(values) for values in weights(prediction, schedule, converted_at)]
+    scales = _scalars((Values.of(plan) if values is None else values).eps_scale)
     found = {}
     for i, a, s, x0_of_x, x0_of_output, eps_of_x, eps_of_output in zip(
         evaluated, alpha, sigma, *converted, strict=True
@@ -448,8 +475,8 @@ def _predictions(
         if node.eval != "net":
             has_mean = 1.0 if node.eval == "afs_mean" else 0.0
             eps, x0 = (1 / s, -has_mean * a / s), (0.0, has_mean)
-        elif node.eps_scale != 1 or plan.convert_at == "tau":
-            eps = (node.eps_scale * eps_of_x, node.eps_scale * eps_of_output)
+        elif isinstance(scales[i], Tensor) or scales[i] != 1 or plan.convert_at == "tau":
+            eps = (scales[i] * eps_of_x, scales[i] * eps_of_output)
             x0 = ((1 - s * eps[0]) / a, -s * eps[1] / a)
         found[i] = {"eps": eps, "x0": x0}
     return found

@@ -8,10 +8,10 @@ import torch
 from fewstep.checks import DataError
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import VPLinear
-from fewstep.methods.s3.objective import Task, batches, distances
 from fewstep.methods.s3.space import Space
 from fewstep.pipeline import study as studies
 from fewstep.sampling.presets import PRESETS
+from fewstep.sampling.task import Task, batches, distances
 
 SCHEDULE = VPLinear()
 SPACE = Space(SCHEDULE, 4)

@@ -137,7 +137,7 @@ def test_gradients_reach_all_numbers(name, fixed):
 
     def weights(lambdas, scales, raw):
         lambdas = torch.cat([lambdas, own.lambdas[-1:]]) if fixed else lambdas
-        rows = linear_form(plan, VP, values=Values(lambdas, scales, raw))
+        rows = linear_form(plan, VP, values=replace(own, lambdas=lambdas, scales=scales, raw=raw))
         return torch.stack([torch.as_tensor(w, dtype=torch.float64) for row in rows for w in (row.A, *row.c)])
 
     leaves = [own.lambdas[moving].clone(), own.scales.clone(), own.raw.clone()]

@@ -150,14 +150,60 @@ def test_analytic_first_step_needs_no_network():
         solve(model, plan.with_node(0, eval="afs_mean"), noise())
 
 
-def test_network_is_set_to_the_width_of_each_node():
-    widths = []
-    plan = PRESETS["ddim"](VP, 3).with_node(1, width=2)
+def test_network_is_set_to_the_bits_of_each_node():
+    bits = []
+    plan = PRESETS["ddim"](VP, 3).with_node(1, quant="w4a8")
     model = small_mixture().model(VP)
     with pytest.raises(ConfigError, match="needs a model that can change; pass select"):
         solve(model, plan, noise())
-    solve(model, plan, noise(), select=lambda node: widths.append(node.width))
-    assert widths == [None, 2, None]
+    solve(model, plan, noise(), select=lambda node: bits.append(node.quant))
+    assert bits == [None, "w4a8", None]
+
+
+def test_each_node_asks_the_network_of_its_width():
+    full = small_mixture().model(VP)
+    asked = []
+
+    def at_width(width):
+        return lambda x, t: asked.append(width) or full.fn(x, t) * (1 - 0.1 * width)
+
+    model = replace(full, widths=(1.0, 0.5, 0.25), at_width=at_width)
+    plan = PRESETS["ddim"](VP, 3).with_node(1, width=2).with_node(2, width=1)
+    narrow = solve(model, plan, noise())
+    assert asked == [2, 1]
+    assert not torch.equal(narrow, solve(model, PRESETS["ddim"](VP, 3), noise()))
+    assert torch.equal(
+        solve(model, PRESETS["ddim"](VP, 3).with_node(0, width=0), noise()),
+        solve(full, PRESETS["ddim"](VP, 3), noise()),
+    )
+
+
+def test_width_that_the_model_lacks_is_refused_before_the_first_call():
+    plan = PRESETS["ddim"](VP, 3).with_node(2, width=1)
+    with pytest.raises(ConfigError, match=r"index into the model's widths, \[1.0\]; got 1"):
+        solve(small_mixture().model(VP), plan, noise())
+
+
+def test_told_time_changes_the_prediction_and_not_the_input_scale():
+    """EDM's c_in stays that of the node's time; only what the network is told moves."""
+    seen = []
+    schedule = EDM()
+    model = Model(
+        fn=lambda x, t: seen.append((x.clone(), t.clone())) or torch.zeros_like(x),
+        schedule=schedule,
+        prediction="edm",
+        shape=(2,),
+    )
+    plan = PRESETS["ddim"](schedule, 3)
+    for told in (None, 0.7):
+        solve(model, plan.with_node(0, t_cond=told), torch.ones(2, 2))
+    assert torch.equal(seen[0][0], seen[3][0])
+    assert seen[0][1][0] == torch.tensor(plan.nodes[0].t).float() and seen[3][1][0] == torch.tensor(0.7)
+
+
+def test_told_time_outside_the_trained_range_is_refused():
+    with pytest.raises(ConfigError, match=r"nodes\[1\].t_cond must lie within the model's range"):
+        solve(small_mixture().model(VP), PRESETS["ddim"](VP, 3).with_node(1, t_cond=1.5), noise())
 
 
 def test_clip_bounds_the_result():

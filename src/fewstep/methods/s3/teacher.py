@@ -10,11 +10,11 @@ from torch import Tensor
 
 from fewstep.diffusion.prediction import weights
 from fewstep.methods.s3.gits import best_path, step_costs
-from fewstep.methods.s3.objective import Task
 from fewstep.rng import ImageNoise
 from fewstep.sampling.plan import Node, Plan
 from fewstep.sampling.presets import PRESETS, Grid
 from fewstep.sampling.sample import solve
+from fewstep.sampling.task import Task
 
 PRESET = "unipc-3"
 TRAJECTORY_STEPS = 60  # nodes of the dynamic program, as in the authors' code [chen2024gits]

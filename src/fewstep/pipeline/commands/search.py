@@ -16,11 +16,11 @@ from fewstep.pipeline.options import DeviceOption, takes_settings
 from fewstep.pipeline.specs import Spec, stamp
 
 if TYPE_CHECKING:
-    from fewstep.methods.s3.objective import Task
     from fewstep.methods.s3.teacher import Teacher
     from fewstep.metrics.extractor import Extractor
     from fewstep.metrics.reference import Reference
     from fewstep.pipeline.search import Found
+    from fewstep.sampling.task import Task
 
 ModelOption = Annotated[Path, typer.Option(help="model folder, or a pipeline of diffusers")]
 ToZeroOption = Annotated[
@@ -161,8 +161,8 @@ def _of_run(spec: Spec | None, to_zero: bool, guidance: float) -> tuple[bool, fl
 
 def _task(model: Path, guidance: float, settings: SearchSettings, device: str) -> "Task":
     from fewstep.interop.load import load_model
-    from fewstep.methods.s3.objective import Task
     from fewstep.pipeline.devices import chosen_device
+    from fewstep.sampling.task import Task
 
     return Task(load_model(model, device=chosen_device(device)), guidance, settings.batch_size)
 

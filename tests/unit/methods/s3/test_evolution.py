@@ -7,10 +7,10 @@ from toys import reference_mixture
 from fewstep.checks import ConfigError, DataError
 from fewstep.diffusion.schedule import EDM, VPLinear
 from fewstep.methods.s3.evolution import Child, draw, propose
-from fewstep.methods.s3.objective import Task, distances
 from fewstep.methods.s3.space import GAP, SCALE, Choice, Real, Space, plan_of, within
 from fewstep.rng import generator
 from fewstep.sampling.presets import PRESETS
+from fewstep.sampling.task import Task, distances
 
 VP = VPLinear()
 

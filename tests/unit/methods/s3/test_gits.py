@@ -8,10 +8,10 @@ from toys import reference_mixture
 from fewstep.checks import ConfigError
 from fewstep.diffusion.schedule import EDM, VPLinear
 from fewstep.methods.s3.gits import best_path, step_costs
-from fewstep.methods.s3.objective import Task, distances
 from fewstep.methods.s3.teacher import TRAJECTORY_NOISES, TRAJECTORY_STEPS, make_teacher
 from fewstep.rng import generator
 from fewstep.sampling.presets import PRESETS
+from fewstep.sampling.task import Task, distances
 
 VP = VPLinear()
 

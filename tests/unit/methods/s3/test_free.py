@@ -7,14 +7,15 @@ from toys import moved, reference_mixture, reference_noise, small_mixture, times
 
 from fewstep.checks import ConfigError, DataError
 from fewstep.diffusion.schedule import EDM, DDPMTable, Flow, VPLinear
-from fewstep.methods.s3.objective import Task, distances, trajectory_gradient
-from fewstep.methods.s3.polish import FreePlan, polish
+from fewstep.methods.s3.free import FreePlan
 from fewstep.rng import generator
+from fewstep.sampling.descent import polish, trajectory_gradient
 from fewstep.sampling.linear import in_linear_form
 from fewstep.sampling.plan import load_plan
 from fewstep.sampling.presets import PRESETS
 from fewstep.sampling.sample import solve
 from fewstep.sampling.solver import compile_plan
+from fewstep.sampling.task import Task, distances
 
 VP = VPLinear()
 SEEDS, VALIDATION, HELD_OUT = range(64), range(1000, 1064), range(2000, 2256)

@@ -8,20 +8,15 @@ from toys import small_mixture
 
 from fewstep.diffusion.denoiser import Model
 from fewstep.diffusion.schedule import VPLinear
-from fewstep.methods.s3.objective import (
-    FrechetLoss,
-    Task,
-    batches,
-    distances,
-    frechet_gradient,
-    trajectory_gradient,
-)
 from fewstep.metrics.frechet import frechet
+from fewstep.metrics.loss import FrechetLoss
 from fewstep.metrics.statistics import Statistics
 from fewstep.rng import ImageNoise, generator
+from fewstep.sampling.descent import frechet_gradient, trajectory_gradient
 from fewstep.sampling.presets import PRESETS
 from fewstep.sampling.sample import solve
 from fewstep.sampling.solver import Values
+from fewstep.sampling.task import Task, batches, distances
 
 VP = VPLinear()
 # states are float32, and sums over images differ in order
@@ -42,7 +37,7 @@ def task(**changes):
 
 def leaves(plan):
     values = Values.of(plan)
-    return Values(*(t.clone().requires_grad_() for t in (values.lambdas, values.scales, values.raw)))
+    return Values(*(number.clone().requires_grad_() for number in values))
 
 
 # The distance
@@ -134,7 +129,7 @@ def test_distances_are_euclidean_in_float64():
 def gradients(gradient, plan, seeds):
     values = leaves(plan)
     loss = gradient(plan, values, seeds)
-    return loss, [t.grad for t in (values.lambdas, values.scales, values.raw) if t.grad is not None]
+    return loss, [number.grad for number in values if number.grad is not None and len(number)]
 
 
 @pytest.mark.parametrize("name", ["dpmpp-3m", "ipndm-2"])
@@ -145,7 +140,7 @@ def test_trajectory_gradient_is_that_of_the_mean_distance(name):
     expected = distances(task().solve(plan, seeds, values=values), solutions).mean()
     expected.backward()
     expected = float(expected.detach())
-    own = [t.grad for t in (values.lambdas, values.scales, values.raw) if t.grad is not None]
+    own = [number.grad for number in values if number.grad is not None and len(number)]
     assert any(grad.abs().max() > 1e-3 for grad in own)
     for batch_size in (12, 5):
         gradient = trajectory_gradient(
@@ -162,7 +157,7 @@ def test_trajectory_gradient_is_the_slope_of_the_error():
     plan, seeds = PRESETS["dpmpp-3m"](VP, 5), range(8)
     asked = task()
     solutions = asked.solve(PRESETS["unipc-3"](VP, 40), seeds)
-    _, (of_lambdas, of_scales) = gradients(
+    _, (of_lambdas, of_scales, _) = gradients(
         trajectory_gradient(asked, lambda x0, _: distances(x0, solutions)), plan, seeds
     )
 

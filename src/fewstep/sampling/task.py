@@ -1,0 +1,68 @@
+"""What a sampler is sought for: a model and how it is asked, solved from seeds, with its cost counted."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fewstep.diffusion.denoiser import Model
+from fewstep.rng import ImageNoise
+from fewstep.sampling.plan import Plan
+from fewstep.sampling.sample import Costs, solve
+from fewstep.sampling.solver import Values
+
+
+@dataclass
+class Task:
+    """What a sampler is sought for: a model, and how it is asked.
+
+    Attributes:
+        guidance: classifier-free guidance scale; class-conditional models take the label seed modulo classes.
+        batch_size: images at once.
+        calls: network calls on one image so far.
+    """
+
+    model: Model
+    guidance: float = 1.0
+    batch_size: int = 250
+    calls: int = field(default=0, compare=False)
+
+    def solve(self, plan: Plan, seeds: Sequence[int], *, values: Values | None = None) -> Tensor:
+        """x0 of each seed, (len(seeds), *shape); with `values` all at once and with the autograd graph."""
+        size = len(seeds) if values is not None else self.batch_size
+        return torch.cat([self._solve(plan, part, values) for part in batches(seeds, size)])
+
+    def _solve(self, plan: Plan, seeds: Sequence[int], values: Values | None) -> Tensor:
+        model = self.model
+        noise = ImageNoise(seeds, model.shape)
+        costs = Costs()
+        x0 = solve(
+            model,
+            plan,
+            model.schedule.prior_std * noise().to(model.device),
+            labels=torch.tensor([s % model.n_classes for s in seeds]) if model.n_classes else None,
+            guidance=self.guidance,
+            noise=noise if plan.stochastic else None,
+            values=values,
+            costs=costs,
+        )
+        self.calls += costs.network_calls * len(seeds)
+        return x0
+
+    def images(self, x0: Tensor) -> Tensor:
+        """What `solve` made, as images in [-1, 1]: latents decoded."""
+        decoded: Tensor = x0 if self.model.decode is None else self.model.decode(x0)
+        return decoded
+
+
+def batches(seeds: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    """The seeds in order, `size` at a time."""
+    return (seeds[start : start + size] for start in range(0, len(seeds), size))
+
+
+def distances(x0: Tensor, solution: Tensor) -> Tensor:
+    """Euclidean distance of each image to the fine solution of its noise, (B,) float64."""
+    off = x0.double() - solution.double()
+    norms: Tensor = torch.linalg.vector_norm(off.flatten(1), dim=1)
+    return norms
