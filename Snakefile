@@ -29,6 +29,7 @@ include: "workflow/rules/train.smk"
 include: "workflow/rules/plans.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/search.smk"
+include: "workflow/rules/compose.smk"
 include: "workflow/rules/report.smk"
 
 

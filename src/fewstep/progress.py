@@ -2,12 +2,19 @@
 
 import sys
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 from tqdm import tqdm
 
 T = TypeVar("T")
 Progress = Callable[[Iterable[T]], Iterable[T]]
+
+
+class Track(Protocol):
+    """As `track`, for those who are handed it."""
+
+    def __call__(self, description: str, *, unit: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
+        """Make a progress bar of that name."""
 
 
 def track(

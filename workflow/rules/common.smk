@@ -61,6 +61,71 @@ def searches(wildcards):
     ]
 
 
+def base_plan(wildcards):
+    """Input function: what is narrowed and aligned, the searched plan; where there is none, known plans."""
+    if int(wildcards.nfe) in settings_of(wildcards).search.nfe:
+        return f"results/{wildcards.run}/plans/searched/nfe{wildcards.nfe}/searched.nfe{wildcards.nfe}.json"
+    return f"results/{wildcards.run}/plans/nfe{wildcards.nfe}/{specs.STAMP}"
+
+
+def base_plan_file(wildcards, input):
+    """Params function: the file of that plan; of the known ones the first sampler on the first grid."""
+    if Path(input.base).name != specs.STAMP:
+        return input.base
+    plans = settings_of(wildcards).plans
+    end = ".to-zero" if plans.to_zero else ""
+    name = f"{plans.presets[0]}.{plans.grids[0]}{end}.nfe{wildcards.nfe}.json"
+    return str(Path(input.base).with_name(name))
+
+
+def narrowed(wildcards):
+    """Input function: the narrowed plans of as many calls, in runs that make them."""
+    if int(wildcards.nfe) in settings_of(wildcards).stepaware.nfe:
+        return [
+            f"results/{wildcards.run}/plans/stepaware/nfe{wildcards.nfe}/{specs.STAMP}"
+        ]
+    return []
+
+
+def narrowed_plans(wildcards, input):
+    """Params function: the folder of those plans as an option."""
+    return [f"--plan {Path(stamp).parent}" for stamp in input.narrowed]
+
+
+def plans_to_compose(wildcards):
+    """Input function: all that was narrowed or aligned, by its stamps, and the plans that it was made from."""
+    settings = settings_of(wildcards)
+    folder = f"results/{wildcards.run}/plans"
+    return (
+        [f"{folder}/searched/nfe{n}/{specs.STAMP}" for n in settings.search.nfe]
+        + [f"{folder}/stepaware/nfe{n}/{specs.STAMP}" for n in settings.stepaware.nfe]
+        + [f"{folder}/aligned/nfe{n}/{specs.STAMP}" for n in settings.align.nfe]
+    )
+
+
+def plan_paths(wildcards, input):
+    """Params function: plan files, or the folder of those that are named by their stamp."""
+    plans = [input.plans] if isinstance(input.plans, str) else input.plans
+    return [
+        str(path.parent if path.name == specs.STAMP else path)
+        for path in map(Path, plans)
+    ]
+
+
+def composed_options(wildcards, input):
+    """Params function: the folders of the plans to compare, as options."""
+    return [f"--plan {Path(stamp).parent}" for stamp in input.plans]
+
+
+def composed(path):
+    """Input function: the path, in runs that narrow or align."""
+    return lambda wildcards: (
+        [path.format(run=wildcards.run)]
+        if specs.applies("compose", settings_of(wildcards))
+        else []
+    )
+
+
 def folder_of(name):
     """Params function: the folder in which the input files of that name stand."""
     return lambda wildcards, input: str(Path(getattr(input, name)[0]).parent)

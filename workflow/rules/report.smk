@@ -4,6 +4,7 @@ rule report:
         certificates=for_each_nfe("results/{run}/eval/nfe{nfe}/spec.json"),
         samples=for_each_nfe("results/{run}/samples/nfe{nfe}/spec.json"),
         searched=searched("results/{run}/eval/searched/spec.json"),
+        composed=composed("results/{run}/eval/composed/spec.json"),
         model=rules.train.output,
     output:
         report(
@@ -28,13 +29,17 @@ rule report:
         searched=searched("results/{run}/eval/searched"),
         searched_samples=searched("--samples results/{run}/samples/searched"),
         searches=searches,
+        composed=composed(
+            "results/{run}/eval/composed --samples results/{run}/samples/composed"
+            " --composed results/{run}/plans/composed"
+        ),
         model=folder_of("model"),
         out=subpath(output.spec, parent=True),
     message:
         "{wildcards.run}: write the report"
     shell:
         "fewstep report {params.certificates} {params.searched} {params.samples} {params.searched_samples}"
-        " {params.searches} --model {params.model}"
+        " {params.composed} {params.searches} --model {params.model}"
         " --spec {input.spec} --out {params.out} 2> {log}"
 
 

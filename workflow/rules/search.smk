@@ -65,11 +65,12 @@ rule sample_searched:
         gpu=GPU,
     params:
         model=folder_of("model"),
+        plans=plan_paths,
         out=subpath(output.spec, parent=True),
     message:
         "{wildcards.run}: sample the searched plans (progress in {log})"
     shell:
-        "fewstep sample {params.model} {input.plans} --spec {input.spec} --out {params.out} 2> {log}"
+        "fewstep sample {params.model} {params.plans} --spec {input.spec} --out {params.out} 2> {log}"
 
 
 rule evaluate_searched:

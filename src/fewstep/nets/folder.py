@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from fewstep.diffusion.denoiser import Model
 from fewstep.diffusion.prediction import PREDICTIONS
 from fewstep.diffusion.schedule import Schedule, schedule_from_config
 from fewstep.nets.classifier import Classifier
+from fewstep.nets.slim import check_widths, sub_networks
 from fewstep.nets.unet import UNet
 from fewstep.rng import initial_weights
 
@@ -42,6 +43,7 @@ def save_model(
     name: str,
     card: Mapping[str, Any],
     dtype: torch.dtype = torch.float32,
+    widths: Sequence[float] = (1.0,),
 ) -> None:
     """Write a model folder at once: it is complete or absent.
 
@@ -54,6 +56,7 @@ def save_model(
         name: For people and reports.
         card: Free facts about the training.
         dtype: Of the stored weights; they are read back as float32 in any case.
+        widths: Shares of its channels at which the network was trained, the full one first.
 
     Raises:
         ConfigError: An unknown prediction or architecture.
@@ -69,6 +72,8 @@ def save_model(
         "n_classes": int(getattr(net, "n_classes", 0)),
         "name": name,
     }
+    if len(widths) > 1:
+        config["widths"] = list(widths)
     write_folder(folder, net, config, card=card, dtype=dtype)
 
 
@@ -99,7 +104,20 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> Mod
         shape=tuple(config["shape"]),
         name=config["name"],
         fingerprint=files.sha256_file(folder / WEIGHTS),
+        widths=_read_widths(config.get("widths", [1.0]), net, folder / CONFIG),
     )
+
+
+def _read_widths(found: Any, net: nn.Module, path: Path) -> tuple[float, ...]:
+    if found == [1.0]:
+        return (1.0,)
+    numbers = isinstance(found, list) and all(isinstance(width, float | int) for width in found)
+    if not numbers or not isinstance(net, UNet):
+        raise DataError(f"{path}: widths must be a list of numbers, of a U-Net; got {found!r:.60}.")
+    try:
+        return check_widths(found, net.channels)
+    except ConfigError as error:
+        raise DataError(f"{path}: {error}") from None
 
 
 def save_classifier(
@@ -149,17 +167,25 @@ def as_model(
     shape: tuple[int, ...],
     name: str = "",
     fingerprint: str | None = None,
+    widths: tuple[float, ...] = (1.0,),
 ) -> Model:
-    """Wrap a network in memory as a model: evaluation mode, no gradients for its weights, channels-last."""
+    """Wrap a network in memory as a model: evaluation mode, no gradients for its weights, channels-last.
+
+    With several `widths` its sub-networks are copies, so its weights must not change any more.
+    """
     net = net.eval().requires_grad_(False)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def fn(x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        out: Tensor = net(x_t, schedule.time_input(t), label)
-        return out
+    def asked(network: nn.Module) -> Callable[..., Tensor]:
+        def fn(x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+            out: Tensor = network(x_t, schedule.time_input(t), label)
+            return out
 
+        return fn
+
+    narrow = sub_networks(net, widths) if isinstance(net, UNet) and len(widths) > 1 else None
     return Model(
-        fn=fn,
+        fn=asked(net),
         schedule=schedule,
         prediction=prediction,
         shape=shape,
@@ -167,6 +193,8 @@ def as_model(
         fingerprint=fingerprint,
         name=name,
         net=net,
+        widths=widths,
+        at_width=None if narrow is None else lambda width: asked(narrow(width)),
     )
 
 

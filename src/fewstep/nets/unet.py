@@ -40,6 +40,7 @@ class UNet(nn.Module):
         head_channels: Width of one attention head.
         groups: Upper bound of the groups of a normalisation; each keeps 4 channels or more.
         out_channels: Channels of the output; as many as `in_channels` when None.
+        time_channels: Sinusoids of the time, an even number; as many as `channels` when None.
 
     Raises:
         ConfigError: A value that cannot be built.
@@ -58,6 +59,7 @@ class UNet(nn.Module):
         head_channels: int = 32,
         groups: int = 32,
         out_channels: int | None = None,
+        time_channels: int | None = None,
     ) -> None:
         super().__init__()
         self.image_size, self.in_channels, self.channels = image_size, in_channels, channels
@@ -69,11 +71,11 @@ class UNet(nn.Module):
             groups,
         )
         self.out_channels = in_channels if out_channels is None else out_channels
+        self.time_channels = channels if time_channels is None else time_channels
         self._check()
 
         width = 4 * channels
-        self.time_frequencies = channels // 2
-        self.time_in = nn.Linear(channels, width)
+        self.time_in = nn.Linear(self.time_channels, width)
         self.time_out = nn.Linear(width, width)
         self.label = nn.Embedding(n_classes + 1, width) if n_classes else None
 
@@ -121,6 +123,8 @@ class UNet(nn.Module):
             )
         if self.channels < 4 or self.channels % 4:
             raise ConfigError(f"channels must be a positive multiple of 4; got {self.channels}.")
+        if self.time_channels < 2 or self.time_channels % 2:
+            raise ConfigError(f"time_channels must be even and positive; got {self.time_channels}.")
         factor = 2 ** (levels - 1)
         if self.image_size < factor or self.image_size % factor:
             raise ConfigError(
@@ -152,6 +156,7 @@ class UNet(nn.Module):
             "head_channels": self.head_channels,
             "groups": self.groups,
             "out_channels": self.out_channels,
+            "time_channels": self.time_channels,
         }
 
     def forward(self, x: Tensor, time: Tensor | float, label: Tensor | None = None) -> Tensor:
@@ -178,7 +183,7 @@ class UNet(nn.Module):
             time = torch.full((1,), float(time), dtype=torch.float32, device=like.device)
         time = time.to(device=like.device, dtype=torch.float32)
         time = time[:, 0] if time.ndim == 4 else time.reshape(-1)
-        emb = sinusoids(time, self.time_frequencies).to(self.time_in.weight.dtype)
+        emb = sinusoids(time, self.time_channels // 2).to(self.time_in.weight.dtype)
         emb = cast(Tensor, self.time_out(F.silu(self.time_in(emb))))
         if self.label is None:
             return emb

@@ -10,7 +10,18 @@ import typer
 
 import fewstep
 from fewstep.checks import UserError
-from fewstep.pipeline.commands import data, evaluation, interop, model, results, sampling, search
+from fewstep.pipeline.commands import (
+    align,
+    compose,
+    data,
+    evaluation,
+    interop,
+    model,
+    results,
+    sampling,
+    search,
+    stepaware,
+)
 
 app = typer.Typer(
     name="fewstep",
@@ -28,6 +39,9 @@ for command in (
     sampling.plans,
     search.teacher,
     search.search,
+    align.align,
+    stepaware.stepaware,
+    compose.compose,
     sampling.sample,
     interop.export,
     evaluation.stats,

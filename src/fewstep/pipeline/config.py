@@ -133,6 +133,11 @@ class ModelSettings(Section):
     prediction: Literal["eps", "x0", "v", "u", "edm"] = Field(
         default="eps", description="what the network outputs"
     )
+    widths: list[Annotated[float, Field(gt=0, le=1)]] = Field(
+        default=[1.0],
+        min_length=1,
+        description="shares of its channels that the network also learns to work with, 1 first",
+    )
 
 
 class TrainSettings(Section):
@@ -151,6 +156,12 @@ class TrainSettings(Section):
         default="uniform", description="weight of the loss over noise levels"
     )
     label_dropout: float = Field(default=0.0, ge=0, lt=1, description="share of labels hidden, for guidance")
+    distil: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="with several widths: how much narrow ones learn from the full one",
+    )
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="arithmetic of network calls")
     compile: bool = Field(default=False, description="torch.compile the network")
     flip: bool = Field(default=False, description="mirror half of the images, at random")
@@ -252,6 +263,91 @@ class SearchSettings(Section):
         return self
 
 
+class AlignSettings(Section):
+    """The fit of the times that the network is told at each call of a plan, without other steps or weights."""
+
+    nfe: list[Positive] = Field(default=[], description="numbers of network calls; none: no alignment")
+    objectives: list[Literal["trajectory", "paper", "paper-sequential", "denoise", "local"]] = Field(
+        default=["trajectory", "paper"],
+        min_length=1,
+        description="what times are fitted by; the best plan is chosen on images of its own",
+    )
+    magnitude: bool = Field(
+        default=True, description="also try plans with a factor on the predicted noise of each call"
+    )
+    optimiser: Literal["search", "adam"] = Field(
+        default="search", description="search: scan and golden section; adam: as published"
+    )
+    noises: int = Field(default=256, ge=16, description="noises of a fit")
+    gate_noises: int = Field(default=256, ge=16, description="other noises, on which each change must hold")
+    teacher_substeps: int = Field(
+        default=8, ge=1, description="fine steps, of order 2, in each interval of the plan"
+    )
+    refine_iterations: int = Field(
+        default=0, ge=0, description="gradient steps on all times together, from the best fit; 0: none"
+    )
+    choice_images: int = Field(default=1000, ge=16, description="images by which the plan is chosen")
+    seed: int = Field(default=1_500_000_000, ge=0, description="first seed of the alignment's images")
+    # Sizes of batches move the last bits of images, so that they can decide between two close times.
+    batch_size: int = Field(default=256, ge=1, le=65536, description="images per network call")
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        for name in ("nfe", "objectives"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name}: must not repeat a value, got {values}")
+        return self
+
+
+class StepAwareSettings(Section):
+    """The search for the width of each step, for a model that has several."""
+
+    nfe: list[Positive] = Field(
+        default=[], description="numbers of network calls whose best plan is narrowed; none: no search"
+    )
+    noises: int = Field(
+        default=64, ge=16, description="images on which widths are compared with the full one"
+    )
+    population: int = Field(default=16, ge=4, description="plans of a generation of the evolution")
+    generations: int = Field(default=4, ge=2, description="generations, the first among them")
+    front_plans: Positive = Field(
+        default=6, description="plans of the front that are kept, besides those of one width everywhere"
+    )
+    choice_images: int = Field(default=1000, ge=16, description="images of each, where there is a reference")
+    cost: Literal["macs", "ms"] = Field(
+        default="macs", description="what a narrow call saves: multiply-adds, or measured milliseconds"
+    )
+    latency_batch: int = Field(
+        default=64, ge=1, le=65536, description="images per call where time is measured"
+    )
+    seed: int = Field(
+        default=1_600_000_000, ge=0, description="first seed of the search's images, and seed of its choices"
+    )
+    # Sizes of batches move the last bits of images, so that they can decide between two close plans.
+    batch_size: int = Field(default=256, ge=1, le=65536, description="images per network call")
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        if len(set(self.nfe)) < len(self.nfe):
+            raise ValueError(f"nfe: must not repeat a value, got {self.nfe}")
+        return self
+
+
+class ComposeSettings(Section):
+    """The final comparison of plans that were searched, narrowed and aligned, by quality and time."""
+
+    images: int = Field(default=2000, ge=16, description="images of each plan")
+    target_nfe: int = Field(
+        default=50,
+        ge=2,
+        description="network calls of DDIM, whose quality is to be reached in the least time",
+    )
+    rounds: Positive = Field(default=3, description="times that each plan is timed; the median counts")
+    seed: int = Field(default=1_700_000_000, ge=0, description="first seed of these images")
+    batch_size: int = Field(default=250, ge=1, le=65536, description="images per network call, timed too")
+
+
 class SampleSettings(Section):
     """The images drawn from every plan."""
 
@@ -301,6 +397,9 @@ class Settings(Section):
     stats: StatsSettings = Field(default_factory=StatsSettings)
     plans: PlanSettings = Field(default_factory=PlanSettings)
     search: SearchSettings = Field(default_factory=SearchSettings)
+    align: AlignSettings = Field(default_factory=AlignSettings)
+    stepaware: StepAwareSettings = Field(default_factory=StepAwareSettings)
+    compose: ComposeSettings = Field(default_factory=ComposeSettings)
     sample: SampleSettings = Field(default_factory=SampleSettings)
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
     tracking: TrackingSettings = Field(default_factory=TrackingSettings)
@@ -312,11 +411,30 @@ class Settings(Section):
                 f"sample.guidance: must be 1 for a model without classes, got {self.sample.guidance}; "
                 "set model.class_conditional"
             )
-        if self.search.nfe and self.sample.seed + self.sample.n > self.search.seed:
+        used = {
+            "search": bool(self.search.nfe),
+            "align": bool(self.align.nfe),
+            "stepaware": bool(self.stepaware.nfe),
+            "compose": bool(self.align.nfe or self.stepaware.nfe),
+        }
+        last = self.sample.seed + self.sample.n - 1
+        for name, section in ((name, getattr(self, name)) for name, is_used in used.items() if is_used):
+            if last >= section.seed:
+                raise ValueError(
+                    f"{name}.seed: must lie beyond the seeds that are reported on, {self.sample.seed} to {last}; "
+                    f"got {section.seed}"
+                )
+        if self.stepaware.nfe and len(self.model.widths) < 2:
             raise ValueError(
-                f"search.seed: must lie beyond the seeds that are reported on, {self.sample.seed} to "
-                f"{self.sample.seed + self.sample.n - 1}; got {self.search.seed}"
+                f"stepaware.nfe: needs a model of several widths, such as model.widths: [1.0, 0.5]; "
+                f"got {self.stepaware.nfe} and widths {self.model.widths}"
             )
+        for name, wanted in (("stepaware", self.stepaware.nfe), ("align", self.align.nfe)):
+            if absent := set(wanted) - {*self.search.nfe, *self.plans.nfe}:
+                raise ValueError(
+                    f"{name}.nfe: must be among the numbers of calls in search.nfe or plans.nfe, whose plans it "
+                    f"starts from; got {sorted(absent)}"
+                )
         return self
 
     def result_settings(self) -> dict[str, Any]:

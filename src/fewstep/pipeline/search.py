@@ -10,11 +10,11 @@ pixels is the one that blurs best.
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,6 +34,7 @@ from fewstep.metrics.reference import Reference
 from fewstep.metrics.statistics import Statistics
 from fewstep.pipeline import study as studies
 from fewstep.pipeline.config import SearchSettings
+from fewstep.progress import Track
 from fewstep.sampling.descent import Gradient, frechet_gradient, polish, trajectory_gradient
 from fewstep.sampling.linear import linear_form
 from fewstep.sampling.plan import Plan
@@ -49,13 +50,6 @@ LOOK_IMAGES = 128  # of it: where there is a reference, the distance between set
 KNOWN = 12  # presets that are the first trials
 SEED_BLOCK = 1_000_000
 """Seeds of one purpose: a search uses four blocks from its first seed on."""
-
-
-class Track(Protocol):
-    """As `fewstep.progress.track`."""
-
-    def __call__(self, description: str, *, unit: str) -> Callable[[Iterable[int]], Iterable[int]]:
-        """Make a progress bar of that name."""
 
 
 @dataclass(frozen=True)

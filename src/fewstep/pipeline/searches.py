@@ -10,9 +10,13 @@ from pydantic import BaseModel, Field, ValidationError
 
 from fewstep.checks import ConfigError, DataError
 from fewstep.files import read_json
+from fewstep.pipeline.specs import STAMP
 from fewstep.sampling.plan import Plan, load_plan
 
 COLUMNS = ("number", "state", "value", "network_calls", "seed")
+COMPOSITION = "composition.parquet"
+BASES = "bases"  # folder, beside it, of the plans that others were made from
+COMPOSED_COLUMNS = ("plan", "hash", "nfe", "sampler", "widths", "moved", "fd", "ms", "winner")
 
 
 class Point(BaseModel):
@@ -98,6 +102,31 @@ def read_searches(folders: Sequence[Path]) -> list[FinishedSearch]:
     return [found[nfe] for nfe in sorted(found)]
 
 
+@dataclass(frozen=True)
+class Composition:
+    """What `fewstep compose` left: its table, whose first row is the target, and its plans by hash."""
+
+    table: pd.DataFrame
+    plans: dict[str, Plan]
+
+
+def read_composition(folder: Path) -> Composition:
+    """Read a folder of `fewstep compose`.
+
+    Raises:
+        DataError: There is no table, or it is damaged, or a plan of it is missing.
+    """
+    table = _read_table(folder / COMPOSITION, COMPOSED_COLUMNS)
+    files = [*folder.glob("*.json"), *(folder / BASES).glob("*.json")]
+    plans = {plan.hash: plan for plan in (load_plan(file) for file in sorted(files) if file.name != STAMP)}
+    absent = [plan for plan in table["hash"].iloc[1:] if plan not in plans]
+    if absent:
+        raise DataError(
+            f"{folder} must hold every plan of its table, but {absent[0]:.16} is missing; compose again."
+        )
+    return Composition(table, plans)
+
+
 def _read(path: Path) -> FinishedSearch:
     try:
         record = Record.model_validate(read_json(path))
@@ -122,18 +151,18 @@ def _read(path: Path) -> FinishedSearch:
             f"{plan_file} must be the plan of {path.name}, {record.nfe} calls of model {fingerprint}, but it makes "
             f"{plan.nfe} of {plan.fingerprint}; search again."
         )
-    return FinishedSearch(record, plan, _read_trials(trials_file), (plan_file, path, trials_file))
+    return FinishedSearch(record, plan, _read_table(trials_file, COLUMNS), (plan_file, path, trials_file))
 
 
-def _read_trials(path: Path) -> pd.DataFrame:
+def _read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     try:
-        trials = pd.read_parquet(path)
+        table = pd.read_parquet(path)
     except FileNotFoundError:
-        raise DataError(f"{path} must exist, but there is no such file; search again.") from None
+        raise DataError(f"{path} must exist, but there is no such file; make it again.") from None
     except Exception as error:  # the reader of parquet has errors of its own
         reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{path} must be a table of trials, but it is damaged ({reason}).") from None
-    missing = [name for name in COLUMNS if name not in trials]
+        raise DataError(f"{path} must be a table, but it is damaged ({reason}).") from None
+    missing = [name for name in columns if name not in table]
     if missing:
-        raise DataError(f"{path} must be a table of trials, but it lacks {', '.join(missing)}; search again.")
-    return trials
+        raise DataError(f"{path} must be a whole table, but it lacks {', '.join(missing)}; make it again.")
+    return table

@@ -67,25 +67,60 @@ _MODEL = (
     "checks.py",
 )
 _PREPARE = ("pipeline/commands/data.py", "data", "rng.py", "files.py", "checks.py")
-_TRAIN = ("pipeline/commands/model.py", "train", *_MODEL)
+_TRAIN = (
+    "pipeline/commands/model.py",
+    "methods/ddsm/__init__.py",
+    "methods/ddsm/sandwich.py",
+    "train",
+    *_MODEL,
+)
 _LOAD = ("interop/load.py", "interop/diffusers_model.py", *_MODEL)
-_SAMPLE = ("pipeline/commands/sampling.py", "pipeline/samples.py", "sampling", *_LOAD)
+_SAMPLE = ("pipeline/commands/sampling.py", "pipeline/samples.py", "pipeline/seeds.py", "sampling", *_LOAD)
 _EVALUATE = ("pipeline/commands/evaluation.py", "pipeline/samples.py", "metrics", *_MODEL)
 _SEARCH = (
     "pipeline/commands/search.py",
     "pipeline/search.py",
     "pipeline/solutions.py",
+    "pipeline/measure.py",
     "pipeline/study.py",
     "methods/s3",
     "sampling",
     "metrics",
     *_LOAD,
 )
+_MAKES_PLANS = ("pipeline/samples.py", "pipeline/seeds.py", "sampling", "metrics", *_LOAD)
+_STEPAWARE = (
+    "pipeline/commands/stepaware.py",
+    "pipeline/narrowing.py",
+    "pipeline/stepaware.py",
+    "pipeline/search.py",
+    "pipeline/measure.py",
+    "pipeline/study.py",
+    "methods/ddsm",
+    "methods/s3",
+    *_MAKES_PLANS,
+)
+_ALIGN = (
+    "pipeline/commands/align.py",
+    "pipeline/alignment.py",
+    "pipeline/measure.py",
+    "methods/aligner",
+    *_MAKES_PLANS,
+)
+_COMPOSE = (
+    "pipeline/commands/compose.py",
+    "pipeline/compose.py",
+    "pipeline/searches.py",
+    "methods/ddsm",
+    *_MAKES_PLANS,
+)
 _REPORT = (
     "pipeline/commands/results.py",
     "pipeline/report",
     "pipeline/samples.py",
     "pipeline/searches.py",
+    "methods/ddsm/__init__.py",
+    "methods/ddsm/widths.py",
     "metrics/certificate.py",
     "metrics/uncertainty.py",
     "metrics/statistics.py",
@@ -143,6 +178,34 @@ RULES: dict[str, Rule] = {
         results="results/{run}/plans/searched/nfe{nfe}/spec.json",
         ignores=("search.nfe",),
     ),
+    "stepaware": Rule(
+        reads=("stepaware", "sample.guidance", "plans.presets", "plans.grids", "plans.to_zero", "search.nfe"),
+        code=_STEPAWARE,
+        upstream=("train", "plans", "search", "stats"),
+        results="results/{run}/plans/stepaware/nfe{nfe}/spec.json",
+        ignores=("stepaware.nfe",),
+    ),
+    "align": Rule(
+        reads=(
+            "align",
+            "sample.guidance",
+            "stepaware.nfe",
+            "plans.presets",
+            "plans.grids",
+            "plans.to_zero",
+            "search.nfe",
+        ),
+        code=_ALIGN,
+        upstream=("train", "plans", "search", "stepaware", "stats"),
+        results="results/{run}/plans/aligned/nfe{nfe}/spec.json",
+        ignores=("align.nfe",),
+    ),
+    "compose": Rule(
+        reads=("compose", "sample.guidance", "search.nfe", "stepaware.nfe", "align.nfe"),
+        code=_COMPOSE,
+        upstream=("train", "search", "stepaware", "align", "stats"),
+        results="results/{run}/plans/composed/spec.json",
+    ),
     "sample": Rule(
         reads=("sample",),
         code=_SAMPLE,
@@ -167,10 +230,22 @@ RULES: dict[str, Rule] = {
         upstream=("sample-searched", "stats"),
         results="results/{run}/eval/searched/spec.json",
     ),
+    "sample-composed": Rule(
+        reads=("sample",),
+        code=_SAMPLE,
+        upstream=("train", "compose"),
+        results="results/{run}/samples/composed/spec.json",
+    ),
+    "evaluate-composed": Rule(
+        reads=("evaluate",),
+        code=_EVALUATE,
+        upstream=("sample-composed", "stats"),
+        results="results/{run}/eval/composed/spec.json",
+    ),
     "report": Rule(
-        reads=("plans.nfe", "search.nfe"),
+        reads=("plans.nfe", "search.nfe", "stepaware.nfe", "align.nfe"),
         code=_REPORT,
-        upstream=("evaluate", "evaluate-searched"),
+        upstream=("evaluate", "evaluate-searched", "evaluate-composed"),
         results="results/{run}/report/spec.json",
     ),
     "track": Rule(
@@ -182,6 +257,7 @@ RULES: dict[str, Rule] = {
 }
 
 SEARCHING = ("teacher", "search", "sample-searched", "evaluate-searched")
+COMPOSING = ("compose", "sample-composed", "evaluate-composed")
 
 
 @dataclass(frozen=True)
@@ -232,12 +308,18 @@ def applies(rule: str, settings: Settings) -> bool:
     """Whether a run has this rule: not every extractor is trained, and not every run searches."""
     if rule == "extractor":
         return settings.extractor.name == "classifier"
+    if rule in ("stepaware", "align"):
+        return bool(_numbers(rule, settings))
+    if rule in COMPOSING:
+        return bool(settings.stepaware.nfe or settings.align.nfe)
     return bool(settings.search.nfe) or rule not in SEARCHING
 
 
 def _numbers(rule: str, settings: Settings) -> list[int]:
     """The numbers of calls that a rule with `{nfe}` in its results is run for."""
-    return settings.search.nfe if rule in SEARCHING else settings.plans.nfe
+    if rule in SEARCHING:
+        return settings.search.nfe
+    return {"stepaware": settings.stepaware.nfe, "align": settings.align.nfe}.get(rule, settings.plans.nfe)
 
 
 def spec_path(run: str, rule: str) -> Path:

@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pandas as pd
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
@@ -49,18 +50,17 @@ def open_study(storage: str, name: str, identity: Mapping[str, Any], *, parts: i
             beyond chance is given up.
     Raises: ConfigError: the storage cannot be used, or holds another search under this name.
     """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     with _experimental_parts():
         pruner = optuna.pruners.WilcoxonPruner(p_threshold=0.1, n_startup_steps=max(2, parts // 4))
+    return _joined(storage, name, identity, directions=["minimize"], pruner=pruner)
+
+
+def _joined(storage: str, name: str, identity: Mapping[str, Any], **options: Any) -> optuna.Study:
+    """The study of that name, made with these options if it is not there."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         place = _storage(storage)
-        study = optuna.create_study(
-            storage=place,
-            study_name=name,
-            direction="minimize",
-            load_if_exists=True,
-            pruner=pruner,
-        )
+        study = optuna.create_study(storage=place, study_name=name, load_if_exists=True, **options)
     except Exception as error:  # each database has errors of its own
         raise _unreachable(storage, error) from None
     wanted = canonical_json(dict(identity))
@@ -371,3 +371,144 @@ def trials_frame(study: optuna.Study) -> pd.DataFrame:
         if t.state.is_finished()
     ]
     return pd.DataFrame(rows)
+
+
+# Two objectives: a front of genomes
+
+
+Genome = tuple[int, ...]
+"""Whole numbers from 0, one per gene."""
+
+
+def open_front(storage: str, name: str, identity: Mapping[str, Any]) -> optuna.Study:
+    """Make or join a study of two objectives, both to be small.
+    Args, Raises: as in `open_study`.
+    """
+    return _joined(storage, name, identity, directions=["minimize", "minimize"])
+
+
+def run_front(
+    study: optuna.Study,
+    measure: Callable[[Genome], tuple[float, float]],
+    *,
+    genes: int,
+    levels: int,
+    known: Sequence[tuple[str, Genome]],
+    population: int,
+    generations: int,
+    seed: int,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> None:
+    """Evolve genomes by NSGA-II [deb2002nsga2] until the study holds `generations` populations.
+
+    As in `run_trials`, trial k draws from (seed, k) and the trials before it: a search that was broken off loses the
+    trial it was at, and ends as it would have.
+
+    Args:
+        study: from `open_front`.
+        measure: the two objectives; raises DataError for a genome that cannot have them, which disqualifies it.
+        genes: of a genome.
+        levels: values of a gene, which are ordinal.
+        known: named genomes of the first population.
+        population: genomes of a generation.
+        generations: populations, the first among them.
+        seed: of all draws.
+        progress: wraps the trials.
+
+    Raises:
+        ConfigError: fewer than two populations, or a first one that is too small for `known`.
+    """
+    if population < 2 or generations < 2 or len(known) > population:
+        raise ConfigError(
+            f"An evolution needs 2 generations or more of 2 genomes or more, {len(known)} known ones in the first; "
+            f"got {generations} of {population}; raise stepaware.generations or stepaware.population."
+        )
+    names = [f"w{i:03d}" for i in range(genes)]  # the crossover cuts in the order of the names
+    for name, genome in known:
+        study.enqueue_trial(
+            dict(zip(names, genome, strict=True)), user_attrs={"seed": name}, skip_if_exists=True
+        )
+    trials = population * generations
+    bar = iter(progress(range(trials)))
+    shown = 0
+    while (done := len(_finished(study))) < trials:
+        for _ in range(done - shown):
+            next(bar, None)
+        shown = max(done, shown)
+        study.sampler = _genetic(study, population, seed)
+        trial = study.ask()
+        trial.set_user_attr("worker", _worker())
+        # Optuna counts a trial into a generation when it is asked for these, which it is not where all is fixed
+        _ = trial.relative_params
+        genome = tuple(trial.suggest_int(name, 0, levels - 1) for name in names)
+        try:
+            study.tell(trial, measure(genome))
+        except DataError as error:
+            trial.set_user_attr("disqualified", str(error))
+            study.tell(trial, state=TrialState.FAIL)
+    for _ in bar:
+        pass
+
+
+def front_frame(study: optuna.Study) -> pd.DataFrame:
+    """One row per finished trial of `run_front`: generation, state, objectives, name of a known one, and genes.
+
+    Trials that a killed worker lost are left out, so that it is the table of a search that was never broken off.
+    """
+    rows = [
+        {
+            "generation": t.system_attrs.get(_Genetic._get_generation_key()),
+            "state": t.state.name.lower(),
+            "first": t.values[0] if t.values else math.nan,
+            "second": t.values[1] if t.values else math.nan,
+            "seed": t.user_attrs.get("seed", ""),
+            **t.params,
+        }
+        for t in study.get_trials(deepcopy=False)
+        if t.state.is_finished() and not _was_lost(t)
+    ]
+    return pd.DataFrame(rows)
+
+
+def _genetic(study: optuna.Study, population: int, seed: int) -> optuna.samplers.BaseSampler:
+    """The sampler of the next trial; generations and parents are in the study itself."""
+    trials = study.get_trials(deepcopy=False)
+    number = sum(not _was_lost(t) and t.state != TrialState.WAITING for t in trials)
+    rng = generator(seed, "front", number)
+    with _experimental_parts():
+        return _Genetic(
+            population_size=population,
+            crossover=_OnePoint(),
+            mutation=_OneLevel(),
+            seed=int(rng.initial_seed() % (1 << 31)),
+        )
+
+
+class _Genetic(optuna.samplers.NSGAIISampler):
+    """NSGA-II whose parents stand in one order, whether they have just been selected or are read from the study."""
+
+    def select_parent(self, study: optuna.Study, generation: int) -> list[FrozenTrial]:
+        """Those that survive the generation before, by number."""
+        return sorted(super().select_parent(study, generation), key=lambda t: t.number)
+
+
+class _OnePoint(optuna.samplers.nsgaii.BaseCrossover):
+    """The first genes of one parent, the rest of the other: neighbouring steps keep their widths together."""
+
+    n_parents = 2
+
+    def crossover(self, parents_params: Any, rng: Any, study: optuna.Study, search_space_bounds: Any) -> Any:
+        """A child (n,) of parents (2, n)."""
+        first, second = parents_params
+        cut = rng.randint(1, len(first)) if len(first) > 1 else 0
+        return np.concatenate([first[:cut], second[cut:]])
+
+
+class _OneLevel(optuna.samplers.nsgaii.BaseMutation):
+    """One level up or down; at either end the other way."""
+
+    def mutation(self, param: float, rng: Any, study: optuna.Study, search_space_bounds: Any) -> float:
+        """The gene's new value, within its bounds."""
+        low, high = search_space_bounds
+        moved = param + (1.0 if rng.rand() < 0.5 else -1.0)
+        return moved if low <= moved <= high else 2 * param - moved

@@ -86,11 +86,13 @@ def track_run(run: str, *, uri: str, commit: str | None, results: Path = Path("r
     settings = report["settings"]
     nfe, searched = settings["plans"]["nfe"], settings.get("search", {}).get("nfe", [])
     searches = read_searches([folder / "plans" / "searched" / f"nfe{n}" for n in searched])
-    certified = [f"nfe{n}" for n in nfe] + (["searched"] if searched else [])
+    made = [settings.get(section, {}).get("nfe") for section in ("stepaware", "align")]
+    certified = [f"nfe{n}" for n in nfe] + ["searched"] * bool(searched) + ["composed"] * any(made)
     parent = _parent_record(run, folder, report, commit)
     children = [
         _training_record(folder),
         *(_search_record(folder, parent.key, search) for search in searches),
+        *([_composition_record(folder, parent.key)] if any(made) else []),
         *_sampler_records(folder, parent.key, certified),
     ]
     with _store(uri) as client:
@@ -292,6 +294,29 @@ def _search_record(folder: Path, parent: str, search: "FinishedSearch") -> _Reco
         },
         points=list(_search_points(search)),
         files=[*search.files, *figures],
+    )
+
+
+def _composition_record(folder: Path, parent: str) -> _Record:
+    """The comparison of narrowed and aligned plans, with the tables of the width searches beside its own."""
+    from fewstep.pipeline.searches import COMPOSITION, read_composition
+
+    composition = read_composition(folder / "plans" / "composed")
+    tables = sorted((folder / "plans").glob("stepaware/*/trials.parquet"))
+    files = [folder / "plans" / "composed" / COMPOSITION, *tables]
+    table = composition.table
+    winner = table[table["winner"]].iloc[0]
+    return _Record(
+        key=f"{parent}/composition/{sha256_text(''.join(map(sha256_file, files)))[:16]}",
+        name="composition",
+        tags={"snakemake.rule": "compose"},
+        params={"winner": str(winner["plan"]), "target": str(table.iloc[0]["plan"]), "plans": len(table) - 1},
+        points=[
+            (f"{what}.{role}", float(row[what]), 0)
+            for role, row in (("winner", winner), ("target", table.iloc[0]))
+            for what in ("fd", "ms")
+        ],
+        files=[*files, *sorted((folder / "report" / "figures").glob("compos*"))],
     )
 
 

@@ -174,6 +174,11 @@ class Plan:
         return any(step.eta > 0 for step in self.steps)
 
     @property
+    def sampler(self) -> str:
+        """What the plan is called in tables: how it was made, and not from how many steps or on which grid."""
+        return str(self.provenance.get("sampler") or self.provenance.get("preset") or self.name)
+
+    @property
     def narrows(self) -> bool:
         """Whether any call uses a sub-network."""
         return any(node.width for node in self.nodes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,20 @@ from fewstep.train.batches import Batch, ImageSource, batch_settings, image_batc
 from fewstep.train.descent import descend
 from fewstep.train.ema import Ema
 from fewstep.train.loop import State, fit, warmup
-from fewstep.train.losses import check_weighting, denoising_loss, draw_times
+from fewstep.train.losses import Loss, check_weighting, denoising_loss, draw_times, noised
 from fewstep.train.world import World
+
+
+class LossOfStep(Protocol):
+    """How a method trains a network in another way: the loss of each step, and what tells it apart."""
+
+    def __call__(self, rng: torch.Generator) -> Loss:
+        """The loss of one step, which may draw from the step's generator."""
+        ...
+
+    def config(self) -> dict[str, Any]:
+        """Plain values that decide the result."""
+        ...
 
 
 def train_denoiser(
@@ -41,6 +53,8 @@ def train_denoiser(
     precision: str = "fp32",
     compile: bool = False,
     parts: int = 1,
+    loss_of_step: LossOfStep | None = None,
+    start: str | None = None,
     checkpoints: str | Path | None = None,
     metrics: str | Path | None = None,
     until: int | None = None,
@@ -73,6 +87,8 @@ def train_denoiser(
         precision: "fp32", or "bf16" autocast around the network.
         compile: Use torch.compile.
         parts: Pieces of the batch, to save memory.
+        loss_of_step: Gives the loss of a step; None: `denoising_loss` in all.
+        start: Hash of the weights that `net` starts from, where they are not random.
         checkpoints: Folder of the checkpoints; None: nothing is kept.
         metrics: JSONL file of the averages over every `log_every` steps.
         until: Stop early at this step; the learning rate still follows `steps`.
@@ -105,11 +121,6 @@ def train_denoiser(
     device = next(net.parameters()).device
     call = torch.compile(net) if compile else net
 
-    def network(x_t: Tensor, time: Tensor, label: Tensor | None) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            output: Tensor = call(x_t, time, label)
-        return output
-
     def step(state: State, batch: Batch, *, rng: torch.Generator) -> Mapping[str, Tensor]:
         shape = (batch.size, *batch.x0.shape[1:])
         t = draw_times(schedule, batch.size, weighting=weighting, rng=rng)[batch.rows]
@@ -119,17 +130,19 @@ def train_denoiser(
             hidden = batch.cut(torch.rand(batch.size, generator=rng) < label_dropout)
             labels = torch.where(hidden, n_classes, labels)
 
+        of_step = denoising_loss if loss_of_step is None else loss_of_step(rng)
+
         def loss(rows: slice) -> Tensor:
-            return denoising_loss(
-                network,
+            asked = noised(
                 batch.x0[rows],
                 eps[rows],
                 t[rows],
                 schedule=schedule,
                 prediction=prediction,
                 weighting=weighting,
-                labels=None if labels is None else labels[rows],
             )
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                return of_step(call, asked, None if labels is None else labels[rows])
 
         return descend(
             loss, net, state.optimisers["net"], size=batch.size, world=world, parts=parts, clip=clip
@@ -156,6 +169,10 @@ def train_denoiser(
     if lr_course != "constant":
         # A constant rate does not know how long the training is, so it may be made longer later.
         settings["steps"] = steps
+    if loss_of_step is not None:
+        settings["loss"] = loss_of_step.config()
+    if start is not None:
+        settings["start"] = start
     return fit(
         State({"net": net}, {"net": optimiser}, {"net": ema}),
         step,

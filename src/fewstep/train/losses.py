@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,31 +63,37 @@ def draw_times(schedule: Schedule, n: int, *, weighting: str = "uniform", rng: t
     return schedule.t_min + (schedule.t_max - schedule.t_min) * uniform
 
 
-def denoising_loss(
-    network: Network,
-    x0: Tensor,
-    eps: Tensor,
-    t: Tensor,
-    *,
-    schedule: Schedule,
-    prediction: str,
-    weighting: str = "uniform",
-    labels: Tensor | None = None,
-) -> Tensor:
-    """Weighted squared error of the network's output, averaged over each image.
+class Question(NamedTuple):
+    """Noised images as a network is asked about them, and the answer that it should give.
+
+    Attributes: fed: what the network sees, (B, ...). time: the time that it is told. target: the perfect output.
+        weight: factor on its squared error, which broadcasts over the output.
+    """
+
+    fed: Tensor
+    time: Tensor
+    target: Tensor
+    weight: Tensor
+
+    def loss(self, output: Tensor, target: Tensor | None = None) -> Tensor:
+        """Weighted squared error averaged over each image, (B,) float32; to another target where one is given."""
+        off = output.float() - (self.target if target is None else target)
+        losses: Tensor = (self.weight * off.square()).flatten(1).mean(1)
+        return losses
+
+
+def noised(
+    x0: Tensor, eps: Tensor, t: Tensor, *, schedule: Schedule, prediction: str, weighting: str = "uniform"
+) -> Question:
+    """What a network is asked about images at some times.
 
     Args:
-        network: Called once, with `x_t`, the schedule's time input and the labels.
         x0: `(B, ...)` data in [-1, 1].
         eps: Unit normal noise of the same shape.
         t: float64 on the CPU: `(B,)`, or a time per pixel `(B, 1, H, W)`.
         schedule: Gives the signal and noise amplitudes.
         prediction: How the output is read, one of `PREDICTIONS`.
         weighting: One of `WEIGHTINGS`.
-        labels: int64 `(B,)` or None.
-
-    Returns:
-        `(B,)`, float32.
     """
     like = x0.ndim
     one, zero = torch.ones_like(t), torch.zeros_like(t)
@@ -108,9 +115,17 @@ def denoising_loss(
     if t.ndim == 1:
         factors = factors.reshape(7, -1, *[1] * (like - 1))
     alpha_t, sigma_t, of_x0, of_eps, weight, scale_in = factors[:6]
-    output = network(scale_in * (alpha_t * x0 + sigma_t * eps), time, labels).float()
-    losses: Tensor = (weight * (output - (of_x0 * x0 + of_eps * eps)).square()).flatten(1).mean(1)
-    return losses
+    fed = scale_in * (alpha_t * x0 + sigma_t * eps)
+    return Question(fed, time, of_x0 * x0 + of_eps * eps, weight)
+
+
+Loss = Callable[[Network, Question, Tensor | None], Tensor]
+"""(network, question, labels) -> loss of each image, (B,)."""
+
+
+def denoising_loss(network: Network, asked: Question, labels: Tensor | None = None) -> Tensor:
+    """The squared error of one network call."""
+    return asked.loss(network(asked.fed, asked.time, labels))
 
 
 def loss_weight(schedule: Schedule, prediction: str, t: Tensor, *, weighting: str) -> Tensor:

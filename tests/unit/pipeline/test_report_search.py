@@ -80,7 +80,7 @@ def headline(tmp_path: Path, certificates: list[dict[str, Any]]) -> str:
 
 def test_a_searched_plan_that_wins_is_the_headline(tmp_path: Path) -> None:
     words = headline(tmp_path, WON)
-    assert "At 5 evaluations a searched plan is best: FD 4.00 [3.80, 4.20]." in words
+    assert "At 5 evaluations a plan made for this model is best: FD 4.00 [3.80, 4.20]." in words
     assert "Its FD is 0.50 of the best preset's (dpmpp-2m on uniform-t, 8.00), certain." in words
     assert "It does not reach ddim at 50 (FD 3.00) within the evaluations searched for." in words
 
@@ -88,7 +88,7 @@ def test_a_searched_plan_that_wins_is_the_headline(tmp_path: Path) -> None:
 def test_a_searched_plan_that_loses_is_compared(tmp_path: Path) -> None:
     words = headline(tmp_path, [*STUDY, searched(10, 6.1)])
     assert "At 10 evaluations the best known sampler is dpmpp-2m on uniform-t: FD 3.05" in words
-    assert "The searched plan's FD, 6.10 [5.90, 6.30], is 2.00 of the best preset's" in words
+    assert "The best such plan's FD, 6.10 [5.90, 6.30], is 2.00 of the best preset's" in words
 
 
 def test_a_lead_within_its_interval_may_be_chance(tmp_path: Path) -> None:

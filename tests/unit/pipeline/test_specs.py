@@ -40,9 +40,12 @@ PACKAGE = ROOT / "src" / "fewstep"
 COMMANDS = {  # module in pipeline/commands -> rules whose commands it holds
     "data": ("prepare",),
     "model": ("train", "extractor"),
-    "sampling": ("plans", "sample", "sample-searched"),
+    "sampling": ("plans", "sample", "sample-searched", "sample-composed"),
     "search": ("teacher", "search"),
-    "evaluation": ("stats", "evaluate", "evaluate-searched"),
+    "evaluation": ("stats", "evaluate", "evaluate-searched", "evaluate-composed"),
+    "stepaware": ("stepaware",),
+    "align": ("align",),
+    "compose": ("compose",),
 }
 NO_RESULT_DEPENDS_ON = {
     "fewstep",
@@ -97,6 +100,7 @@ CHANGES: dict[str, Any] = {  # for fields whose other values do not follow from 
     "data.limit": {"limit": 50},
     "model.schedule": {"schedule": {"type": "flow"}},
     "model.prediction": {"prediction": "v"},
+    "model.widths": {"widths": [1.0, 0.5]},
     "train.weighting": {"weighting": "snr"},
     "train.lr_course": {"lr_course": "constant"},
     "train.precision": {"precision": "bf16"},
@@ -106,6 +110,11 @@ CHANGES: dict[str, Any] = {  # for fields whose other values do not follow from 
     "plans.grids": {"grids": ["karras"]},
     "search.sampler": {"sampler": "tpe"},
     "search.max_order": {"max_order": 2},
+    "align.nfe": {"nfe": [5]},
+    "stepaware.nfe": None,  # needs a second field; below
+    "align.objectives": {"objectives": ["denoise"]},
+    "align.optimiser": {"optimiser": "adam"},
+    "stepaware.cost": {"cost": "ms"},
     "evaluate.metrics": {"metrics": ["fd"]},
     "tracking.uri": {"uri": "x"},
     "sample.guidance": None,  # needs a second field; below
@@ -132,6 +141,8 @@ def test_every_setting_that_can_change_a_result_is_in_some_key() -> None:
             if change is not None:
                 after = {rule: key(rule, **{section: change}) for rule in RULES}
                 assert after != before, f"no rule depends on {section}.{field}"
+    slim = {"model": {"widths": [1.0, 0.5]}}
+    assert key("compose", **slim, stepaware={"nfe": [5]}) != key("compose", **slim)
     conditional = {"model": {"class_conditional": True}}
     assert key("sample", **conditional, sample={"guidance": 2.0}) != key("sample", **conditional)
 

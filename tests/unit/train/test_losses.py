@@ -7,7 +7,7 @@ from fewstep.checks import ConfigError
 from fewstep.diffusion.prediction import PREDICTIONS, input_scale, target, weights
 from fewstep.diffusion.schedule import EDM, Cosine, DDPMTable, Flow, VPLinear
 from fewstep.rng import generator
-from fewstep.train.losses import WEIGHTINGS, denoising_loss, draw_times, loss_weight
+from fewstep.train.losses import WEIGHTINGS, denoising_loss, draw_times, loss_weight, noised
 
 SCHEDULES = [VPLinear(), DDPMTable.linear(), Cosine(), EDM(), Flow()]
 STD = 0.7  # of the Gaussian data
@@ -36,10 +36,8 @@ def test_the_exact_denoisers_loss_has_its_closed_form(schedule, prediction, weig
     x0 = STD * torch.randn(shape, generator=generator(0), dtype=torch.float64)
     eps = torch.randn(shape, generator=generator(1), dtype=torch.float64)
     factor = exact_network(schedule, prediction, t).reshape(-1, 1, 1, 1)
-    loss = denoising_loss(
-        lambda x_t, time, label: factor * x_t,
-        x0, eps, t, schedule=schedule, prediction=prediction, weighting=weighting,
-    )  # fmt: skip
+    asked = noised(x0, eps, t, schedule=schedule, prediction=prediction, weighting=weighting)
+    loss = denoising_loss(lambda x_t, time, label: factor * x_t, asked)
     alpha, sigma, snr = (
         schedule.alpha(t[0]),
         schedule.sigma(t[0]),
@@ -81,8 +79,8 @@ def test_a_time_per_pixel_equals_the_time_per_image():
         shapes.append(tuple(time.shape))
         return torch.tanh(x_t) * time.reshape(2, 1, *(time.shape[2:] or (1, 1))) / 1000
 
-    per_image = denoising_loss(network, x0, eps, t, **settings)
-    per_pixel = denoising_loss(network, x0, eps, t.reshape(2, 1, 1, 1).expand(2, 1, 4, 4), **settings)
+    per_image = denoising_loss(network, noised(x0, eps, t, **settings))
+    per_pixel = denoising_loss(network, noised(x0, eps, t.reshape(2, 1, 1, 1).expand(2, 1, 4, 4), **settings))
     assert torch.allclose(per_image, per_pixel, rtol=1e-6)
     assert shapes == [(2,), (2, 1, 4, 4)]
 

@@ -118,7 +118,7 @@ def _certificate(
         plan={
             "hash": meta["plan_hash"],
             "name": meta["plan_name"],
-            "sampler": made_by.get("preset") or made_by.get("sampler") or meta["plan_name"],
+            "sampler": made_by.get("sampler") or made_by.get("preset") or meta["plan_name"],
             "grid": made_by.get("grid", ""),
             "nfe": meta["nfe"],
         },

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fewstep.checks import ConfigError
-from fewstep.files import atomic_file
+from fewstep.files import atomic_file, sha256_file
 from fewstep.pipeline.config import ExtractorSettings, ModelSettings, TrackingSettings, TrainSettings
 from fewstep.pipeline.options import DeviceOption, takes_settings
 from fewstep.pipeline.specs import Spec, stamp
 
 if TYPE_CHECKING:
     from fewstep.data.packed import Dataset
+    from fewstep.nets.unet import UNet
 
 DataOption = Annotated[Path, typer.Option(help="packed dataset, from fewstep prepare")]
 
@@ -26,6 +27,10 @@ def train(
     data: DataOption,
     out: Annotated[Path, typer.Option(help="model folder to write")],
     checkpoints: Annotated[Path, typer.Option(help="folder of checkpoints, from which training goes on")],
+    start: Annotated[
+        Path | None,
+        typer.Option(help="model folder of the same architecture to start from (default: random)"),
+    ] = None,
     device: DeviceOption = "auto",
     *,
     model: ModelSettings,
@@ -39,6 +44,7 @@ def train(
     """
     from fewstep.data.packed import load_dataset
     from fewstep.diffusion.schedule import DDPMTable, schedule_from_config
+    from fewstep.methods.ddsm.sandwich import Sandwich
     from fewstep.nets.folder import save_model
     from fewstep.nets.unet import UNet
     from fewstep.pipeline.devices import chosen_device
@@ -71,6 +77,8 @@ def train(
             dropout=model.dropout,
             n_classes=len(dataset.classes or ()) if model.class_conditional else 0,
         ).to(chosen_device(device, local_rank=world.local_rank))
+        started_from = None if start is None else _copied(start, net)
+        several = len(model.widths) > 1
         with _live(metrics, tracking, spec, leads=world.leads):
             state = train_denoiser(
                 dataset,
@@ -90,6 +98,8 @@ def train(
                 ema_decay=train.ema_decay,
                 precision=train.precision,
                 compile=train.compile,
+                loss_of_step=Sandwich(net, model.widths, distil=train.distil) if several else None,
+                start=started_from,
                 checkpoints=folder,
                 metrics=metrics,
                 log_every=train.log_every,
@@ -109,10 +119,12 @@ def train(
         card={
             **_facts(dataset, net),
             "settings": {"model": model.model_dump(mode="json"), "train": train.model_dump(mode="json")},
+            "started_from": started_from,
             "steps": state.step,
             "images_seen": state.images_seen,
             "seconds_of_last_start": round(time.time() - started, 1),
         },
+        widths=model.widths,
     )
     with atomic_file(out / metrics.name) as temporary:
         shutil.copyfile(metrics, temporary)
@@ -169,6 +181,14 @@ def extractor(
     if spec:
         stamp(spec, out)
     typer.echo(f"{out}: classifier of {dataset.name}, {right:.1%} of the test images right")
+
+
+def _copied(folder: Path, net: "UNet") -> str:
+    """Fill a network with the weights of a model folder; returns their hash."""
+    from fewstep.nets.folder import WEIGHTS, fill, read_weights
+
+    fill(net, read_weights(folder / WEIGHTS), source=folder / WEIGHTS)
+    return sha256_file(folder / WEIGHTS)
 
 
 def _live(

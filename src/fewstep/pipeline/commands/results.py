@@ -26,6 +26,9 @@ def report(
     search: Annotated[
         list[Path] | None, typer.Option(help="folder of fewstep search, to show how plans were found")
     ] = None,
+    composed: Annotated[
+        Path | None, typer.Option(help="folder of fewstep compose, to show quality against time")
+    ] = None,
     model: Annotated[Path | None, typer.Option(help="model folder, for its card and training curve")] = None,
     run: Annotated[str, typer.Option(help="name in the title")] = "",
     *,
@@ -45,6 +48,7 @@ def report(
         card=None if model is None else model / "card.json",
         training=None if model is None else model / "metrics.jsonl",
         searches=search or [],
+        composed=composed,
     )
     if spec:
         stamp(spec, out)

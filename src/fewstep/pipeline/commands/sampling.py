@@ -12,7 +12,14 @@ from fewstep.checks import ConfigError
 from fewstep.files import atomic_dir, require_space
 from fewstep.pipeline.config import PlanSettings, SampleSettings
 from fewstep.pipeline.options import DeviceOption, takes_settings
-from fewstep.pipeline.samples import Samples, files_in, parse_seeds, seeds_text, write_samples
+from fewstep.pipeline.samples import (
+    Samples,
+    files_in,
+    parse_seeds,
+    seeds_text,
+    write_samples,
+)
+from fewstep.pipeline.seeds import require_unseen
 from fewstep.pipeline.specs import Spec, stamp
 
 if TYPE_CHECKING:
@@ -142,7 +149,7 @@ def sample(
     loaded = [load_plan(path) for path in files]
     chosen = parse_seeds(seeds) if seeds else range(sample.seed, sample.seed + sample.n)
     for one in loaded:
-        _require_unseen(one, chosen)
+        require_unseen(one, chosen)
     network = load_model(model, device=chosen_device(device))
     to_folder = out.suffix != ".npz"
     if not to_folder and len(files) > 1:
@@ -157,16 +164,6 @@ def sample(
             if spec:
                 stamp(spec, folder)
     typer.echo(f"{out}: {len(chosen)} images from {'each of ' if len(files) > 1 else ''}{len(files)} plans")
-
-
-def _require_unseen(plan: "Plan", seeds: Sequence[int]) -> None:
-    """Raise ConfigError where images of these seeds had a part in finding the plan."""
-    for purpose, (first, last) in plan.provenance.get("seeds", {}).items():
-        if seeds[0] <= last and first <= seeds[-1]:
-            raise ConfigError(
-                f"Seeds to report on must not have been searched on, but {seeds[0]}-{seeds[-1]} overlaps "
-                f"{first}-{last} ({purpose} of {plan.name}); choose other seeds."
-            )
 
 
 def _drawn(model: "Model", plan: "Plan", seeds: range, settings: SampleSettings, force: bool) -> Samples:

@@ -12,13 +12,12 @@ import typer
 from fewstep.checks import ConfigError
 from fewstep.files import atomic_dir, write_json
 from fewstep.pipeline.config import PlanSettings, SampleSettings, SearchSettings
+from fewstep.pipeline.measure import reference_and_extractor
 from fewstep.pipeline.options import DeviceOption, takes_settings
 from fewstep.pipeline.specs import Spec, stamp
 
 if TYPE_CHECKING:
     from fewstep.methods.s3.teacher import Teacher
-    from fewstep.metrics.extractor import Extractor
-    from fewstep.metrics.reference import Reference
     from fewstep.pipeline.search import Found
     from fewstep.sampling.task import Task
 
@@ -118,7 +117,7 @@ def search(
     ]
     kept = study or out.with_name(f"{out.name}.study")
     kept = kept / spec.key if spec else kept
-    measured, network = _reference(reference, data, extractor, device, task)
+    measured, network = reference_and_extractor(reference, data, extractor, device, task)
     solutions = _teacher(task, search, to_zero, teacher, kept)
     found: list[Found] = []
     for space in spaces:
@@ -198,31 +197,6 @@ def _teacher(
                 "give the settings it was made with, or make it again."
             )
     return read
-
-
-def _reference(
-    reference: Path | None, data: Path | None, extractor: str, device: str, task: "Task"
-) -> tuple["Reference | None", "Extractor | None"]:
-    if reference is None and data is None:
-        return None, None
-    if reference is not None and data is not None:
-        raise ConfigError("--reference and --data say the same thing in two ways; leave out one of the two.")
-    from fewstep.metrics.extractor import load_extractor
-    from fewstep.metrics.reference import build_reference, load_reference
-    from fewstep.pipeline.devices import chosen_device
-    from fewstep.progress import track
-
-    network = load_extractor(extractor, device=chosen_device(device))
-    shape = task.model.image_shape
-    if network.shape not in (None, shape):
-        raise ConfigError(
-            f"The extractor must take the model's images, (C, H, W) = {shape}; {network.id} takes {network.shape}; "
-            "use another extractor."
-        )
-    if reference is not None:
-        return load_reference(reference, extractor=network), network
-    assert data is not None
-    return build_reference(data, network, progress=track("stats", unit="batch")), network
 
 
 @contextmanager

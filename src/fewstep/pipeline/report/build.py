@@ -10,11 +10,12 @@ import pandas as pd
 from fewstep.checks import DataError
 from fewstep.files import atomic_dir, read_json, write_json
 from fewstep.pipeline.report import figures
+from fewstep.pipeline.report.composition import composition_panel
 from fewstep.pipeline.report.images import SampleFile, read_sample_files, shared_seeds, strip
 from fewstep.pipeline.report.page import Background, Panel, Samples, describe, render
 from fewstep.pipeline.report.results import Results, flat_metrics, number, read_results, reference_row
 from fewstep.pipeline.report.search import search_panels
-from fewstep.pipeline.searches import read_searches
+from fewstep.pipeline.searches import read_composition, read_searches
 
 PANEL_ROWS = 10
 
@@ -29,13 +30,14 @@ def build_report(
     training: Path | None = None,
     settings: Path | None = None,
     searches: Sequence[Path] = (),
+    composed: Path | None = None,
 ) -> Results:
     """Write the report of a run: the page, the tables and the figures, all or nothing.
 
     The folder holds `index.html` (nothing else is needed to read it), `leaderboard.csv`, `metrics.json`
     (flat, for `dvc metrics`) and `figures/` with `fd_vs_nfe`, `fd_vs_ms`, `samples_nfe<N>`, `search_nfe<N>`,
-    `plan_nfe<N>` and `training` as PNG and SVG, as far as there is data for them. The same inputs give the same
-    bytes.
+    `plan_nfe<N>`, `composition`, `composed_plan` and `training` as PNG and SVG, as far as there is data for them.
+    The same inputs give the same bytes.
 
     Args:
         certificates: Files, or folders that hold them.
@@ -46,6 +48,7 @@ def build_report(
         training: `metrics.jsonl` of its training.
         settings: JSON of the settings of the run.
         searches: Folders of `fewstep search`.
+        composed: Folder of `fewstep compose`.
 
     Returns:
         The table behind the report.
@@ -63,7 +66,15 @@ def build_report(
     )
     gallery = collect_samples(results, read_sample_files(samples))
     panels = search_panels(read_searches(searches), results)
-    page = render(results, run=run, samples=gallery, background=background, searches=panels)
+    composition = None if composed is None else composition_panel(read_composition(composed), results)
+    page = render(
+        results,
+        run=run,
+        samples=gallery,
+        background=background,
+        searches=panels,
+        composition=composition,
+    )
     with atomic_dir(out) as folder:
         (folder / "index.html").write_text(page, encoding="utf-8")
         results.frame.drop(columns="resampling").to_csv(
@@ -72,9 +83,9 @@ def build_report(
         write_json(folder / "metrics.json", flat_metrics(results))
         (folder / "figures").mkdir()
         _save_figures(results, gallery, background, folder / "figures")
-        for panel in panels:
-            for name, figure in panel.figures.items():
-                figures.save(figure, folder / "figures" / name)
+        shown = [panel.figures for panel in panels] + ([composition.figures] if composition else [])
+        for name, figure in (pair for one in shown for pair in one.items()):
+            figures.save(figure, folder / "figures" / name)
     return results
 
 

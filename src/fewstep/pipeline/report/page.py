@@ -13,7 +13,6 @@ from PIL import Image
 from fewstep.pipeline.report import figures
 from fewstep.pipeline.report.images import data_uri
 from fewstep.pipeline.report.results import (
-    SEARCHED,
     Results,
     calls_to_match,
     number,
@@ -23,6 +22,7 @@ from fewstep.pipeline.report.results import (
 )
 
 if TYPE_CHECKING:
+    from fewstep.pipeline.report.composition import CompositionPanel
     from fewstep.pipeline.report.search import SearchPanel
 
 # The same hues as on paper, light enough to read on dark.
@@ -73,6 +73,7 @@ def render(
     samples: Samples,
     background: Background,
     searches: Sequence["SearchPanel"] = (),
+    composition: "CompositionPanel | None" = None,
 ) -> str:
     """The page as text; it names no address that a browser would load."""
     lines = figures.highlighted(results)
@@ -95,6 +96,7 @@ def render(
         headline=headline(results),
         winners=winners(results),
         searches=searches,
+        composition=composition,
         searched_nfe=min(
             (s.nfe for s in searches), key=lambda n: abs(n - results.headline_nfe), default=None
         ),
@@ -128,17 +130,20 @@ def headline(results: Results) -> list[str]:
     nfe = results.headline_nfe
     entry = next(entry for entry in winners(results) if entry["nfe"] == nfe)
     best, reference = entry["best"], reference_row(results)
-    ours = best["sampler"] == SEARCHED
+    own = entry["own"]
+    ours = best is own
     if ours:
-        what = "a searched plan is best"
+        what = "a plan made for this model is best" + (
+            f", {best['sampler']}" if "+" in best["sampler"] else ""
+        )
     elif entry["candidates"] > 1:
         what = f"the best known sampler is {describe(best)}"
     else:
         what = f"there is one sampler, {describe(best)}"
     sentences = [f"At {nfe} evaluations {what}: FD {interval(best, 'fd')}."]
-    if entry["searched"] is not None and not math.isnan(entry["searched"]["of_preset"]):
-        start = "Its FD is" if ours else f"The searched plan's FD, {interval(entry['searched'], 'fd')}, is"
-        sentences.append(f"{start} {of_preset(entry)}.")
+    if own is not None and not math.isnan(own["of_preset"]):
+        start = "Its FD is" if ours else f"The best such plan's FD, {interval(own, 'fd')}, is"
+        sentences.append(f"{start} {of_preset(own, entry['preset'])}.")
     if entry["ties"]:
         sentences.append(f"{entry['ties']} of {entry['candidates'] - 1} other plans cannot be told from it.")
     if reference["nfe"] > nfe and reference["sampler"] != best["sampler"]:
@@ -148,18 +153,17 @@ def headline(results: Results) -> list[str]:
             searched = "searched for" if ours else "measured"
             sentences.append(f"It does not reach {target} within the evaluations {searched}.")
         else:
-            who = "A searched plan" if ours else "It"
+            who = "Such a plan" if ours else "It"
             sentences.append(f"{who} needs {calls} evaluations to match {target}.")
     if not math.isnan(results.baseline):
         sentences.append(f"Equally many real images are at FD {number(results.baseline)}.")
     return sentences
 
 
-def of_preset(entry: Mapping[str, Any]) -> str:
-    """`0.45 of the best preset's (dpmpp-2m on uniform-t, 23.2), certain` for an entry of `winners`."""
-    searched, preset = entry["searched"], entry["preset"]
-    how = "certain" if searched["certain"] else "a difference that may be chance"
-    return f"{searched['of_preset']:.2f} of the best preset's ({describe(preset)}, {number(preset['fd'])}), {how}"
+def of_preset(row: Mapping[str, Any], preset: Mapping[str, Any]) -> str:
+    """`0.45 of the best preset's (dpmpp-2m on uniform-t, 23.2), certain`, for a plan made for the model."""
+    how = "certain" if row["certain"] else "a difference that may be chance"
+    return f"{row['of_preset']:.2f} of the best preset's ({describe(preset)}, {number(preset['fd'])}), {how}"
 
 
 def describe(row: Mapping[str, Any]) -> str:

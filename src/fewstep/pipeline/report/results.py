@@ -17,7 +17,7 @@ from fewstep.pipeline.samples import files_in
 
 HEADLINE_NFE = 10
 BASELINE_SAMPLER = "ddim"
-SEARCHED = "searched"  # sampler of plans that fewstep search found; every other plan is a preset
+SEARCHED = "searched"  # sampler of plans that fewstep search found
 FRECHET_NAMES = ("FD", "FID", "cleanFID")
 METRIC_NAMES = {"KID": "kid", "precision": "precision", "recall": "recall"}
 
@@ -32,7 +32,7 @@ class Results:
         frame: One row per certificate, best first within each NFE. Columns: sampler, grid, family, nfe, rank,
             fd, fd_low, fd_high, baseline, mean_term, trace_term, kid, kid_low, kid_high, precision,
             precision_low, precision_high, recall, recall_low, recall_high, calls, ms, seconds, device, plan,
-            plan_hash, certificate, of_preset (FD of a searched plan over that of the best preset of its NFE),
+            plan_hash, certificate, of_preset (FD of a plan made for the model over that of the best preset of its NFE),
             certain (whether the interval of their difference excludes zero; None where there is no of_preset),
             resampling (seed, level and replicates of the distance, or None). A measurement that was not made
             is NaN.
@@ -66,6 +66,11 @@ class Results:
     def searched(self) -> list[int]:
         """The numbers of evaluations at which a searched plan was measured, in rising order."""
         return sorted({int(nfe) for nfe in self.frame["nfe"][self.frame["sampler"] == SEARCHED]})
+
+    @property
+    def own(self) -> bool:
+        """Whether any plan was made for the model."""
+        return bool(self.frame["sampler"].map(made_here).any())
 
     @property
     def headline_nfe(self) -> int:
@@ -118,6 +123,11 @@ def read_results(paths: Sequence[Path]) -> Results:
 def family(sampler: str) -> str:
     """The name shared by the variants of a sampler: `dpmpp-3m-exact` and `dpmpp-2m` are both `dpmpp`."""
     return _VARIANT.sub("", sampler)
+
+
+def made_here(sampler: str) -> bool:
+    """Whether plans of that name were made for the model: searched, narrowed or aligned; all others are presets."""
+    return sampler == SEARCHED or "+" in sampler
 
 
 def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> Difference:
@@ -181,8 +191,8 @@ def winners(results: Results) -> list[dict[str, Any]]:
     Returns:
         Dictionaries with keys nfe, best, runner_up (a row or None), lead (runner-up minus best, a Difference
         or None), ties (how many rows cannot be told from the best), candidates, searched (the best searched
-        plan or None), preset (the best other row or None), ddim (the best DDIM row or None), ratio (FD of the
-        best over FD of DDIM, or None).
+        plan or None), own (the best plan made for the model or None), preset (the best of the others or None), ddim
+        (the best DDIM row or None), ratio (FD of the best over FD of DDIM, or None).
     """
     table = []
     for nfe in results.steps:
@@ -190,7 +200,8 @@ def winners(results: Results) -> list[dict[str, Any]]:
         best, others = rows[0], rows[1:]
         runner_up = next((row for row in others if row["sampler"] != best["sampler"]), None)
         searched = next((row for row in rows if row["sampler"] == SEARCHED), None)
-        preset = next((row for row in rows if row["sampler"] != SEARCHED), None)
+        own = next((row for row in rows if made_here(row["sampler"])), None)
+        preset = next((row for row in rows if not made_here(row["sampler"])), None)
         ddim = next((row for row in rows if row["sampler"] == BASELINE_SAMPLER), None)
         table.append(
             {
@@ -201,6 +212,7 @@ def winners(results: Results) -> list[dict[str, Any]]:
                 "ties": sum(not distinguishable(best, row) for row in others),
                 "candidates": len(rows),
                 "searched": searched,
+                "own": own,
                 "preset": preset,
                 "ddim": ddim,
                 "ratio": best["fd"] / ddim["fd"] if ddim and ddim["fd"] > 0 else None,
@@ -247,6 +259,9 @@ def flat_metrics(results: Results) -> dict[str, Any]:
             flat[f"{key}.searched"] = entry["searched"]["fd"]
             if not math.isnan(entry["searched"]["of_preset"]):
                 flat[f"{key}.ratio"] = entry["searched"]["of_preset"]
+        if entry["own"] is not None:
+            flat[f"{key}.own"] = entry["own"]["sampler"]
+            flat[f"{key}.fd_own"] = entry["own"]["fd"]
     return flat
 
 
@@ -317,11 +332,10 @@ def _row(certificate: Mapping[str, Any], metric: str, path: Path) -> dict[str, A
 
 def _compare_with_presets(frame: pd.DataFrame) -> None:
     """Add the columns of_preset and certain."""
-    presets = frame[frame["sampler"] != SEARCHED].drop_duplicates("nfe").to_dict("records")
+    presets = frame[~frame["sampler"].map(made_here)].drop_duplicates("nfe").to_dict("records")
     best = {row["nfe"]: row for row in presets if row["fd"] > 0}
     pairs = [
-        (row, best.get(row["nfe"]) if row["sampler"] == SEARCHED else None)
-        for row in frame.to_dict("records")
+        (row, best.get(row["nfe"]) if made_here(row["sampler"]) else None) for row in frame.to_dict("records")
     ]
     frame["of_preset"] = [math.nan if preset is None else row["fd"] / preset["fd"] for row, preset in pairs]
     certain = [None if preset is None else distinguishable(row, preset) for row, preset in pairs]

@@ -25,6 +25,7 @@ from fewstep.sampling.plan import Plan, Step
 from fewstep.sampling.presets import PRESETS
 
 BARS = 10
+NODE = 7.5  # points across a node at full width
 SIDE_BY_SIDE = 7  # rows of weights up to which two tables fit beside one another
 ENDS = ("complete", "pruned", "disqualified", "lost")
 PURPOSES = ("presets", "trials", "validation", "polish", "finalists")  # of calls and seeds, in order of time
@@ -125,7 +126,7 @@ def _sentences(search: FinishedSearch, results: Results) -> list[str]:
     if entry is None or row is None or row["plan_hash"] != search.plan.hash:
         return [*sentences, "No certificate of this report is about it."]
     reported = f"On the seeds of this report its FD is {interval(row, 'fd')}"
-    compared = "" if math.isnan(row["of_preset"]) else f", {of_preset(entry)}"
+    compared = "" if math.isnan(row["of_preset"]) else f", {of_preset(row, entry['preset'])}"
     return [*sentences, f"{reported}{compared}."]
 
 
@@ -275,6 +276,8 @@ def _plain_numbers(axes: Axes) -> None:
 def plan_figure(plans: Mapping[str, Plan]) -> Figure:
     """One or two plans of one schedule: their nodes by log-SNR, and below the weights of every step.
 
+    A node is as large as the network is wide there; a cross beside it is the time that the network is told.
+
     A step reads x_end = A x_start + sum of c_m x0_m, whatever way it was written; what the step of a
     structured plan is stands beside its weights.
     """
@@ -315,7 +318,12 @@ def _draw_nodes(axes: Axes, plans: Mapping[str, Plan], schedule: Schedule) -> No
             clean, analytic = math.isinf(node.lambda_), node.eval.startswith("afs")
             marker = "s" if clean else "D" if analytic else "o"
             inside = "none" if clean or analytic else colour
-            axes.plot(x, y, marker, color=colour, markerfacecolor=inside, markersize=6.5, zorder=3)
+            size = NODE / (1 + (node.width or 0)) ** 0.5
+            axes.plot(x, y, marker, color=colour, markerfacecolor=inside, markersize=size, zorder=3)
+            if node.t_cond is not None:
+                told = float(schedule.lambda_(torch.tensor(node.t_cond, dtype=torch.float64)))
+                axes.plot([x, told], [y, y + 0.3], color=colour, linewidth=0.8, zorder=2)
+                axes.plot(told, y + 0.3, "x", color=colour, markersize=4.5, zorder=3)
             label = "clean" if clean else f"{i} analytic" if analytic else str(i)
             axes.annotate(
                 label, (x, y), xytext=(0, -6), textcoords="offset points", ha="center", va="top", fontsize=8,

@@ -38,7 +38,7 @@ def print_leaderboard(
     stream = sys.stdout if stream is None else stream
     rows = leaderboard_rows(results, top=top, nfe=nfe)
     headers: tuple[str, ...] = _HEADERS
-    if not results.searched:
+    if not results.own:
         headers, *rows = (row[:_OF_PRESET] + row[_OF_PRESET + 1 :] for row in (headers, *rows))
     if not stream.isatty():
         stream.write(_plain(headers, rows))
@@ -49,7 +49,9 @@ def print_leaderboard(
     table = Table(
         title=results.metric,
         caption="= cannot be told from the best of its NFE"
-        + ("; of preset: FD of the searched plan over that of the best preset" if results.searched else ""),
+        + (
+            "; of preset: FD of a plan made for the model over that of the best preset" if results.own else ""
+        ),
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )

@@ -1,0 +1,313 @@
+"""Fit the time told at each network call of a plan, one call after the other, and keep what holds elsewhere.
+
+Differs from the authors' code: times stay in the trained range, the search is a scan with golden section, and a step
+changes only if unseen noises agree [xia2023aligner].
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fewstep.checks import ConfigError
+from fewstep.methods.aligner.fine import Calibration, Fine
+from fewstep.methods.aligner.objectives import (
+    SCALES,
+    Judge,
+    Walk,
+    fine_path,
+    finite_mean,
+    require_objective,
+    x_T,
+)
+from fewstep.methods.aligner.optimise import adam, golden
+from fewstep.methods.aligner.student import Draw, Student
+from fewstep.sampling.plan import Plan
+from fewstep.sampling.sample import Costs, solve
+from fewstep.sampling.task import Task, distances
+
+MAX_LOG_RATIO = 0.7
+"""Bound on |log(time told / own time)|: a factor of two."""
+SURE = 2.0  # standard errors by which a change must be better on unseen noises
+
+OPTIMISERS = ("search", "adam")
+GATES = ("plan", "steps", "none")
+
+
+@dataclass(frozen=True)
+class Gain:
+    """An objective before and after a change; the standard error is that of the paired difference."""
+
+    before: float
+    after: float
+    error: float
+
+    @classmethod
+    def of(cls, before: Tensor, after: Tensor) -> "Gain":
+        """Of losses on the same images, (B,) each."""
+        difference = after - before
+        error = float(difference.std()) / math.sqrt(len(difference)) if len(difference) > 1 else math.inf
+        return cls(float(before.mean()), float(after.mean()), error)
+
+    @property
+    def sure(self) -> bool:
+        """Whether it is better by more than chance."""
+        return self.after - self.before < -SURE * self.error
+
+
+@dataclass(frozen=True)
+class AlignedNode:
+    """What was tried at one network call.
+
+    Attributes:
+        t_cond: the time that the network is told from now on.
+        eps_scale: factor on the predicted noise from now on.
+        tried: the best (t_cond, eps_scale) of the fit; None where the objective has nothing to say.
+        fit, held_out: mean squared distance on the noises of the fit, and on others.
+        kept: whether what was tried is what is told.
+        why: if not, the reason.
+    """
+
+    node: int
+    t: float
+    t_cond: float
+    eps_scale: float
+    tried: tuple[float, float] | None = None
+    fit: Gain | None = None
+    held_out: Gain | None = None
+    kept: bool = False
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """What came out.
+
+    Attributes:
+        plan: the aligned plan, or the one that came in.
+        found: the plan with every step's change, whether or not it is better as a whole.
+        nodes: what was tried at each network call.
+        endpoint: mean distance to the fine solutions of unseen noises; None for plans that draw noise.
+        accepted: whether `plan` has moved.
+        why: if not, the reason.
+    """
+
+    plan: Plan
+    found: Plan
+    nodes: tuple[AlignedNode, ...]
+    endpoint: Gain | None
+    accepted: bool
+    why: str = ""
+
+
+def align(
+    task: Task,
+    plan: Plan,
+    *,
+    seeds: Sequence[int],
+    gate_seeds: Sequence[int],
+    objective: str = "trajectory",
+    optimiser: str = "search",
+    magnitude: bool = False,
+    images: Tensor | None = None,
+    labels: Tensor | None = None,
+    substeps: int = 8,
+    calibration: Calibration | None = None,
+    gate: str = "plan",
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> Alignment:
+    """Find the times to tell the network in a plan.
+
+    Each network call in order: the best time on the noises of `seeds`, kept if it is better on those of `gate_seeds`
+    by two standard errors of the paired difference. The last call is left alone by the objectives `paper` and
+    `paper-sequential`, which ask the network where it lands.
+
+    Args:
+        task: model, guidance and batch size; its network's weights are neither changed nor given gradients.
+        plan: what to align; the values it has already are what it is compared with.
+        seeds: noises of the fit.
+        gate_seeds: noises that decide, others than `seeds`.
+        objective: a key of OBJECTIVES.
+        optimiser: `search`, a scan with golden section, or `adam`, as published.
+        magnitude: also fit a factor on the predicted noise, within 0.8 and 1.2.
+        images: x0 in [-1, 1] (N, *model.shape), or latents, for the objectives that start from some; the first
+            len(seeds) are for the fit, the next len(gate_seeds) decide.
+        labels: class of each image, (N,), for class-conditional models.
+        substeps: steps of the fine path in each of the plan's intervals.
+        calibration: the network's own clock, for the fine path.
+        gate: `plan`, the whole must come nearer to the fine solutions, too; `steps`, only the steps are gated;
+            `none`, everything that was tried is kept.
+        progress: wraps the network calls.
+
+    Returns:
+        The aligned plan and how each of its calls fared.
+
+    Raises:
+        ConfigError: the arguments do not go together. DataError: an objective is not finite.
+    """
+    _check(optimiser, gate, substeps, seeds, gate_seeds)
+    goal = require_objective(objective, task, plan, images, labels)
+    student = Student(task, plan)
+    if goal.reads_images:
+        draws = _pairs(student, seeds, gate_seeds, images, labels)
+    else:
+        draws = (student.draw(seeds), student.draw(gate_seeds))
+    fine = Fine(task, substeps, calibration)
+    follows = goal.judges == "landing" and goal.own_path
+    fit, held_out = (
+        Walk(student, goal, draw, fine, fine_path(student, draw, fine) if follows else None) for draw in draws
+    )
+    tuning = _Tuning(task, optimiser, magnitude, gate != "none", skips_last=goal.judges == "change")
+    nodes = []
+    for i in progress(range(len(student.stages))):
+        judges = fit.judge(i), held_out.judge(i)
+        node = tuning.tuned(*judges, is_last=i + 1 == len(student.stages))
+        for walk, judge in zip((fit, held_out), judges, strict=True):
+            walk.advance(judge, node.t_cond, node.eps_scale)
+        if judges[0].stage.asks:
+            nodes.append(node)
+    found = _told(plan, nodes, task)
+    return _judged(student, found, tuple(nodes), student.draw(gate_seeds), held_out, gate)
+
+
+def _check(optimiser: str, gate: str, substeps: int, seeds: Sequence[int], gate_seeds: Sequence[int]) -> None:
+    for name, value, allowed in (("optimiser", optimiser, OPTIMISERS), ("gate", gate, GATES)):
+        if value not in allowed:
+            raise ConfigError(f"{name} must be one of {', '.join(allowed)}; got {value!r}.")
+    if substeps < 1:
+        raise ConfigError(f"substeps must be at least 1; got {substeps}.")
+    if len(seeds) < 2 or len(gate_seeds) < 2 or set(seeds) & set(gate_seeds):
+        raise ConfigError(
+            f"seeds and gate_seeds must be two or more each, none of them in both; got {len(seeds)} and "
+            f"{len(gate_seeds)}, {len(set(seeds) & set(gate_seeds))} in both."
+        )
+
+
+def _pairs(
+    student: Student,
+    seeds: Sequence[int],
+    gate_seeds: Sequence[int],
+    images: Tensor | None,
+    labels: Tensor | None,
+) -> tuple[Draw, Draw]:
+    """Images and noises, of which none is in both."""
+    assert images is not None
+    n, total = len(seeds), len(seeds) + len(gate_seeds)
+    if len(images) < total:
+        raise ConfigError(
+            f"There must be an image for each of the {n} noises of the fit and {total - n} of the gate; "
+            f"got {len(images)}; give more images, or fewer noises."
+        )
+    first, second = (None, None) if labels is None else (labels[:n], labels[n:total])
+    return student.draw(seeds, images[:n], first), student.draw(gate_seeds, images[n:total], second)
+
+
+def _told(plan: Plan, nodes: Sequence[AlignedNode], task: Task) -> Plan:
+    """The plan with other times and scales; the plan itself where none has changed."""
+    changed = list(plan.nodes)
+    for node in nodes:
+        told = None if node.t_cond == node.t else node.t_cond
+        changed[node.node] = replace(changed[node.node], t_cond=told, eps_scale=node.eps_scale)
+    if tuple(changed) == plan.nodes:
+        return plan
+    return replace(plan, nodes=tuple(changed), guidance=task.guidance, fingerprint=task.model.fingerprint)
+
+
+def _judged(
+    student: Student, found: Plan, nodes: tuple[AlignedNode, ...], draw: Draw, seen: Walk, gate: str
+) -> Alignment:
+    """The plan found, or the one that came in where it is no better as a whole."""
+    plan = student.plan
+    if found is plan:
+        return Alignment(plan, plan, nodes, None, False, "no step has moved")
+    if plan.stochastic:
+        # a noise has no fine solution of its own where further noises follow: the steps' gates stand alone
+        return Alignment(found, found, nodes, None, True)
+    path = seen.path or fine_path(student, draw, seen.fine)
+    before, after = (endpoint_distances(student, one, draw, path[-1]) for one in (plan, found))
+    endpoint = Gain.of(before, after)
+    if gate == "plan" and not endpoint.sure:
+        return Alignment(plan, found, nodes, endpoint, False, f"as a whole {_sentence(endpoint)}")
+    return Alignment(found, found, nodes, endpoint, True)
+
+
+def endpoint_distances(student: Student, plan: Plan, draw: Draw, end: Tensor) -> Tensor:
+    """Distance of what a plan makes to the fine solution of each noise, (B,)."""
+    task, parts, start = student.task, [], x_T(student, draw)
+    for first in range(0, len(start), task.batch_size):
+        rows, costs = slice(first, first + task.batch_size), Costs()
+        labels = None if draw.labels is None else draw.labels[rows]
+        parts.append(solve(task.model, plan, start[rows], labels=labels, guidance=task.guidance, costs=costs))
+        task.calls += costs.network_calls * len(parts[-1])
+    return distances(torch.cat(parts), end if plan.clip is None else end.clamp(-plan.clip, plan.clip))
+
+
+def _sentence(gain: Gain) -> str:
+    by = (gain.before - gain.after) / gain.error if gain.error > 0 else 0.0
+    return f"it gains {by:.1f} standard errors on unseen noises, where more than {SURE:g} are asked"
+
+
+@dataclass
+class _Tuning:
+    """How one network call is tuned."""
+
+    task: Task
+    optimiser: str
+    magnitude: bool
+    gated: bool
+    skips_last: bool
+
+    def tuned(self, fit: Judge, held_out: Judge, *, is_last: bool) -> AlignedNode:
+        """The best time and scale, gated."""
+        node = fit.student.plan.nodes[fit.stage.node]
+        told, scale = node.t if node.t_cond is None else node.t_cond, node.eps_scale
+        same = AlignedNode(fit.stage.node, node.t, told, scale)
+        if not fit.stage.asks or (is_last and self.skips_last):
+            return replace(same, why="the objective does not judge the last step")
+        new_told, new_scale = self._tried(fit, node.t, told, scale)
+        if (new_told, new_scale) == (told, scale):
+            return replace(same, tried=(told, scale), why="nothing is better on the noises of the fit")
+        with torch.no_grad():
+            gains = [
+                Gain.of(judge.losses(told, scale), judge.losses(new_told, new_scale))
+                for judge in (fit, held_out)
+            ]
+        tried = replace(same, tried=(new_told, new_scale), fit=gains[0], held_out=gains[1])
+        if self.gated and not gains[1].sure:
+            return replace(tried, why=_sentence(gains[1]))
+        return replace(tried, t_cond=new_told, eps_scale=new_scale, kept=True)
+
+    def _tried(self, judge: Judge, t: float, told: float, scale: float) -> tuple[float, float]:
+        """The best time and scale on the images of a judge; those given where none is better."""
+        schedule = judge.student.schedule
+        low, high = (math.log(end / t) for end in (schedule.t_min, schedule.t_max))
+        low, high = min(max(low, -MAX_LOG_RATIO), 0.0), max(min(high, MAX_LOG_RATIO), 0.0)
+        closed = self.magnitude and judge.has_best_scale
+
+        start = math.log(told / t)
+
+        def at(log_ratio: float) -> float:
+            # exactly what was told at the start, and never outside of the trained range by rounding
+            moved = min(max(t * math.exp(log_ratio), schedule.t_min), schedule.t_max)
+            return told if log_ratio == start else moved if log_ratio else t
+
+        def value(log_ratio: float) -> float:
+            with torch.no_grad():
+                found = at(log_ratio)
+                losses = judge.best_scale(found)[1] if closed else judge.losses(found, scale)
+            return finite_mean(losses, judge.stage.node)
+
+        if self.optimiser == "adam":
+            best = adam(judge, t, told, scale, (low, high), self.task.batch_size)
+        else:
+            best = at(golden(value, low, high, also=start))
+        with torch.no_grad():
+            if closed:
+                scale = judge.best_scale(best)[0]
+            elif self.magnitude:  # no closed form: seek it, too
+                scale = golden(
+                    lambda k: finite_mean(judge.losses(best, k), judge.stage.node), *SCALES, also=scale
+                )
+        return best, scale

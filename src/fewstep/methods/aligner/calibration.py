@@ -1,0 +1,51 @@
+"""What a network should be told so that it predicts the drawn noise best, over all times: the bias of its clock."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from torch import Tensor
+
+from fewstep.methods.aligner.align import align
+from fewstep.methods.aligner.fine import Calibration
+from fewstep.sampling.presets import ddim
+from fewstep.sampling.task import Task
+
+
+def calibrate(
+    task: Task,
+    images: Tensor,
+    *,
+    seeds: Sequence[int],
+    gate_seeds: Sequence[int],
+    labels: Tensor | None = None,
+    points: int = 24,
+    grid: str = "uniform-lambda",
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> Calibration:
+    """Fit the time to tell at each of some times, by the objective `denoise`; where nothing is surely better, the time.
+
+    Args:
+        task: model and how it is asked.
+        images: x0 in [-1, 1] (N, *shape), or latents, as many as seeds of both kinds.
+        seeds: noises of the fit.
+        gate_seeds: noises that decide.
+        labels: class of each image, for class-conditional models.
+        points: how many times.
+        grid: their spacing, a key of GRIDS.
+        progress: wraps the times.
+
+    Returns:
+        The clock, for the fine path of `align`.
+    """
+    plan = ddim(task.model.schedule, points, grid=grid)
+    found = align(
+        task,
+        plan,
+        seeds=seeds,
+        gate_seeds=gate_seeds,
+        objective="denoise",
+        images=images,
+        labels=labels,
+        gate="steps",
+        progress=progress,
+    )
+    return Calibration(tuple(n.t for n in found.nodes), tuple(n.t_cond for n in found.nodes))

@@ -1,0 +1,155 @@
+"""`fewstep align`: tell the network other times in a plan, at no cost when sampling."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fewstep.checks import ConfigError
+from fewstep.files import atomic_dir
+from fewstep.pipeline.config import AlignSettings, SampleSettings
+from fewstep.pipeline.measure import reference_and_extractor
+from fewstep.pipeline.options import DeviceOption, takes_settings
+from fewstep.pipeline.samples import files_in
+from fewstep.pipeline.seeds import require_unseen
+from fewstep.pipeline.specs import Spec, stamp
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fewstep.diffusion.denoiser import Model
+    from fewstep.pipeline.alignment import Aligned
+    from fewstep.sampling.plan import Plan
+
+
+@takes_settings(hide=("nfe",))
+def align(
+    model: Annotated[Path, typer.Option(help="model folder, or a pipeline of diffusers")],
+    plan: Annotated[list[Path], typer.Option(help="plan to align, or a folder of plans; may be given again")],
+    out: Annotated[Path, typer.Option(help="plan file to write; for several plans a folder")],
+    images: Annotated[
+        Path | None,
+        typer.Option(help="packed dataset the model was trained on, for objectives that start from images"),
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="statistics file, from fewstep stats, of the images to be like")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="packed dataset of those images, instead")] = None,
+    extractor: Annotated[
+        str, typer.Option(help="whose features are compared: its name, or the folder of a classifier")
+    ] = "effnet-lite0-p320",
+    guidance: Annotated[
+        float, typer.Option(help="classifier-free guidance scale of plans that name none; 1: none")
+    ] = 1.0,
+    device: DeviceOption = "auto",
+    *,
+    align: AlignSettings,
+    spec: Spec | None,
+) -> None:
+    """Fit the time that the network is told at each call of a plan; the grid, the steps and the weights stay.
+
+    A change must hold on noises of its own, and the plan on images of its own; else the plan stays as it is. It is
+    judged by the distance to the reference, or without one by the distance to fine solutions of the same noises.
+
+    Example: fewstep align --model model --plan plan.json --images data --reference stats.npz --extractor classifier
+    --out aligned.json
+    """
+    from fewstep.interop.load import load_model
+    from fewstep.pipeline.alignment import Aligning
+    from fewstep.pipeline.devices import chosen_device
+    from fewstep.progress import track
+    from fewstep.sampling.plan import load_plan
+    from fewstep.sampling.task import Task
+
+    parents = [load_plan(path) for path in files_in(plan, ".json")]
+    _check(parents, out, align, spec)
+    guidance = spec.section(SampleSettings).guidance if spec else guidance
+    network = load_model(model, device=chosen_device(device))
+    # a plan that was found for one guidance is aligned with it
+    tasks = [
+        Task(network, guidance if one.guidance is None else one.guidance, align.batch_size) for one in parents
+    ]
+    measured, features = reference_and_extractor(reference, data, extractor, device, tasks[0])
+    x0, labels = _images(images, network, align)
+    found = []
+    for task, one in zip(tasks, parents, strict=True):
+        aligning = Aligning(
+            task, one, align,
+            images=x0, labels=labels, reference=measured, extractor=features, track=track,
+        )  # fmt: skip
+        for name, reason in aligning.left_out.items():
+            typer.echo(f"left out: {name}: {reason}", err=True)
+        found.append(aligning.run())
+        typer.echo(_sentence(one, found[-1]))
+    _write(out, found, spec)
+
+
+def _check(parents: Sequence["Plan"], out: Path, settings: AlignSettings, spec: Spec | None) -> None:
+    """Raise ConfigError where plans cannot stand beside each other, or were made with the images to be used."""
+    from fewstep.pipeline.alignment import Seeds
+
+    if out.suffix == ".json" and (len(parents) > 1 or spec):
+        raise ConfigError(f"--out must be a folder for {len(parents)} plans or a spec, got the file {out}.")
+    names = [one.name for one in parents]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"Plans must differ in name, got {', '.join(names)}; rename one.")
+    for one in parents:
+        for seeds in vars(Seeds.of(settings)).values():
+            if len(seeds):
+                require_unseen(one, seeds)
+
+
+def _images(
+    folder: Path | None, model: "Model", settings: AlignSettings
+) -> tuple["Tensor | None", "Tensor | None"]:
+    """Images of the training split in [-1, 1] and their classes, as many as the fits need, drawn from all."""
+    if folder is None:
+        return None, None
+    import torch
+
+    from fewstep.data.packed import load_dataset
+    from fewstep.data.pixels import to_unit
+    from fewstep.rng import generator
+
+    dataset = load_dataset(folder, "train")
+    if model.decode is None and dataset.shape != model.shape:
+        raise ConfigError(
+            f"--images must have the model's shape, (C, H, W) = {model.shape}; {folder} has {dataset.shape}; "
+            "name the dataset that the model was trained on."
+        )
+    order = torch.randperm(len(dataset), generator=generator(settings.seed, "images"))
+    rows = order[: settings.noises + settings.gate_noises]
+    labels = None if dataset.labels is None or not model.n_classes else torch.from_numpy(dataset.labels)[rows]
+    return to_unit(dataset.batch(rows)), labels
+
+
+def _write(out: Path, found: Sequence["Aligned"], spec: Spec | None) -> None:
+    if out.suffix == ".json":
+        found[0].plan.save(out)
+        return
+    with atomic_dir(out) as folder:
+        for one in found:
+            one.plan.save(folder / f"{one.plan.name}.json")
+        if spec:
+            stamp(spec, folder)
+
+
+def _sentence(parent: "Plan", aligned: "Aligned") -> str:
+    record = aligned.record
+    chosen = next((c for c in record["candidates"] if c["name"] == record["chosen"]), None)
+    tried = chosen or (record["candidates"][0] if record["candidates"] else None)
+    errors = None if tried is None else tried["error"]
+    near = "" if errors is None else f", distance to fine solutions {_change(errors)}"
+    if chosen is None:
+        refused = max((c["refused"] for c in record["candidates"]), default=0)
+        return f"{parent.name}: stays as it is, {record['why']}; the gates refused up to {refused} calls"
+    value = f", FD {_change(record)}" if record["measure"] == "fd" else ""
+    return (
+        f"{aligned.plan.name}: {chosen['name']}, {chosen['moved']} of {parent.nfe} calls told another time, "
+        f"{chosen['refused']} refused{near}{value} (on seeds of the alignment; report on others)"
+    )
+
+
+def _change(values: dict[str, Any]) -> str:
+    return f"{values['before']:.4g} -> {values['after']:.4g}"

@@ -1,0 +1,73 @@
+"""`fewstep compose`: the last comparison of plans that were searched, narrowed and aligned."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fewstep.checks import ConfigError
+from fewstep.files import atomic_dir
+from fewstep.pipeline.config import ComposeSettings, SampleSettings
+from fewstep.pipeline.options import DeviceOption, takes_settings
+from fewstep.pipeline.samples import files_in
+from fewstep.pipeline.searches import BASES, COMPOSITION
+from fewstep.pipeline.specs import Spec, stamp
+
+
+@takes_settings()
+def compose(
+    model: Annotated[Path, typer.Option(help="model folder, or a pipeline of diffusers")],
+    plan: Annotated[list[Path], typer.Option(help="plan file, or a folder of them; any number of times")],
+    reference: Annotated[Path, typer.Option(help="statistics file, from fewstep stats")],
+    extractor: Annotated[
+        str, typer.Option(help="whose features are compared: its name, or the folder of a classifier")
+    ],
+    out: Annotated[Path, typer.Option(help="folder to write")],
+    guidance: Annotated[float, typer.Option(help="classifier-free guidance scale; 1: none")] = 1.0,
+    device: DeviceOption = "auto",
+    *,
+    compose: ComposeSettings,
+    spec: Spec | None,
+) -> None:
+    """Compare plans by quality and time on images that none of them was made with.
+
+    The winner is the fastest plan that is as good as many steps of DDIM. Plans that were neither narrowed nor aligned
+    are written to a folder within --out.
+
+    Example: fewstep compose --model model --plan found --plan narrow --reference stats.npz --extractor classifier
+    --out composed
+    """
+    from fewstep.interop.load import load_model
+    from fewstep.metrics.extractor import load_extractor
+    from fewstep.metrics.reference import load_reference
+    from fewstep.pipeline.compose import compose as compared
+    from fewstep.pipeline.devices import chosen_device
+    from fewstep.progress import track
+    from fewstep.sampling.plan import load_plan
+    from fewstep.sampling.task import Task
+
+    candidates = [load_plan(path) for path in files_in(plan, ".json")]
+    place = chosen_device(device)
+    network = load_extractor(extractor, device=place)
+    guided = guidance if spec is None else spec.section(SampleSettings).guidance
+    task = Task(load_model(model, device=place), guided, compose.batch_size)
+    made = compared(
+        task, candidates, load_reference(reference, extractor=network), network, compose, track=track
+    )
+    names = [one.name for one in made.plans]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"Plans must have different names to stand in one folder; got {', '.join(names)}.")
+    with atomic_dir(out) as folder:
+        (folder / BASES).mkdir()
+        for one in made.plans:
+            # what was there before is apart, since its images are elsewhere
+            place = folder if one.provenance.get("parents") else folder / BASES
+            one.save(place / f"{one.name}.json")
+        made.table.to_parquet(folder / COMPOSITION, index=False)
+        if spec:
+            stamp(spec, folder)
+    target, winner = made.table.iloc[0], made.table[made.table["winner"]].iloc[0]
+    typer.echo(
+        f"{out}: {winner['plan']} takes {winner['ms']:.3g} ms an image at FD {winner['fd']:.4g}; {target['plan']} "
+        f"{target['ms']:.3g} ms at {target['fd']:.4g} (on seeds of the comparison; report on others)"
+    )
