@@ -7,23 +7,22 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from fewstep.checks import ConfigError
-from fewstep.data.pixels import to_u8
 from fewstep.methods.ddsm.widths import network_nodes, pareto, widths_of
-from fewstep.metrics.extractor import Extractor, extract
+from fewstep.metrics.extractor import Extractor
 from fewstep.metrics.frechet import frechet
 from fewstep.metrics.reference import Reference
 from fewstep.metrics.statistics import Statistics
 from fewstep.metrics.uncertainty import half_samples, normal_interval
 from fewstep.pipeline.config import ComposeSettings
+from fewstep.pipeline.measure import features_of
 from fewstep.pipeline.seeds import require_unseen
 from fewstep.progress import Track
 from fewstep.sampling.plan import Plan
 from fewstep.sampling.presets import PRESETS
-from fewstep.sampling.task import Task, batches
+from fewstep.sampling.task import Task
 
 TARGET = "ddim"
 TARGET_GRID = "uniform-t"
@@ -100,11 +99,7 @@ def facts(plan: Plan) -> dict[str, Any]:
 def _distance(
     task: Task, plan: Plan, seeds: Sequence[int], reference: Reference, extractor: Extractor
 ) -> dict[str, float]:
-    made = [
-        extract(to_u8(task.images(task.solve(plan, part))).cpu(), extractor)
-        for part in batches(seeds, task.batch_size)
-    ]
-    features = np.concatenate(made)
+    features = features_of(task, plan, seeds, extractor)
     value = frechet(Statistics.from_features(features), reference.statistics).value
     low, high = normal_interval(value, float(half_samples(features, reference.statistics).std(ddof=1)))
     return {"fd": value, "fd_low": low, "fd_high": high}

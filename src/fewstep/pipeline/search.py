@@ -16,24 +16,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from fewstep.checks import ConfigError, DataError
-from fewstep.data.pixels import to_u8
 from fewstep.files import canonical_json, read_json, sha256_text, write_json
 from fewstep.methods.s3.free import FreePlan
 from fewstep.methods.s3.space import Decisions, Space, completed, plan_of, resized
 from fewstep.methods.s3.teacher import Teacher
-from fewstep.metrics.extractor import Extractor, extract
+from fewstep.metrics.extractor import Extractor
 from fewstep.metrics.frechet import frechet
 from fewstep.metrics.loss import FrechetLoss
 from fewstep.metrics.reference import Reference
 from fewstep.metrics.statistics import Statistics
 from fewstep.pipeline import study as studies
 from fewstep.pipeline.config import SearchSettings
+from fewstep.pipeline.measure import features_of
 from fewstep.progress import Track
 from fewstep.sampling.descent import Gradient, frechet_gradient, polish, trajectory_gradient
 from fewstep.sampling.linear import linear_form
@@ -191,11 +190,8 @@ class Search:
     def distance(self, plan: Plan, seeds: Sequence[int]) -> float:
         """Fréchet distance of the images of some seeds to the reference."""
         assert self.reference is not None and self.extractor is not None
-        made = [
-            extract(to_u8(self.task.images(self.task.solve(plan, part))).cpu(), self.extractor)
-            for part in batches(seeds, self.task.batch_size)
-        ]
-        return frechet(Statistics.from_features(np.concatenate(made)), self.reference.statistics).value
+        features = features_of(self.task, plan, seeds, self.extractor)
+        return frechet(Statistics.from_features(features), self.reference.statistics).value
 
     def timed(self, tier: str, work: Callable[[], Any]) -> Any:
         """The result of some work, its seconds and network calls booked to a tier."""

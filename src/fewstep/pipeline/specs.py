@@ -110,6 +110,7 @@ _ALIGN = (
 _COMPOSE = (
     "pipeline/commands/compose.py",
     "pipeline/compose.py",
+    "pipeline/measure.py",
     "pipeline/searches.py",
     "methods/ddsm",
     *_MAKES_PLANS,

@@ -61,8 +61,8 @@ def compose(
         (folder / BASES).mkdir()
         for one in made.plans:
             # what was there before is apart, since its images are elsewhere
-            place = folder if one.provenance.get("parents") else folder / BASES
-            one.save(place / f"{one.name}.json")
+            within = folder if one.provenance.get("parents") else folder / BASES
+            one.save(within / f"{one.name}.json")
         made.table.to_parquet(folder / COMPOSITION, index=False)
         if spec:
             stamp(spec, folder)

@@ -1,0 +1,241 @@
+"""What alignment, narrower steps and both together buy on a trained model, on images that nothing was fitted to.
+
+Run: composition.py align MODEL [PLAN...] --images DATA --reference STATS --extractor E
+     composition.py widths MODEL [PLAN...]    what narrow networks and plans cost
+     composition.py compare MODEL PLAN... --reference STATS --extractor E
+Each writes benchmarks/results/composition_{align,widths,compare}_{NAME}.md.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from fewstep.data.packed import load_dataset
+from fewstep.data.pixels import to_unit
+from fewstep.files import atomic_file
+from fewstep.interop.load import load_model
+from fewstep.methods.ddsm.cost import latencies, macs
+from fewstep.methods.ddsm.widths import widths_of
+from fewstep.metrics.extractor import load_extractor
+from fewstep.metrics.frechet import frechet
+from fewstep.metrics.reference import load_reference
+from fewstep.metrics.statistics import Statistics
+from fewstep.metrics.uncertainty import half_samples, normal_interval, paired_difference
+from fewstep.pipeline.alignment import Aligning
+from fewstep.pipeline.config import AlignSettings
+from fewstep.pipeline.environment import environment
+from fewstep.pipeline.measure import features_of
+from fewstep.progress import track
+from fewstep.rng import generator
+from fewstep.sampling.plan import Plan, load_plan
+from fewstep.sampling.presets import PRESETS
+from fewstep.sampling.task import Task
+
+RESULTS = Path(__file__).parent / "results"
+FIRST = 10_000_000  # seed of the reported images
+PRESET_NFE = (10,)
+KNOWN = ("dpmpp-2m", "unipc-2", "unipc-3", "ipndm-3")
+KNOWN_GRIDS = ("uniform-t", "quadratic-t", "uniform-lambda")
+ROUNDS = 5
+
+
+class Measure:
+    """Fréchet distances of a model's plans on reported seeds, with replicates."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.task = Task(load_model(args.model), batch_size=250)
+        self.extractor = load_extractor(args.extractor)
+        self.reference = load_reference(args.reference, extractor=self.extractor)
+        self.seeds = range(FIRST, FIRST + args.n)
+
+    def __call__(self, plan: Plan):
+        features = features_of(self.task, plan, self.seeds, self.extractor)
+        value = frechet(Statistics.from_features(features), self.reference.statistics).value
+        return value, half_samples(features, self.reference.statistics)
+
+
+def _cell(value, parts) -> str:
+    low, high = normal_interval(value, float(parts.std(ddof=1)))
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def run_align(args: argparse.Namespace) -> None:
+    """DDIM, known samplers and given plans, as they are and aligned."""
+    measure = Measure(args)
+    task, schedule = measure.task, measure.task.model.schedule
+    plans = [
+        PRESETS[name](schedule, nfe, grid="uniform-t", to_zero=True)
+        for nfe in PRESET_NFE
+        for name in ("ddim", "dpmpp-2m", "unipc-2")
+    ]
+    plans += [load_plan(path) for path in args.plans]
+    settings = AlignSettings(objectives=["trajectory", "paper-sequential"], choice_images=args.choice)
+    dataset = load_dataset(args.images, "train")
+    rows = torch.randperm(len(dataset), generator=generator(settings.seed, "images"))
+    images = to_unit(dataset.batch(rows[: settings.noises + settings.gate_noises]))
+    lines = [
+        "| plan | plain | aligned | difference | ratio | chosen | moved | fit |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for plan in plans:
+        started = time.monotonic()
+        found = Aligning(
+            Task(task.model, batch_size=settings.batch_size),
+            plan,
+            settings,
+            images=images,
+            reference=measure.reference,
+            extractor=measure.extractor,
+            track=track,
+        ).run()
+        seconds = time.monotonic() - started
+        before = measure(plan)
+        if found.plan.hash == plan.hash:
+            cells = ["as it was", "", "1", found.record["why"], "0"]
+        else:
+            after = measure(found.plan)
+            difference = paired_difference(after[0], before[0], after[1], before[1])
+            low, high = difference.interval
+            moved = sum(node.t_cond is not None for node in found.plan.nodes)
+            cells = [
+                _cell(*after),
+                f"{difference.value:.2f} [{low:.2f}, {high:.2f}]",
+                f"{after[0] / before[0]:.2f}",
+                found.record["chosen"],
+                str(moved),
+            ]
+        lines.append(f"| {plan.name} | {_cell(*before)} | {' | '.join(cells)} | {seconds:.0f} s |")
+        print(lines[-1], flush=True)
+    _write(args, "align", f"Aligned times, FD of {args.n:,} images of unseen seeds", lines)
+
+
+def run_widths(args: argparse.Namespace) -> None:
+    """Multiply-adds and milliseconds of each width, and of narrowed plans as shares of the full network's."""
+    model = load_model(args.model)
+    counted = macs(model).widths
+    timed = {
+        batch: latencies(model, batch_size=batch, repeats=30 if batch == 1 else 10).widths
+        for batch in (1, 64)
+    }
+    lines = [
+        "| width | MACs | share | ms, batch 1 | share | ms per image, batch 64 | share |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for k, width in enumerate(model.widths):
+        cells = [f"{t[k]:.3f} | {t[k] / t[0]:.2f}" for t in timed.values()]
+        lines.append(
+            f"| {width:g} | {counted[k]:,.0f} | {counted[k] / counted[0]:.3f} | {' | '.join(cells)} |"
+        )
+    plans = [load_plan(path) for path in args.plans]
+    if plans:
+        lines += [
+            "",
+            "| plan | widths | MACs saved | time saved, batch 1 | batch 64 |",
+            "|---|---|---|---|---|",
+        ]
+    for plan in plans:
+        chosen = widths_of(plan)
+        saved = [
+            1 - sum(table[k] for k in chosen) / (len(chosen) * table[0])
+            for table in (counted, *timed.values())
+        ]
+        lines.append(
+            f"| {plan.name} | {''.join(map(str, chosen))} | {' | '.join(f'{s:.1%}' for s in saved)} |"
+        )
+    _write(args, "widths", "What narrower networks save", lines)
+
+
+def run_compare(args: argparse.Namespace) -> None:
+    """Plans beside DDIM in 50 calls and the fastest known sampler that is as good as it."""
+    measure = Measure(args)
+    schedule = measure.task.model.schedule
+    target = PRESETS["ddim"](schedule, 50, grid="uniform-t", to_zero=True)
+    goal = measure(target)
+    known = []
+    for nfe in args.nfe:
+        for name in KNOWN:
+            for grid in KNOWN_GRIDS:
+                plan = PRESETS[name](schedule, nfe, grid=grid, to_zero=True)
+                known.append((plan, *measure(plan)))
+                print(plan.name, f"{known[-1][1]:.2f}", flush=True)
+        if any(value <= goal[0] for _, value, _ in known):
+            break
+    best = min(
+        (row for row in known if row[1] <= goal[0]), key=lambda row: (row[0].nfe, row[1]), default=None
+    )
+    plans = [load_plan(path) for path in args.plans]
+    rows = [(target, *goal), *([best] if best else []), *((plan, *measure(plan)) for plan in plans)]
+    ms = _milliseconds(measure.task, [row[0] for row in rows])
+    lines = [
+        "| plan | calls | widths | FD | minus DDIM 50 | ms per image | times as fast as DDIM 50 | as the preset |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for (plan, value, parts), own in zip(rows, ms, strict=True):
+        low, high = paired_difference(value, goal[0], parts, goal[1]).interval
+        of_preset = f"{ms[1] / own:.2f}" if best else ""
+        widths = "".join(map(str, widths_of(plan))) if plan.narrows else "full"
+        lines.append(
+            f"| {plan.name} | {plan.nfe} | {widths} | {_cell(value, parts)} | [{low:.2f}, {high:.2f}] | {own:.3f} | "
+            f"{ms[0] / own:.1f} | {of_preset} |"
+        )
+    _write(
+        args, "compare", f"Quality and time, FD of {args.n:,} images of unseen seeds, batches of 250", lines
+    )
+
+
+def _milliseconds(task: Task, plans: Sequence[Plan]) -> list[float]:
+    """Of the whole sampler on one image, plans taking turns."""
+    seeds = range(FIRST, FIRST + task.batch_size)
+    seconds: list[list[float]] = [[] for _ in plans]
+    for _ in range(ROUNDS):
+        for plan, own in zip(plans, seconds, strict=True):
+            started = time.perf_counter()
+            task.solve(plan, seeds)
+            own.append(time.perf_counter() - started)
+    return [1000 * median(own) / len(seeds) for own in seconds]
+
+
+def _write(args: argparse.Namespace, what: str, title: str, lines: Sequence[str]) -> None:
+    model = load_model(args.model)
+    facts = ", ".join(f"{key} {value}" for key, value in environment().items() if isinstance(value, str))
+    text = "\n".join(
+        [f"# {title}", "", f"Model {model.name}, {model.fingerprint}.", "", *lines, "", facts, ""]
+    )
+    with atomic_file(RESULTS / f"composition_{what}_{args.name}.md") as temporary:
+        temporary.write_text(text)
+    print(text)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    for name, run in (("align", run_align), ("widths", run_widths), ("compare", run_compare)):
+        command = commands.add_parser(name)
+        command.set_defaults(run=run)
+        command.add_argument("model", type=Path)
+        command.add_argument("plans", type=Path, nargs="*")
+        command.add_argument("--name", default="digits", help="in the name of the file that is written")
+        command.add_argument("--n", type=int, default=10_000, help="images of each plan")
+        if run is not run_widths:
+            command.add_argument("--reference", type=Path, required=True)
+            command.add_argument("--extractor", required=True)
+        if run is run_align:
+            command.add_argument("--images", type=Path, required=True)
+            command.add_argument(
+                "--choice", type=int, default=2000, help="images by which an alignment is chosen"
+            )
+        if run is run_compare:
+            command.add_argument("--nfe", type=int, nargs="*", default=[6, 8, 10, 12, 15, 20])
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    arguments = _arguments()
+    arguments.run(arguments)
