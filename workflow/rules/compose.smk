@@ -1,3 +1,13 @@
+# snakemake compose: as far as the certificates of composed plans, without the report.
+rule compose:
+    input:
+        [
+            f"results/{run}/eval/composed/spec.json"
+            for run in PARAMS.dvc_runs
+            if specs.applies("compose", PARAMS.runs[run])
+        ],
+
+
 # On top of the searched plans: narrower networks at some steps, other times told to them, and the last comparison.
 rule stepaware:
     input:
@@ -59,7 +69,7 @@ rule align:
         " 2> {log}"
 
 
-rule compose:
+rule compare:
     input:
         spec=spec("compose"),
         model=rules.train.output,
@@ -91,7 +101,7 @@ use rule sample_searched as sample_composed with:
     input:
         spec=spec("sample-composed"),
         model=rules.train.output,
-        plans=rules.compose.output.spec,
+        plans=rules.compare.output.spec,
     output:
         spec="results/{run}/samples/composed/spec.json",
     log:
