@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 from PIL import Image
 
-from fewstep.pipeline.report.results import SEARCHED, Results, number, shown_lines
+from fewstep.pipeline.report.results import NARROWED, SEARCHED, Results, number, shown_lines
 
 # Okabe and Ito's colour-blind-safe hues, darkened until text in them reads on white. A marker and a dash
 # pattern go with each, so that no line is told by its colour alone. The page has lighter ones on dark.
@@ -77,7 +77,9 @@ class Line:
 
 def highlighted(results: Results) -> list[Line]:
     """One line per family, searched plans and then the best family first, as many as there are colours."""
-    best = shown_lines(results.frame, "family", len(COLOURS))
+    # narrowed plans trade quality for time, which is no matter of calls
+    frame = results.frame[~results.frame["sampler"].str.contains(NARROWED, regex=False)]
+    best = shown_lines(frame, "family", len(COLOURS))
     rows = best[["family", "sampler", "grid"]].itertuples()
     return [
         Line(str(row.family), str(row.sampler), str(row.grid), colour, marker, dash)

@@ -18,6 +18,7 @@ from fewstep.pipeline.samples import files_in
 HEADLINE_NFE = 10
 BASELINE_SAMPLER = "ddim"
 SEARCHED = "searched"  # sampler of plans that fewstep search found
+NARROWED = "+widths"  # in the name of those that fewstep stepaware made
 FRECHET_NAMES = ("FD", "FID", "cleanFID")
 METRIC_NAMES = {"KID": "kid", "precision": "precision", "recall": "recall"}
 
