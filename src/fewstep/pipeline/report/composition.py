@@ -27,7 +27,7 @@ from fewstep.pipeline.searches import Composition
 from fewstep.sampling.plan import Plan
 
 _MARKERS = ("o", "s", "^", "D", "v")
-_LENGTH = 40  # signs of a plan's widths that a table shows
+_LENGTH = 20  # signs of a plan's widths that a table shows
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def composition_panel(composition: Composition, results: Results) -> Composition
         row
         | {
             "here": interval(certified[row["hash"]], "fd") if row["hash"] in certified else "–",
-            "shown_widths": row["widths"] if len(row["widths"]) <= _LENGTH else f"{row['widths'][:_LENGTH]}…",
+            "shown_widths": _shown(row["widths"]),
         }
         for row in table.sort_values("fd").to_dict("records")
     ]
@@ -79,6 +79,12 @@ def composition_panel(composition: Composition, results: Results) -> Composition
             ),
         },
     )
+
+
+def _shown(widths: str) -> str:
+    if set(widths) <= {"0"}:
+        return "full"
+    return widths if len(widths) <= _LENGTH else f"{widths[:_LENGTH]}…"
 
 
 def _sentences(
