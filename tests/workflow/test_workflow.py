@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fewstep.files import read_json
 from fewstep.pipeline.config import load_params
 
 ROOT = Path(__file__).parents[2]
@@ -132,6 +133,11 @@ ALL = {
     "search": 1,
     "sample_searched": 1,
     "evaluate_searched": 1,
+    "stepaware": 1,
+    "align": 2,
+    "compare": 1,
+    "sample_composed": 1,
+    "evaluate_composed": 1,
     "report": 1,
     "track": 1,
 }
@@ -141,8 +147,10 @@ def only(*rules: str) -> dict[str, int]:
     return {rule: ALL[rule] for rule in rules}
 
 
-AFTER_SAMPLE = ("evaluate", "evaluate_searched", "report", "track")
-AFTER_SEARCH = ("sample_searched", "evaluate_searched", "report", "track")
+AFTER_SAMPLE = ("evaluate", "evaluate_searched", "evaluate_composed", "report", "track")
+AFTER_PLANS = ("stepaware", "align", "compare", "sample_composed", "evaluate_composed", "report", "track")
+AFTER_SEARCH = ("sample_searched", "evaluate_searched", *AFTER_PLANS)
+AFTER_COMPARE = ("sample_composed", "evaluate_composed", "report", "track")
 AFTER_STATS = ("search", "evaluate", *AFTER_SEARCH)
 AFTER_TRAIN = ("plans", "sample", "teacher", *AFTER_STATS)
 
@@ -154,7 +162,13 @@ def test_a_finished_run_has_its_report_and_its_records(finished: Project) -> Non
     certificates = sorted((results / "eval").glob("nfe*/*.json"))
     assert len([path for path in certificates if path.name != "spec.json"]) == 4
     tracked = json.loads((finished.folder / "state" / "smoke" / "tracked.json").read_text())
-    assert tracked["runs"] == 6  # parent, training, search, two samplers and the searched one
+    subjects = [read_json(path)["subject"]["plan"] for path in (results / "eval").glob("*/[!s]*.json")]
+    subjects += [read_json(path)["subject"]["plan"] for path in (results / "eval").glob("*/searched*.json")]
+    samplers = {(plan["sampler"], plan["grid"]) for plan in subjects}
+    assert {"ddim", "dpmpp-2m", "searched", "searched+widths"} <= {sampler for sampler, _ in samplers}
+    assert tracked["runs"] == 4 + len(
+        samplers
+    )  # parent, training, search, composition, and one for each sampler
     assert (results / "plans" / "searched" / "nfe3" / "searched.nfe3.json").exists()
     assert (finished.folder / "mlflow.db").exists()
 
@@ -173,13 +187,17 @@ CHANGES = [  # a change of one setting -> exactly what depends on it
     ({"extractor": {"steps": 21}}, only("extractor", "stats", *AFTER_STATS)),
     ({"extractor": {"name": "effnet-lite0-p320"}}, only("stats", *AFTER_STATS)),
     ({"stats": {"split": "test"}}, only("stats", *AFTER_STATS)),
-    ({"plans": {"grids": ["karras"]}}, only("plans", "sample", "evaluate", "report", "track")),
-    ({"plans": {"nfe": [3]}}, {"report": 1, "track": 1}),
+    ({"plans": {"grids": ["karras"]}}, only("plans", "sample", "evaluate", *AFTER_PLANS)),
+    ({"plans": {"nfe": [3]}, "align": {"nfe": [3]}}, only("compare", *AFTER_COMPARE)),
     ({"plans": {"nfe": [3, 4, 5]}}, dict.fromkeys(("plans", "sample", "evaluate", "report", "track"), 1)),
     ({"search": {"trials": 14}}, only("search", *AFTER_SEARCH)),
     ({"search": {"noises": 17}}, only("teacher", "search", *AFTER_SEARCH)),
-    ({"search": {"nfe": []}}, {"report": 1, "track": 1}),
-    ({"sample": {"n": 41}}, only("sample", "sample_searched", *AFTER_SAMPLE)),
+    ({"search": {"nfe": []}}, only(*AFTER_PLANS)),
+    ({"stepaware": {"noises": 17}}, only(*AFTER_PLANS)),
+    ({"align": {"noises": 17}}, only("align", "compare", *AFTER_COMPARE)),
+    ({"compose": {"rounds": 2}}, only("compare", *AFTER_COMPARE)),
+    ({"stepaware": {"nfe": []}, "align": {"nfe": []}}, {"report": 1, "track": 1}),
+    ({"sample": {"n": 41}}, only("sample", "sample_searched", "sample_composed", *AFTER_SAMPLE)),
     ({"evaluate": {"resamples": 11}}, only(*AFTER_SAMPLE)),
     ({"tracking": {"uri": "sqlite:///other.db"}}, only("track")),
     ({"data": {"workers": 2}, "train": {"checkpoint_seconds": 9.0}, "sample": {"batch_size": 9}}, {}),
@@ -223,7 +241,7 @@ def test_a_lost_file_is_made_again(project: Project) -> None:
 def test_dvc_sees_what_snakemake_sees(project: Project) -> None:
     project.edit("params.yaml", "evaluate: {resamples: 10}", "evaluate: {resamples: 11}")
     assert sorted(jobs_in(project.succeed("dvc", "repro"))) == sorted(
-        ["evaluate", "evaluate", "evaluate_searched", "report", "track"]
+        ["evaluate", "evaluate", "evaluate_searched", "evaluate_composed", "report", "track"]
     )
     assert project.planned() == {}
     project.commit("eleven")
@@ -282,6 +300,10 @@ def test_every_run_of_the_repository_can_be_planned(tmp_path: Path) -> None:
         if settings.search.nfe:
             once |= dict.fromkeys(("teacher", "sample_searched", "evaluate_searched"), 1)
             once["search"] = len(settings.search.nfe)
+        made = {"stepaware": len(settings.stepaware.nfe), "align": len(settings.align.nfe)}
+        if any(made.values()):
+            once |= dict.fromkeys(("compare", "sample_composed", "evaluate_composed"), 1)
+            once |= {rule: n_made for rule, n_made in made.items() if n_made}
         planned = project.planned(f"results/{run}/report/index.html", f"state/{run}/tracked.json")
         assert planned == {**once, **trained, **each}, run
 
@@ -337,6 +359,7 @@ def test_settings_on_the_command_line_and_unknown_runs_are_refused(finished: Pro
 def test_leftovers_of_removed_settings_are_pruned(project: Project) -> None:
     left = project.folder / "results" / "smoke" / "eval" / "nfe4"
     project.edit("params.yaml", "nfe: [3, 4]", "nfe: [3]")
+    project.edit("params.yaml", "nfe: [4, 3]", "nfe: [3]")
     assert left.exists()
     make(project, "prune", "RUN=smoke")
     assert not left.exists()
