@@ -365,7 +365,7 @@ def test_leftovers_of_removed_settings_are_pruned(project: Project) -> None:
     assert not left.exists()
     kept = project.folder / "results" / "smoke" / "eval" / "nfe3"
     assert len(list(kept.glob("*.json"))) == 3
-    assert project.planned().keys() == {"report", "track"}
+    assert project.planned().keys() == {"compare", *AFTER_COMPARE}
 
 
 def sha256(path: Path) -> str:
