@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from e2e.shell import COMMAND, fewstep, made, refused
 
+from fewstep.metrics.certificate import content_sha256
 from fewstep.pipeline.samples import read_samples
 
 
@@ -41,9 +42,11 @@ def test_the_same_command_gives_the_same_images(study, tmp_path):
     assert np.array_equal(again.images, first.images)
 
 
-def edited(source, target, change):
+def edited(source, target, change, *, signed=False):
     document = json.loads(source.read_text())
     change(document)
+    if signed:
+        document["sha256"] = content_sha256(document)
     target.write_text(json.dumps(document))
     return target
 
@@ -145,7 +148,7 @@ def _wrong(case, study, tmp):
             return ("leaderboard", tmp / "c.json"), ("c.json", "certificate")
         case "mixed protocols":
             mine = next((study / "eval").glob("ddim*.json"))
-            edited(mine, tmp / "c.json", lambda d: d["protocol"].update(n=61))
+            edited(mine, tmp / "c.json", lambda d: d["protocol"].update(n=61), signed=True)
             return ("leaderboard", tmp / "c.json", next((study / "eval").glob("unipc*.json"))), ("n",)
         case "setting out of range":
             return (
@@ -247,6 +250,8 @@ def test_every_command_has_help_with_an_example():
         "teacher",
         "search",
         "export",
+        "verify",
+        "compare",
     ]
     for name in names:
         assert name in listed

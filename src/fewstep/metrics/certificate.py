@@ -5,58 +5,51 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.checks import ConfigError, DataError
-from fewstep.files import read_json, write_json
+from fewstep.files import canonical_json, read_json, sha256_text, write_json
 from fewstep.metrics.uncertainty import Difference, paired_difference
 
-SCHEMA = "fewstep.certificate/1"
+SCHEMA = "fewstep.certificate/2"
 QUANTISATION = "floor(127.5x+128)"
 
 
 def build_certificate(
     *,
-    model: Mapping[str, Any],
-    plan: Mapping[str, Any],
-    data: Mapping[str, Any],
-    n: int,
-    seeds: str,
-    reference: Mapping[str, Any],
-    extractor: Mapping[str, str],
+    subject: Mapping[str, Any],
+    protocol: Mapping[str, Any],
     results: Mapping[str, Mapping[str, Any]],
-    costs: Mapping[str, Any],
+    costs: Mapping[str, Any] | None,
     environment: Mapping[str, str | None],
-    samples_sha256: str,
-    dtype: str = "float32",
-    ema: bool = True,
+    files: Mapping[str, Mapping[str, Any]],
     spec_key: str | None = None,
 ) -> dict[str, Any]:
-    """Put a certificate together.
+    """Put a certificate together and sign it with the hash of its content.
 
-    Args: model: fingerprint, name. plan: hash, name, sampler, grid, nfe. data: name, fingerprint (of the
-        reference's dataset). reference: `Reference.protocol`. extractor: `Extractor.protocol`. results: of
-        `evaluate_samples`. costs: nfe, network_calls, network_ms_per_image, wall_seconds, device.
-        environment: fewstep, git_commit, python, torch, numpy, platform. dtype: of the network calls.
+    Args: subject: model (fingerprint, name), plan (hash, name, sampler, grid, nfe, and the plan itself as `steps`),
+        data (name and fingerprint of the reference's dataset), images_sha256, draw (guidance, batch_size). Model,
+        plan and draw are None for images of another program. protocol: all that must agree before two certificates
+        are compared. results: of `evaluate_samples`. costs: nfe, network_calls, network_ms_per_image,
+        wall_seconds, device. environment: fewstep, git_commit, python, torch, numpy, platform. files: role ->
+        path, relative to the certificate, and sha256, of every file that it was made from.
     Raises: DataError: a field is missing, unknown or of the wrong type.
     """
-    certificate = {
+    certificate: dict[str, Any] = {
         "schema": SCHEMA,
-        "subject": {"model": dict(model), "plan": dict(plan), "data": dict(data)},
-        "protocol": {
-            "n": n,
-            "seeds": seeds,
-            "reference": dict(reference),
-            "extractor": dict(extractor),
-            "quantisation": QUANTISATION,
-            "ema": ema,
-            "dtype": dtype,
-        },
+        "subject": dict(subject),
+        "protocol": dict(protocol),
         "results": {name: dict(record) for name, record in results.items()},
-        "costs": dict(costs),
+        "costs": None if costs is None else dict(costs),
         "environment": dict(environment),
-        "samples_sha256": samples_sha256,
+        "files": {role: dict(record) for role, record in files.items()},
         "spec_key": spec_key,
     }
+    certificate["sha256"] = content_sha256(certificate)
     _require_valid(certificate, "the certificate")
     return certificate
+
+
+def content_sha256(certificate: Mapping[str, Any]) -> str:
+    """Hash of all but the hash itself."""
+    return sha256_text(canonical_json({key: value for key, value in certificate.items() if key != "sha256"}))
 
 
 def write_certificate(path: str | Path, certificate: dict[str, Any]) -> None:
@@ -69,10 +62,15 @@ def write_certificate(path: str | Path, certificate: dict[str, Any]) -> None:
 
 def read_certificate(path: str | Path) -> dict[str, Any]:
     """Read and validate.
-    Raises: DataError: the file is missing, truncated, foreign, or has missing or unknown fields.
+    Raises: DataError: the file is missing, truncated, foreign, was changed, or has missing or unknown fields.
     """
     certificate = read_json(path)
     _require_valid(certificate, str(path))
+    if content_sha256(certificate) != certificate["sha256"]:
+        raise DataError(
+            f"{path} must be as it was written, but its content does not have the sha256 that it states; "
+            "get an unchanged copy, or evaluate again."
+        )
     valid: dict[str, Any] = certificate
     return valid
 
@@ -97,9 +95,9 @@ def protocol_difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> str | Non
 
 
 def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Difference]:
-    """Differences A - B of the Fréchet distances of two certificates, with paired intervals.
+    """Differences A - B of two certificates' distances, with paired intervals.
 
-    Raises: ConfigError: the protocols differ, no distance is common, or the halves were cut differently.
+    Raises: ConfigError: the protocols differ, or no distance is common.
     """
     difference = protocol_difference(a, b)
     if difference is not None:
@@ -107,15 +105,10 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Difference]
     found = {}
     for name in sorted(a["results"].keys() & b["results"].keys()):
         one, other = a["results"][name], b["results"][name]
-        if "replicates" not in one or "replicates" not in other:
-            continue
-        if one["resample_seed"] != other["resample_seed"] or one["level"] != other["level"]:
-            raise ConfigError(
-                f"{name} was resampled with another seed or level; evaluate both with equal settings."
+        if one.get("interval_method") == other.get("interval_method") == "half-sampling":
+            found[name] = paired_difference(
+                one["value"], other["value"], one["replicates"], other["replicates"], one["level"]
             )
-        found[name] = paired_difference(
-            one["value"], other["value"], one["replicates"], other["replicates"], one["level"]
-        )
     if not found:
         raise ConfigError(
             "Certificates must share a Fréchet distance to be compared; evaluate with the metric fd."
@@ -170,15 +163,34 @@ def _or_null(check: Check) -> Check:
     return lambda value: value is None or check(value)
 
 
+def _is_level(value: Any) -> bool:
+    return _is_number(value) and 0 < value < 1
+
+
+def _is_recorded(value: Any) -> bool:
+    """Whether it says where files stand and what their hashes are."""
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"path", "sha256"}
+        and _is_text(value["path"])
+        and isinstance(value["sha256"], dict)
+        and all(map(_is_sha256, value["sha256"].values()))
+    )
+
+
 class _Optional(dict[str, Any]):
     """Fields that may be absent."""
+
+
+class _Nullable(dict[str, Any]):
+    """The form of an object in whose place there may be null."""
 
 
 _RESULT = {
     "value": _is_number,
     "optional": _Optional(
         interval=_is_interval,
-        level=lambda value: _is_number(value) and 0 < value < 1,
+        level=_is_level,
         interval_method=_is_text,
         replicates=_is_numbers,
         resample_seed=_is_count,
@@ -191,36 +203,50 @@ _RESULT = {
     ),
 }
 
+_MODEL = {"fingerprint": _or_null(_is_sha256), "name": _is_text}
+_PLAN = {
+    "hash": _is_text,
+    "name": _is_text,
+    "sampler": _is_text,
+    "grid": lambda value: value is None or isinstance(value, str),
+    "nfe": _is_count,
+    "steps": lambda value: isinstance(value, dict),
+}
+_COSTS = {
+    "nfe": _is_count,
+    "network_calls": _is_count,
+    "network_ms_per_image": _is_number,
+    "wall_seconds": _is_number,
+    "device": _is_text,
+}
 _FORM: dict[str, Any] = {
     "schema": _is_text,
     "subject": {
-        "model": {"fingerprint": _or_null(_is_sha256), "name": _is_text},
-        "plan": {
-            "hash": _is_text,
-            "name": _is_text,
-            "sampler": _is_text,
-            "grid": lambda value: value is None or isinstance(value, str),
-            "nfe": _is_count,
-        },
+        "model": _Nullable(_MODEL),
+        "plan": _Nullable(_PLAN),
+        "draw": _Nullable({"guidance": _is_number, "batch_size": _is_count}),
         "data": {"name": _is_text, "fingerprint": _or_null(_is_sha256)},
+        "images_sha256": _is_sha256,
     },
     "protocol": {
+        "preset": _or_null(_is_text),
         "n": _is_count,
         "seeds": _is_text,
         "reference": {"name": _is_text, "split": _is_text, "n": _or_null(_is_count), "sha256": _is_sha256},
         "extractor": {"id": _is_text, "weights_sha256": _is_sha256, "resize": _is_text, "dtype": _is_text},
+        "codec": _is_text,
         "quantisation": _is_text,
-        "ema": _is_flag,
-        "dtype": _is_text,
+        "ema": _or_null(_is_flag),
+        "dtype": _or_null(_is_text),
+        "evaluation": {
+            "metrics": lambda value: isinstance(value, list) and all(map(_is_text, value)),
+            "level": _is_level,
+            "resamples": _is_count,
+            "seed": _is_count,
+        },
     },
     "results": _RESULT,
-    "costs": {
-        "nfe": _is_count,
-        "network_calls": _is_count,
-        "network_ms_per_image": _is_number,
-        "wall_seconds": _is_number,
-        "device": _is_text,
-    },
+    "costs": _Nullable(_COSTS),
     "environment": {
         "fewstep": _is_text,
         "git_commit": _or_null(_is_text),
@@ -229,8 +255,9 @@ _FORM: dict[str, Any] = {
         "numpy": _is_text,
         "platform": _is_text,
     },
-    "samples_sha256": _is_sha256,
+    "files": lambda value: isinstance(value, dict) and all(map(_is_recorded, value.values())),
     "spec_key": _or_null(_is_text),
+    "sha256": _is_sha256,
 }
 """Field -> check of its value, or the form of the object it holds; `results` maps any name to its form."""
 
@@ -265,6 +292,8 @@ def _results_problem(results: Any) -> str | None:
 
 
 def _check(value: Any, check: Any, name: str) -> str | None:
+    if isinstance(check, _Nullable) and value is None:
+        return None
     if isinstance(check, dict):
         return _problem(value, check, f"{name}.")
     return None if check(value) else f"{name} is {value!r}"

@@ -12,6 +12,7 @@ import fewstep
 from fewstep.checks import UserError
 from fewstep.pipeline.commands import (
     align,
+    certificates,
     compose,
     data,
     evaluation,
@@ -46,6 +47,8 @@ for command in (
     interop.export,
     evaluation.stats,
     evaluation.evaluate,
+    certificates.verify,
+    certificates.compare,
     results.report,
     results.leaderboard,
     results.track,

@@ -1,9 +1,13 @@
 """The samples file: images and everything that they depend on."""
 
+import hashlib
 import json
 import re
+import struct
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,7 @@ from numpy.typing import NDArray
 from fewstep.checks import ConfigError, DataError
 from fewstep.files import atomic_file
 
-SCHEMA = "fewstep.samples/1"
+SCHEMA = "fewstep.samples/2"
 
 
 @dataclass(frozen=True)
@@ -24,21 +28,38 @@ class Samples:
     seeds: NDArray[np.int64]
     meta: dict[str, Any]
 
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of images and seeds, the same wherever and however fast they were made."""
+        return images_sha256(self.images, self.seeds)
+
+
+def images_sha256(images: NDArray[np.uint8], seeds: NDArray[np.int64] | None = None) -> str:
+    """Hash of an array of images by shape and bytes, read in pieces: it may be a memory map."""
+    digest = hashlib.sha256(repr(images.shape).encode())
+    for start in range(0, len(images), 1024):
+        digest.update(np.ascontiguousarray(images[start : start + 1024]).data)
+    if seeds is not None:
+        digest.update(np.ascontiguousarray(seeds, "<i8").data)
+    return digest.hexdigest()
+
 
 def write_samples(path: Path, samples: Samples) -> None:
     """Write an .npz whose `arr_0` other evaluators read, too."""
-    meta = json.dumps({"schema": SCHEMA, **samples.meta}, sort_keys=True, allow_nan=False)
+    facts = {**samples.meta, "schema": SCHEMA, "images_sha256": samples.sha256}
+    meta = json.dumps(facts, sort_keys=True, allow_nan=False)
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         np.savez(file, arr_0=samples.images, seeds=samples.seeds, meta=np.array(meta))
 
 
 def read_samples(path: Path) -> Samples:
-    """Read what `write_samples` wrote.
+    """Read what `write_samples` wrote; the images stay on disk until they are asked for.
     Raises: DataError: the file is missing, damaged, or of another program.
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            samples = Samples(arrays["arr_0"], arrays["seeds"], json.loads(str(arrays["meta"])))
+            seeds, meta = arrays["seeds"], json.loads(str(arrays["meta"]))
+        samples = Samples(mapped_array(path, "arr_0"), seeds, meta)
     except FileNotFoundError:
         raise DataError(
             f"{path} must exist, but there is no such file; make it with fewstep sample."
@@ -58,6 +79,30 @@ def read_samples(path: Path) -> Samples:
             f"of {samples.meta.get('schema')!r}."
         )
     return samples
+
+
+def mapped_array(path: Path, name: str) -> NDArray[Any]:
+    """Map an array of an uncompressed .npz read-only; a compressed one is read whole.
+    Raises: KeyError: there is no such array. What numpy and zipfile raise for damaged archives.
+    """
+    with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        info = archive.getinfo(f"{name}.npy")
+        if info.compress_type != zipfile.ZIP_STORED:
+            with archive.open(info) as member:
+                whole: NDArray[Any] = np.lib.format.read_array(member, allow_pickle=False)
+            return whole
+        file.seek(info.header_offset + 26)
+        # a local header is 30 bytes, then the name and an extra field, whose lengths it says
+        file.seek(info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4))))
+        version = np.lib.format.read_magic(file)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
+        shape, in_fortran_order, dtype = read_header[version](file)
+        if dtype.hasobject or in_fortran_order:
+            raise ValueError(f"{name} holds {dtype}, in another order than images have")
+        return np.memmap(file, dtype, "r", offset=file.tell(), shape=shape)
 
 
 def parse_seeds(text: str) -> range:

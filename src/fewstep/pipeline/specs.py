@@ -75,8 +75,32 @@ _TRAIN = (
     *_MODEL,
 )
 _LOAD = ("interop/load.py", "interop/diffusers_model.py", *_MODEL)
-_SAMPLE = ("pipeline/commands/sampling.py", "pipeline/samples.py", "pipeline/seeds.py", "sampling", *_LOAD)
-_EVALUATE = ("pipeline/commands/evaluation.py", "pipeline/samples.py", "metrics", *_MODEL)
+_SAMPLE = (
+    "pipeline/commands/sampling.py",
+    "pipeline/drawing.py",
+    "pipeline/parts.py",
+    "pipeline/recorded.py",
+    "pipeline/samples.py",
+    "pipeline/seeds.py",
+    "sampling",
+    "train/world.py",
+    *_LOAD,
+)
+_EVALUATE = (
+    "pipeline/commands/evaluation.py",
+    "pipeline/evaluation.py",
+    "pipeline/features.py",
+    "pipeline/images.py",
+    "pipeline/parts.py",
+    "pipeline/recorded.py",
+    "pipeline/samples.py",
+    "data/archives.py",
+    "data/source.py",
+    "data/transforms.py",
+    "metrics",
+    "train/world.py",
+    *_MODEL,
+)
 _SEARCH = (
     "pipeline/commands/search.py",
     "pipeline/search.py",

@@ -53,6 +53,11 @@ class World:
         dist.all_reduce(raised, op=dist.ReduceOp.MAX)
         return bool(raised.item())
 
+    def wait(self) -> None:
+        """Go on when every process has come here."""
+        if self.size > 1:
+            dist.barrier()
+
     def copy_from_leader(self, nets: Iterable[nn.Module]) -> None:
         """Give every process the leader's weights."""
         if self.size > 1:

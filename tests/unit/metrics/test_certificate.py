@@ -30,34 +30,48 @@ REFERENCE = from_features(
 )
 
 
-def certificate(gain=1.2, **changes):
-    facts = {
-        "model": {"fingerprint": "b" * 64, "name": "toy-model"},
-        "plan": {"hash": "c" * 64, "name": "ddim-10", "sampler": "ddim", "grid": "uniform-t", "nfe": 10},
-        "data": {"name": "toy", "fingerprint": "f" * 64},
-        "n": 100,
-        "seeds": "0-99",
-        "reference": REFERENCE.protocol,
-        "extractor": EXTRACTOR.protocol,
-        "results": evaluate_samples(draw(100, 1, gain), REFERENCE, EXTRACTOR),
-        "costs": {
+def certificate(gain=1.2, *, results=None, **protocol):
+    """A certificate of toy images; keywords change its protocol."""
+    return build_certificate(
+        subject={
+            "model": {"fingerprint": "b" * 64, "name": "toy-model"},
+            "plan": {
+                "hash": "c" * 64, "name": "ddim-10", "sampler": "ddim", "grid": "uniform-t", "nfe": 10, "steps": {},
+            },
+            "draw": {"guidance": 1.0, "batch_size": 50},
+            "data": {"name": "toy", "fingerprint": "f" * 64},
+            "images_sha256": "d" * 64,
+        },
+        protocol={
+            "preset": None,
+            "n": 100,
+            "seeds": "0-99",
+            "reference": REFERENCE.protocol,
+            "extractor": EXTRACTOR.protocol,
+            "codec": "lossless",
+            "quantisation": "floor(127.5x+128)",
+            "ema": True,
+            "dtype": "float32",
+            "evaluation": {"metrics": ["fd", "kid", "pr"], "level": 0.95, "resamples": 100, "seed": 0},
+            **protocol,
+        },
+        results=results or evaluate_samples(draw(100, 1, gain), REFERENCE, EXTRACTOR),
+        costs={
             "nfe": 10, "network_calls": 10, "network_ms_per_image": 1.5, "wall_seconds": 2.0, "device": "cpu",
         },
-        "environment": {
+        environment={
             "fewstep": "0.1.0", "git_commit": None, "python": "3.11", "torch": "2", "numpy": "2",
             "platform": "x",
         },
-        "samples_sha256": "d" * 64,
-    }  # fmt: skip
-    return build_certificate(**{**facts, **changes})
+        files={"model": {"path": "../model", "sha256": {"model.safetensors": "b" * 64}}},
+    )  # fmt: skip
 
 
 def test_round_trip(tmp_path):
-    made = certificate(spec_key="abc")
+    made = certificate()
     write_certificate(tmp_path / "c.json", made)
     assert read_certificate(tmp_path / "c.json") == made
-    assert made["schema"] == "fewstep.certificate/1"
-    assert made["protocol"]["quantisation"] == "floor(127.5x+128)"
+    assert made["schema"] == "fewstep.certificate/2"
 
 
 def test_missing_truncated_and_foreign_files_are_refused(tmp_path):
@@ -74,6 +88,30 @@ def test_missing_truncated_and_foreign_files_are_refused(tmp_path):
             read_certificate(path)
 
 
+@pytest.mark.parametrize(
+    "place, value",
+    [
+        (("protocol", "n"), 200),
+        (("subject", "plan", "name"), "ddim-11"),
+        (("files", "model", "path"), "../models"),
+        (("costs", "network_ms_per_image"), 0.5),
+    ],
+)
+def test_a_changed_field_breaks_the_signature(tmp_path, place, value):
+    write_certificate(tmp_path / "c.json", changed_at(certificate(), place, value))
+    with pytest.raises(DataError, match="sha256 that it states"):
+        read_certificate(tmp_path / "c.json")
+
+
+def changed_at(content, place, value):
+    changed = copy.deepcopy(content)
+    inner = changed
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    return changed
+
+
 FD = "FD-toy-net#100"
 
 
@@ -88,6 +126,11 @@ FD = "FD-toy-net#100"
         (("protocol", "reference"), [], r"protocol\.reference"),
         (("protocol", "extractor", "weights_sha256"), "A" * 64, "weights_sha256"),
         (("costs", "wall_seconds"), float("nan"), "wall_seconds"),
+        (("protocol", "evaluation", "level"), 1.0, r"protocol\.evaluation\.level"),
+        (("subject", "images_sha256"), "abc", r"subject\.images_sha256"),
+        (("subject", "draw"), [], r"subject\.draw"),
+        (("files", "plan"), {"path": "p.json", "sha256": "d" * 64}, "files"),
+        (("files", "plan"), {"path": "p.json", "sha256": {"": "D" * 64}}, "files"),
         (("results",), {}, "no results"),
         (("results", FD, "value"), None, "value"),
         (("results", FD, "interval"), [2, 1], "interval"),
@@ -96,11 +139,7 @@ FD = "FD-toy-net#100"
     ],
 )
 def test_wrong_fields_are_named(place, value, message):
-    changed = copy.deepcopy(certificate())
-    inner = changed
-    for key in place[:-1]:
-        inner = inner[key]
-    inner[place[-1]] = value
+    changed = changed_at(certificate(), place, value)
     problem = certificate_problem(changed)
     assert problem is not None
     with pytest.raises(DataError, match=message):
@@ -108,12 +147,19 @@ def test_wrong_fields_are_named(place, value, message):
 
 
 @pytest.mark.parametrize(
-    "section", ["subject", "protocol", "results", "costs", "environment", "samples_sha256"]
+    "section", ["subject", "protocol", "results", "costs", "environment", "files", "sha256"]
 )
 def test_missing_sections_are_named(section):
     changed = certificate()
     del changed[section]
     assert section in certificate_problem(changed)
+
+
+def test_images_of_another_program_have_no_model_plan_and_costs():
+    content = certificate()
+    content["subject"] |= {"model": None, "plan": None, "draw": None}
+    content["costs"] = None
+    assert certificate_problem(content) is None
 
 
 def test_one_protocol_has_no_difference():
@@ -152,8 +198,11 @@ def test_compare_is_paired():
 
 def test_compare_needs_distances_cut_alike():
     one = certificate()
-    seeded = certificate(results=evaluate_samples(draw(100, 1), REFERENCE, EXTRACTOR, seed=1))
-    with pytest.raises(ConfigError, match="another seed"):
+    seeded = certificate(
+        results=evaluate_samples(draw(100, 1), REFERENCE, EXTRACTOR, seed=1),
+        evaluation={**one["protocol"]["evaluation"], "seed": 1},
+    )
+    with pytest.raises(ConfigError, match="protocol.evaluation.seed is 0 and 1"):
         compare(one, seeded)
     bare = certificate(results=evaluate_samples(draw(100, 1), REFERENCE, EXTRACTOR, metrics=["kid"]))
     with pytest.raises(ConfigError, match="metric fd"):

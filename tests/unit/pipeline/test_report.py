@@ -16,6 +16,7 @@ import pytest
 
 from fewstep.checks import ConfigError, DataError
 from fewstep.files import sha256_text, write_json
+from fewstep.metrics.certificate import content_sha256
 from fewstep.pipeline.report import build_report, print_leaderboard, read_results
 from fewstep.pipeline.report.figures import spread
 from fewstep.pipeline.report.results import (
@@ -58,22 +59,29 @@ def certificate(
         results["precision-classifier#1k"] = {"value": 0.8125, "interval": [0.8, 0.83], "level": 0.95}
         results["recall-classifier#1k"] = {"value": 0.625, "interval": [0.6, 0.65], "level": 0.95}
     return {
-        "schema": "fewstep.certificate/1",
+        "schema": "fewstep.certificate/2",
         "subject": {
             "model": {"fingerprint": MODEL, "name": "tiny"},
-            "plan": {"hash": sha256_text(name), "name": name, "sampler": sampler, "grid": grid, "nfe": nfe},
+            "plan": {
+                "hash": sha256_text(name), "name": name, "sampler": sampler, "grid": grid, "nfe": nfe, "steps": {},
+            },
+            "draw": {"guidance": 1.0, "batch_size": 250},
             "data": {"name": "digits", "fingerprint": sha256_text("data")},
+            "images_sha256": sha256_text(f"images of {name}"),
         },
         "protocol": {
+            "preset": None,
             "n": 1000,
             "seeds": "0-999",
             "reference": {"name": "digits", "split": "train", "n": 1438, "sha256": sha256_text("reference")},
             "extractor": {
                 "id": "classifier", "weights_sha256": sha256_text("w"), "resize": "none", "dtype": "float32",
             },
+            "codec": "lossless",
             "quantisation": "floor(127.5x+128)",
             "ema": True,
             "dtype": "float32",
+            "evaluation": {"metrics": ["fd", "kid", "pr"], "level": 0.95, "resamples": 100, "seed": 0},
         },
         "results": results,
         "costs": {
@@ -84,7 +92,7 @@ def certificate(
             "fewstep": "0.1.0", "git_commit": None, "python": "3.11", "torch": "2.13", "numpy": "2.4",
             "platform": "Linux",
         },
-        "samples_sha256": sha256_text(f"samples of {name}"),
+        "files": {},
         "spec_key": None,
     }  # fmt: skip
 
@@ -104,7 +112,7 @@ STUDY = [
 
 def write_all(folder: Path, certificates: Sequence[dict[str, Any]] = STUDY) -> Path:
     for i, content in enumerate(certificates):
-        write_json(folder / f"{i:02d}.json", content)
+        write_json(folder / f"{i:02d}.json", {**content, "sha256": content_sha256(content)})
     return folder
 
 
@@ -326,6 +334,13 @@ def test_different_protocols_are_not_ranked(tmp_path: Path, change: Any, field: 
 def test_a_plan_has_one_certificate(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has 2"):
         read_results([write_all(tmp_path, [STUDY[0], STUDY[0]])])
+
+
+def test_images_of_another_program_are_not_ranked(tmp_path: Path) -> None:
+    other = certificate("ddim", "karras", 5, 3.0)
+    other["subject"]["plan"] = None
+    with pytest.raises(ConfigError, match="fewstep compare"):
+        read_results([write_all(tmp_path, [other])])
 
 
 def test_another_distance_is_refused(tmp_path: Path) -> None:

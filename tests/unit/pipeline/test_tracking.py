@@ -26,7 +26,7 @@ METRIC = "FD-classifier#1k"
 def certificate(sampler: str, grid: str, nfe: int) -> dict[str, Any]:
     value = 100.0 / nfe + len(sampler)
     return {
-        "schema": "fewstep.certificate/1",
+        "schema": "fewstep.certificate/2",
         "subject": {
             "plan": {"sampler": sampler, "grid": grid, "nfe": nfe, "name": f"{sampler}-{grid}-{nfe}"}
         },

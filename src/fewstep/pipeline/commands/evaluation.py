@@ -1,24 +1,29 @@
 """`fewstep stats` and `evaluate`: from images to certificates."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from fewstep.checks import ConfigError
-from fewstep.files import atomic_dir, sha256_file
+from fewstep.files import atomic_dir
 from fewstep.pipeline.config import EvaluateSettings, StatsSettings
+from fewstep.pipeline.features import FeatureStore
+from fewstep.pipeline.images import open_images
 from fewstep.pipeline.options import DeviceOption, takes_settings
-from fewstep.pipeline.samples import files_in, read_samples
+from fewstep.pipeline.parts import parse_shard
+from fewstep.pipeline.recorded import record_dataset
+from fewstep.pipeline.samples import files_in
 from fewstep.pipeline.specs import Spec, stamp
-
-if TYPE_CHECKING:
-    from fewstep.metrics.extractor import Extractor
-    from fewstep.metrics.reference import Reference
 
 ExtractorOption = Annotated[
     str,
     typer.Option(help="effnet-lite0-p320, effnet-lite0-h1280, inception2015, or the folder of a classifier"),
+]
+
+ShardOption = Annotated[
+    str | None,
+    typer.Option(metavar="K/N", help="do the share of worker K of N alone, and put nothing together"),
 ]
 
 
@@ -46,6 +51,7 @@ def stats(
     reference = build_reference(
         data, network, split=stats.split, heldout=heldout, progress=track("stats", unit="batch")
     )
+    reference.meta["dataset"]["files"] = record_dataset(data, beside=out.parent)
     save_reference(out, reference)
     if spec:
         stamp(spec, out.parent)
@@ -55,17 +61,31 @@ def stats(
 @takes_settings()
 def evaluate(
     samples: Annotated[
-        list[Path], typer.Argument(metavar="SAMPLES...", help="samples files (.npz), or folders of them")
+        list[Path],
+        typer.Argument(
+            metavar="IMAGES...",
+            help="samples files or other .npz of images, folders of them, folders of image files, packed datasets",
+        ),
     ],
     reference: Annotated[Path, typer.Option(help="statistics file, from fewstep stats")],
     extractor: ExtractorOption,
-    out: Annotated[Path, typer.Option(help="certificate (.json) for one samples file, folder for several")],
+    out: Annotated[Path, typer.Option(help="certificate (.json) for one set of images, folder for several")],
+    features: Annotated[
+        Path | None, typer.Option(help="folder in which to keep features; fewstep verify reads them, too")
+    ] = None,
+    shard: ShardOption = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="name of a published protocol that the measurement must keep to")
+    ] = None,
     device: DeviceOption = "auto",
     *,
     evaluate: EvaluateSettings,
     spec: Spec | None,
 ) -> None:
-    """Measure samples and write a certificate for each: numbers, intervals, and all that they depend on.
+    """Measure images and write a certificate for each set: numbers, intervals, and all that they depend on.
+
+    What was measured before an interruption is not measured again. With --shard K/N, or under torchrun, features are
+    extracted by N workers that share the folder; the measurement without --shard then puts them together.
 
     Example: fewstep evaluate samples.npz --reference stats.npz --extractor extractor --out certificate.json
     """
@@ -73,65 +93,45 @@ def evaluate(
     from fewstep.metrics.extractor import load_extractor
     from fewstep.metrics.reference import load_reference
     from fewstep.pipeline.devices import chosen_device
+    from fewstep.pipeline.evaluation import Evaluation
     from fewstep.progress import track
+    from fewstep.train.world import joined
 
-    files = files_in(samples, ".npz")
-    network = load_extractor(extractor, device=chosen_device(device))
-    statistics = load_reference(reference, extractor=network)
+    paths = images_in(samples)
     to_folder = out.suffix != ".json"
+    if not to_folder and len(paths) > 1:
+        raise ConfigError(f"--out must be a folder for {len(paths)} sets of images, got the file {out}.")
+    with joined() as world:
+        network = load_extractor(extractor, device=chosen_device(device, local_rank=world.local_rank))
+        statistics = load_reference(reference, extractor=network)
+        store = FeatureStore(features or out.with_name(f".{out.name}.features"))
+        evaluation = Evaluation(statistics, reference, Path(extractor), network, evaluate, protocol, store)
+        mine = parse_shard(shard)
+        for path in track("features", unit="set")(paths) if len(paths) > 1 else paths:
+            store.make(open_images(path), network, shard=mine, progress=track(path.stem, unit="part"))
+        world.wait()
+        if shard is not None or not world.leads:
+            typer.echo(
+                f"{store.folder}: features of {len(paths)} sets, shard {mine.index + 1} of {mine.count}"
+            )
+            return
     if not to_folder:
-        if len(files) > 1:
-            raise ConfigError(f"--out must be a folder for {len(files)} samples files, got the file {out}.")
-        write_certificate(out, _certificate(files[0], statistics, network, evaluate, spec))
+        write_certificate(out, evaluation.certificate(paths[0], out.parent, spec))
     else:
         with atomic_dir(out) as folder:
-            for path in track("evaluate", unit="plan")(files):
-                certificate = _certificate(path, statistics, network, evaluate, spec)
-                write_certificate(folder / f"{path.stem}.json", certificate)
+            for path in track("evaluate", unit="set")(paths):
+                write_certificate(folder / f"{path.stem}.json", evaluation.certificate(path, out, spec))
             if spec:
                 stamp(spec, folder)
-    typer.echo(f"{out}: {len(files)} certificates")
+    if features is None:
+        store.drop()
+    typer.echo(f"{out}: {len(paths)} certificates")
 
 
-def _certificate(
-    path: Path, reference: "Reference", extractor: "Extractor", settings: EvaluateSettings, spec: Spec | None
-) -> dict[str, Any]:
-    from fewstep.metrics.certificate import build_certificate
-    from fewstep.metrics.evaluate import evaluate_samples
-    from fewstep.pipeline.environment import environment
-
-    samples = read_samples(path)
-    meta = samples.meta
-    results = evaluate_samples(
-        samples.images,
-        reference,
-        extractor,
-        metrics=settings.metrics,
-        level=settings.level,
-        resamples=settings.resamples,
-        seed=settings.seed,
-    )
-    made_by = meta["plan"]["provenance"]
-    dataset = reference.meta["dataset"]
-    return build_certificate(
-        model={"fingerprint": meta["model"]["fingerprint"], "name": meta["model"]["name"]},
-        plan={
-            "hash": meta["plan_hash"],
-            "name": meta["plan_name"],
-            "sampler": made_by.get("sampler") or made_by.get("preset") or meta["plan_name"],
-            "grid": made_by.get("grid", ""),
-            "nfe": meta["nfe"],
-        },
-        data={"name": dataset["name"], "fingerprint": dataset["fingerprint"]},
-        n=len(samples.images),
-        seeds=meta["seeds"],
-        reference=reference.protocol,
-        extractor=extractor.protocol,
-        results=results,
-        costs=meta["costs"],
-        environment=environment(),
-        samples_sha256=sha256_file(path),
-        dtype=meta["dtype"],
-        ema=meta["model"]["ema"],
-        spec_key=spec.key if spec else None,
-    )
+def images_in(paths: list[Path]) -> list[Path]:
+    """The sets of images that are meant: those named, and the .npz files of named folders that hold such files."""
+    found: list[Path] = []
+    for path in paths:
+        is_one = path.is_dir() and ((path / "manifest.json").exists() or not any(path.glob("*.npz")))
+        found += [path] if is_one else files_in([path], ".npz")
+    return found

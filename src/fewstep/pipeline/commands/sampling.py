@@ -1,7 +1,6 @@
 """`fewstep plan`, `plans`, `sample`: known samplers as plan files, and images from them."""
 
 import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,18 +11,12 @@ from fewstep.checks import ConfigError
 from fewstep.files import atomic_dir, require_space
 from fewstep.pipeline.config import PlanSettings, SampleSettings
 from fewstep.pipeline.options import DeviceOption, takes_settings
-from fewstep.pipeline.samples import (
-    Samples,
-    files_in,
-    parse_seeds,
-    seeds_text,
-    write_samples,
-)
+from fewstep.pipeline.parts import parse_shard
+from fewstep.pipeline.samples import files_in, parse_seeds
 from fewstep.pipeline.seeds import require_unseen
 from fewstep.pipeline.specs import Spec, stamp
 
 if TYPE_CHECKING:
-    from fewstep.diffusion.denoiser import Model
     from fewstep.diffusion.schedule import Schedule
     from fewstep.sampling.plan import Plan
 
@@ -129,6 +122,10 @@ def sample(
     plans: Annotated[list[Path], typer.Argument(metavar="PLAN...", help="plan files, or folders of them")],
     out: Annotated[Path, typer.Option(help="samples file (.npz) for one plan, folder for several")],
     seeds: Annotated[str | None, typer.Option(help="one image per seed, FIRST-LAST, such as 0-49999")] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="K/N", help="draw the share of worker K of N alone, and put nothing together"),
+    ] = None,
     device: DeviceOption = "auto",
     force: Annotated[
         bool, typer.Option("--force", help="accept plans for another model or schedule")
@@ -139,76 +136,45 @@ def sample(
 ) -> None:
     """Draw images: image i depends on seed i alone, whatever the batch size.
 
+    Many images are drawn in parts, and what was drawn before an interruption is not drawn again. With --shard K/N, or
+    under torchrun, N workers share the parts; the command without --shard then puts them together.
+
     Example: fewstep sample results/digits/model plan.json --seeds 0-999 --out samples.npz
     """
     from fewstep.interop.load import load_model
     from fewstep.pipeline.devices import chosen_device
+    from fewstep.pipeline.drawing import Drawing
     from fewstep.sampling.plan import load_plan
+    from fewstep.train.world import joined
 
     files = files_in(plans, ".json")
     loaded = [load_plan(path) for path in files]
     chosen = parse_seeds(seeds) if seeds else range(sample.seed, sample.seed + sample.n)
     for one in loaded:
         require_unseen(one, chosen)
-    network = load_model(model, device=chosen_device(device))
     to_folder = out.suffix != ".npz"
     if not to_folder and len(files) > 1:
         raise ConfigError(f"--out must be a folder for {len(files)} plans, got the file {out}.")
-    require_space(out, len(chosen) * math.prod(network.image_shape) * len(files))
+    with joined() as world:
+        network = load_model(model, device=chosen_device(device, local_rank=world.local_rank))
+        require_space(out, len(chosen) * math.prod(network.image_shape) * len(files))
+        drawing = Drawing(network, chosen, sample, model, out, force)
+        mine = parse_shard(shard)
+        for path, one in zip(files, loaded, strict=True):
+            drawing.make(one, path, mine)
+        world.wait()
+        if shard is not None or not world.leads:
+            typer.echo(
+                f"{drawing.parts}: images of {len(files)} plans, shard {mine.index + 1} of {mine.count}"
+            )
+            return
     if not to_folder:
-        write_samples(out, _drawn(network, loaded[0], chosen, sample, force))
+        drawing.write(out, loaded[0], files[0])
     else:
         with atomic_dir(out) as folder:
             for path, one in zip(files, loaded, strict=True):
-                write_samples(folder / f"{path.stem}.npz", _drawn(network, one, chosen, sample, force))
+                drawing.write(folder / f"{path.stem}.npz", one, path)
             if spec:
                 stamp(spec, folder)
+    drawing.drop()
     typer.echo(f"{out}: {len(chosen)} images from {'each of ' if len(files) > 1 else ''}{len(files)} plans")
-
-
-def _drawn(model: "Model", plan: "Plan", seeds: range, settings: SampleSettings, force: bool) -> Samples:
-    import numpy as np
-    import torch
-
-    from fewstep.pipeline.devices import device_name
-    from fewstep.pipeline.environment import environment
-    from fewstep.progress import track
-    from fewstep.sampling.sample import Costs, sample
-
-    labels = torch.tensor(seeds) % model.n_classes if model.n_classes else None
-    # a plan that was found for one guidance is drawn with it
-    guidance = settings.guidance if plan.guidance is None else plan.guidance
-    costs = Costs()
-    started = time.perf_counter()
-    images = sample(
-        model,
-        plan,
-        seeds=seeds,
-        batch_size=settings.batch_size,
-        labels=labels,
-        guidance=guidance,
-        force=force,
-        progress=track(plan.name or "sample", unit="batch"),
-        costs=costs,
-    )
-    wall = time.perf_counter() - started
-    meta = {
-        "model": {"fingerprint": model.fingerprint, "name": model.name, "ema": True},
-        "plan": plan.to_json(),
-        "plan_hash": plan.hash,
-        "plan_name": plan.name,
-        "nfe": plan.nfe,
-        "seeds": seeds_text(seeds),
-        "dtype": "float32",
-        "guidance": guidance,
-        "costs": {
-            "nfe": costs.nfe,
-            "network_calls": costs.nfe * (2 if guidance != 1.0 else 1),
-            "network_ms_per_image": 1000 * costs.network_seconds / costs.images,
-            "wall_seconds": wall,
-            "device": device_name(model.device),
-        },
-        "environment": environment(),
-    }
-    array = np.ascontiguousarray(images.numpy().transpose(0, 2, 3, 1))
-    return Samples(array, np.array(seeds, np.int64), meta)

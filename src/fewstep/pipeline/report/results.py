@@ -302,6 +302,11 @@ def _require_same_protocol(a: Mapping[str, Any], b: Mapping[str, Any], path_a: P
 
 def _row(certificate: Mapping[str, Any], metric: str, path: Path) -> dict[str, Any]:
     plan, costs, results = certificate["subject"]["plan"], certificate["costs"], certificate["results"]
+    if plan is None or costs is None:
+        raise ConfigError(
+            f"Certificates must name a sampling plan to be ranked, but {path} is of images that another program made; "
+            "set it beside others with fewstep compare."
+        )
     if metric not in results:
         raise ConfigError(
             f"Certificates must share a distance to be ranked by, but {path} has no {metric}; evaluate anew."

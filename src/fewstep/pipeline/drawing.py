@@ -1,0 +1,164 @@
+"""Drawing many images in parts, each of which is kept until all are there."""
+
+import shutil
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fewstep.checks import DataError
+from fewstep.diffusion.denoiser import Model
+from fewstep.files import canonical_json, sha256_text
+from fewstep.pipeline.config import SampleSettings
+from fewstep.pipeline.devices import device_name
+from fewstep.pipeline.environment import environment
+from fewstep.pipeline.parts import Shard, part_ranges
+from fewstep.pipeline.recorded import Record, record
+from fewstep.pipeline.samples import Samples, read_samples, seeds_text, write_samples
+from fewstep.progress import track
+from fewstep.sampling.plan import Plan
+from fewstep.sampling.sample import Costs
+from fewstep.sampling.sample import sample as sample_plan
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Images of one model for the seeds of one command.
+
+    Attributes: model_path: where the model was read. out: where the images will stand, in one file or one a plan.
+    """
+
+    model: Model
+    seeds: range
+    settings: SampleSettings
+    model_path: Path
+    out: Path
+    force: bool = False
+
+    @property
+    def parts(self) -> Path:
+        """The folder of parts, hidden beside the output."""
+        return self.out.with_name(f".{self.out.name}.parts")
+
+    @cached_property
+    def _model_files(self) -> Record:
+        return record(self.model_path, beside=self._beside)
+
+    @property
+    def _beside(self) -> Path:
+        return self.out.parent if self.out.suffix == ".npz" else self.out
+
+    @cached_property
+    def _ranges(self) -> list[range]:
+        return list(part_ranges(len(self.seeds), batch_size=self.settings.batch_size))
+
+    def draw(self, plan: Plan, path: Path | None = None) -> Samples:
+        """All images of a plan at once, in memory."""
+        return self._drawn(plan, path, self.seeds, progress=track(plan.name or "sample", unit="batch"))
+
+    def make(self, plan: Plan, path: Path, shard: Shard) -> None:
+        """Draw the shard's parts of a plan that are missing; a whole that is one part is left to `write`."""
+        if len(self._ranges) == 1:
+            return
+        missing = [
+            (self._part(plan, rows), rows)
+            for number, rows in enumerate(self._ranges)
+            if shard.takes(number) and not _is_sound(self._part(plan, rows))
+        ]
+        for part, rows in track(plan.name or path.stem, unit="part")(missing):
+            write_samples(part, self._drawn(plan, path, self.seeds[rows[0] : rows[-1] + 1]))
+
+    def write(self, file: Path, plan: Plan, path: Path) -> None:
+        """Write the samples file of a plan: its parts put together, or drawn now where it is a single one."""
+        if len(self._ranges) == 1:
+            write_samples(file, self.draw(plan, path))
+            return
+        drawn = [read_samples(self._part(plan, rows)) for rows in self._ranges]
+        shape = (len(self.seeds), *drawn[0].images.shape[1:])
+        # the parts are mapped, and so is the whole: neither has to fit into memory
+        file.parent.mkdir(parents=True, exist_ok=True)
+        whole = np.lib.format.open_memmap(self.parts / "whole.npy", "w+", np.uint8, shape)
+        for rows, one in zip(self._ranges, drawn, strict=True):
+            whole[rows[0] : rows[-1] + 1] = one.images
+        meta = {**drawn[0].meta, "seeds": seeds_text(self.seeds), "costs": _sum_of([d.meta for d in drawn])}
+        write_samples(file, Samples(whole, np.array(self.seeds, np.int64), meta))
+
+    def drop(self) -> None:
+        """Delete the parts."""
+        shutil.rmtree(self.parts, ignore_errors=True)
+
+    def _part(self, plan: Plan, rows: range) -> Path:
+        made_of = [self.model.fingerprint, plan.hash, self._guidance(plan), self.settings.batch_size]
+        key = sha256_text(canonical_json(made_of))[:16]
+        return self.parts / f"{plan.name}.{key}.{seeds_text(self.seeds[rows[0] : rows[-1] + 1])}.npz"
+
+    def _guidance(self, plan: Plan) -> float:
+        # a plan that was found for one guidance is drawn with it
+        return self.settings.guidance if plan.guidance is None else plan.guidance
+
+    def _drawn(self, plan: Plan, path: Path | None, seeds: range, progress: Any = iter) -> Samples:
+        model, guidance, costs = self.model, self._guidance(plan), Costs()
+        labels = torch.tensor(seeds) % model.n_classes if model.n_classes else None
+        started = time.perf_counter()
+        images = sample_plan(
+            model,
+            plan,
+            seeds=seeds,
+            batch_size=self.settings.batch_size,
+            labels=labels,
+            guidance=guidance,
+            force=self.force,
+            progress=progress,
+            costs=costs,
+        )
+        wall = time.perf_counter() - started
+        meta = {
+            "model": {"fingerprint": model.fingerprint, "name": model.name, "ema": True},
+            "plan": plan.to_json(),
+            "plan_hash": plan.hash,
+            "plan_name": plan.name,
+            "nfe": plan.nfe,
+            "seeds": seeds_text(seeds),
+            "dtype": "float32",
+            "guidance": guidance,
+            "batch_size": self.settings.batch_size,
+            "costs": {
+                "nfe": costs.nfe,
+                "network_calls": costs.nfe * (2 if guidance != 1.0 else 1),
+                "network_ms_per_image": 1000 * costs.network_seconds / costs.images,
+                "wall_seconds": wall,
+                "device": device_name(model.device),
+            },
+            "files": {
+                "model": self._model_files,
+                **({} if path is None else {"plan": record(path, beside=self._beside)}),
+            },
+            "environment": environment(),
+        }
+        array = np.ascontiguousarray(images.numpy().transpose(0, 2, 3, 1))
+        return Samples(array, np.array(seeds, np.int64), meta)
+
+
+def _is_sound(part: Path) -> bool:
+    """Whether a part is there and holds what it says; a damaged one is drawn again."""
+    try:
+        samples = read_samples(part)
+    except DataError:
+        return False
+    return bool(samples.sha256 == samples.meta["images_sha256"])
+
+
+def _sum_of(metas: list[dict[str, Any]]) -> dict[str, Any]:
+    """Costs of the whole: seconds add up, milliseconds an image are the mean over all images."""
+    costs = [meta["costs"] for meta in metas]
+    counts = [int(last) - int(first) + 1 for first, last in (meta["seeds"].split("-") for meta in metas)]
+    mean = sum(c["network_ms_per_image"] * n for c, n in zip(costs, counts, strict=True)) / sum(counts)
+    return {
+        **costs[0],
+        "network_ms_per_image": mean,
+        "wall_seconds": sum(c["wall_seconds"] for c in costs),
+    }

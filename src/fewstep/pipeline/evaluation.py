@@ -1,0 +1,120 @@
+"""From a set of images to its certificate."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fewstep.metrics.certificate import QUANTISATION, build_certificate
+from fewstep.metrics.evaluate import evaluate_samples
+from fewstep.metrics.extractor import Extractor
+from fewstep.metrics.reference import Reference
+from fewstep.pipeline.config import EvaluateSettings
+from fewstep.pipeline.environment import environment
+from fewstep.pipeline.features import FeatureStore
+from fewstep.pipeline.images import ImageSet, open_images
+from fewstep.pipeline.recorded import record, seen_from
+from fewstep.pipeline.specs import Spec
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What sets of images are measured by, loaded once for all of them."""
+
+    reference: Reference
+    reference_path: Path
+    extractor_path: Path
+    extractor: Extractor
+    settings: EvaluateSettings
+    protocol: str | None
+    store: FeatureStore
+
+    def certificate(self, path: Path, beside: Path, spec: Spec | None) -> dict[str, Any]:
+        """Measure one set; `beside` is the folder in which the certificate will stand."""
+        images = open_images(path)
+        certified = certified_protocol(images, self.reference, self.extractor, self.settings, self.protocol)
+        results = evaluate_samples(
+            self.store.read(images, self.extractor),
+            self.reference,
+            self.extractor,
+            metrics=self.settings.metrics,
+            level=self.settings.level,
+            resamples=self.settings.resamples,
+            seed=self.settings.seed,
+        )
+        return build_certificate(
+            subject=_subject(images, self.reference),
+            protocol=certified,
+            results=results,
+            costs=images.meta["costs"] if images.meta else None,
+            environment=environment(),
+            files=self._files(images, beside),
+            spec_key=spec.key if spec else None,
+        )
+
+    def _files(self, images: ImageSet, beside: Path) -> dict[str, Any]:
+        files = {
+            "reference": record(self.reference_path, beside=beside),
+            "images": record(images.path, beside=beside),
+        }
+        if self.extractor_path.is_dir():
+            files["extractor"] = record(self.extractor_path, beside=beside)
+        for role, recorded in (images.meta or {}).get("files", {}).items():
+            files[role] = seen_from(recorded, images.path.parent, beside)
+        dataset = self.reference.meta["dataset"].get("files")
+        if dataset:
+            files["data"] = seen_from(dataset, self.reference_path.parent, beside)
+        return files
+
+
+def _subject(images: ImageSet, reference: Reference) -> dict[str, Any]:
+    meta, dataset = images.meta, reference.meta["dataset"]
+    subject: dict[str, Any] = {
+        "model": None,
+        "plan": None,
+        "draw": None,
+        "data": {"name": dataset["name"], "fingerprint": dataset["fingerprint"]},
+        "images_sha256": images.sha256,
+    }
+    if meta is None:
+        return subject
+    made_by = meta["plan"]["provenance"]
+    return subject | {
+        "model": {"fingerprint": meta["model"]["fingerprint"], "name": meta["model"]["name"]},
+        "plan": {
+            "hash": meta["plan_hash"],
+            "name": meta["plan_name"],
+            "sampler": made_by.get("sampler") or made_by.get("preset") or meta["plan_name"],
+            "grid": made_by.get("grid", ""),
+            "nfe": meta["nfe"],
+            "steps": meta["plan"],
+        },
+        "draw": {"guidance": meta["guidance"], "batch_size": meta["batch_size"]},
+    }
+
+
+def certified_protocol(
+    images: ImageSet,
+    reference: Reference,
+    extractor: Extractor,
+    settings: EvaluateSettings,
+    preset: str | None = None,
+) -> dict[str, Any]:
+    """All that must agree before two certificates are compared."""
+    meta = images.meta
+    return {
+        "preset": preset,
+        "n": len(images.images),
+        "seeds": images.seeds,
+        "reference": reference.protocol,
+        "extractor": extractor.protocol,
+        "codec": images.codec,
+        "quantisation": QUANTISATION if meta else "as found",
+        "ema": meta["model"]["ema"] if meta else None,
+        "dtype": meta["dtype"] if meta else None,
+        "evaluation": {
+            "metrics": list(settings.metrics),
+            "level": settings.level,
+            "resamples": settings.resamples,
+            "seed": settings.seed,
+        },
+    }

@@ -1,0 +1,85 @@
+"""Features of many images, kept in parts on disk, so that a measurement goes on where it was stopped."""
+
+import shutil
+import zipfile
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewstep.checks import DataError
+from fewstep.files import atomic_file, canonical_json, sha256_text
+from fewstep.pipeline.images import ImageSet
+from fewstep.pipeline.parts import Shard, part_ranges
+
+if TYPE_CHECKING:
+    from fewstep.metrics.extractor import Extractor
+
+
+class FeatureStore:
+    """A folder of features; each set of images seen through one extractor has a folder of its own in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def place(self, images: ImageSet, extractor: "Extractor") -> Path:
+        """Where the features of these very images through this very extractor are kept."""
+        through = sha256_text(canonical_json(extractor.protocol))[:8]
+        return self.folder / f"{images.name}.{images.sha256[:16]}.{through}"
+
+    def make(
+        self,
+        images: ImageSet,
+        extractor: "Extractor",
+        *,
+        shard: Shard | None = None,
+        progress: Any = iter,
+    ) -> None:
+        """Extract the parts that are missing, or those of them that are the shard's."""
+        from fewstep.metrics.extractor import extract
+
+        place = self.place(images, extractor)
+        missing = [
+            (place / f"{rows[0]:09d}.npz", rows)
+            for number, rows in enumerate(part_ranges(len(images.images)))
+            if (shard is None or shard.takes(number)) and not (place / f"{rows[0]:09d}.npz").exists()
+        ]
+        todo: Iterable[tuple[Path, range]] = progress(missing) if len(missing) > 1 else missing
+        for path, rows in todo:
+            features = extract(cast(Any, images.part(rows)), extractor)
+            with atomic_file(path) as temporary, temporary.open("wb") as file:
+                np.savez(file, features=features)
+
+    def read(self, images: ImageSet, extractor: "Extractor") -> NDArray[np.float32]:
+        """All features, (N, D).
+        Raises: DataError: a part is missing or damaged.
+        """
+        place = self.place(images, extractor)
+        return np.concatenate(
+            [_read(place / f"{rows[0]:09d}.npz", len(rows)) for rows in part_ranges(len(images.images))]
+        )
+
+    def holds(self, images: ImageSet, extractor: "Extractor") -> bool:
+        """Whether every part is there."""
+        place = self.place(images, extractor)
+        return all((place / f"{rows[0]:09d}.npz").exists() for rows in part_ranges(len(images.images)))
+
+    def drop(self) -> None:
+        """Delete the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _read(path: Path, n: int) -> NDArray[np.float32]:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            features: NDArray[np.float32] = arrays["features"]
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(
+            f"{path} must hold features, but it is missing or damaged ({error}); delete it and evaluate again."
+        ) from None
+    if features.ndim != 2 or len(features) != n:
+        raise DataError(f"{path} must hold the features of {n} images, got {features.shape}; delete it.")
+    return features

@@ -1,0 +1,52 @@
+"""Long work in parts: what is done stays done, and several processes or machines may share it.
+
+The parts of n images are cut at fixed places, whoever makes them and however many do. So the whole is the same
+as if one process had made it in one go, and a part that was lost is made again alone.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fewstep.checks import ConfigError
+
+IMAGES = 4096
+"""Images in a part, about."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of `count` workers, which takes every count-th part, beginning with its own number."""
+
+    index: int = 0
+    count: int = 1
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether there is no other worker."""
+        return self.count == 1
+
+    def takes(self, part: int) -> bool:
+        """Whether a part is this worker's."""
+        return part % self.count == self.index
+
+
+def parse_shard(text: str | None) -> Shard:
+    """Read `3/8`, the third of eight; without a text the place in torchrun's world, or the whole.
+    Raises: ConfigError: anything else.
+    """
+    if text is None:
+        return Shard(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+    match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+    number, count = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= number <= count:
+        raise ConfigError(f"--shard must be K/N with 1 <= K <= N, such as 3/8, got {text!r}.")
+    return Shard(number - 1, count)
+
+
+def part_ranges(n: int, *, batch_size: int = 1) -> Iterator[range]:
+    """Rows of each part of n, whole batches, so that every image is in the batch it would be in without parts."""
+    size = max(1, IMAGES // batch_size) * batch_size
+    for start in range(0, n, size):
+        yield range(start, min(start + size, n))

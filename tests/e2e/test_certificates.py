@@ -1,0 +1,262 @@
+"""What a reviewer does with a certificate: verify it elsewhere, compare two, and be told of whatever was changed."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from e2e.shell import fewstep, made, refused
+from PIL import Image
+
+from fewstep.metrics.certificate import content_sha256, read_certificate
+from fewstep.pipeline.samples import read_samples
+
+NAME = "ddim.uniform-t.to-zero.nfe4"
+
+
+@pytest.fixture
+def clone(study, tmp_path):
+    """The study in another place."""
+    return shutil.copytree(study, tmp_path / "clone")
+
+
+def verified(*arguments, cwd):
+    """What verify says, by what it looked at; the exit status."""
+    done = fewstep("verify", *arguments, cwd=cwd)
+    lines = (line.split("  ", 1) for line in done.stdout.splitlines() if "  " in line)
+    return {rest.partition(": ")[0] + rest.partition(": ")[2]: mark for mark, rest in lines}, done
+
+
+def test_a_certificate_verifies_in_another_place(clone):
+    lines, done = verified(f"eval/{NAME}.json", "--resample", cwd=clone)
+    assert done.returncode == 0, done.stdout
+    assert set(lines.values()) == {"held"}
+    for part in ("images.npy", "manifest.json", "stats.npz", "model: model.safetensors", "extractor: config.json",
+                 "FD-digits", "KID", "images drawn again: the same, to the byte"):  # fmt: skip
+        assert part in done.stdout
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "data/images.npy", "data/labels.npy", "data/manifest.json", "model/model.safetensors", "model/config.json",
+        "extractor/model.safetensors", "extractor/config.json", "stats.npz", f"plans/{NAME}.json",
+        f"samples/{NAME}.npz",
+    ],
+)  # fmt: skip
+def test_one_flipped_byte_is_reported_by_name(clone, path):
+    content = bytearray((clone / path).read_bytes())
+    content[len(content) // 2] ^= 1
+    (clone / path).write_bytes(content)
+    _, done = verified(f"eval/{NAME}.json", cwd=clone)
+    assert done.returncode == 1, done.stdout
+    failed = [line for line in done.stdout.splitlines() if line.startswith("failed")]
+    assert any(path.split("/")[-1] in line for line in failed), done.stdout
+
+
+def test_a_number_that_was_improved_is_found(clone):
+    path = clone / f"eval/{NAME}.json"
+    document = json.loads(path.read_text())
+    name = next(name for name in document["results"] if name.startswith("FD"))
+    document["results"][name]["value"] *= 0.9
+    path.write_text(json.dumps(document))
+    assert "sha256 that it states" in refused("verify", path)
+    document["sha256"] = content_sha256(document)
+    path.write_text(json.dumps(document))
+    _, done = verified(path, cwd=clone)
+    assert done.returncode == 1
+    assert f"failed  {name}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda d: d["subject"]["plan"]["steps"].update(name="another"), "plan"),
+        (lambda d: d["protocol"].update(seeds="60-119"), "protocol.seeds"),
+        (lambda d: d["protocol"]["extractor"].update(resize="64/bicubic"), "resize"),
+        (lambda d: d["subject"].update(images_sha256="0" * 64), "other images"),
+    ],
+)
+def test_signed_lies_about_the_images_are_found(clone, change, said):
+    path = clone / f"eval/{NAME}.json"
+    document = json.loads(path.read_text())
+    change(document)
+    document["sha256"] = content_sha256(document)
+    path.write_text(json.dumps(document))
+    _, done = verified(path, cwd=clone)
+    assert done.returncode == 1
+    assert any(said in line for line in done.stdout.splitlines() if line.startswith("failed")), done.stdout
+
+
+def test_the_model_alone_is_enough_to_draw_the_images_again(study, tmp_path):
+    shutil.copy(study / f"eval/{NAME}.json", tmp_path)
+    _, done = verified(
+        f"{NAME}.json", "--resample", "--model", study / "model", "--reference", study / "stats.npz",
+        "--extractor", study / "extractor", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "images drawn again: the same, to the byte" in done.stdout
+    assert "held  FD-digits" in done.stdout
+    assert "not reached  images" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == [f"{NAME}.json"]
+
+
+def test_another_model_does_not_pass(study, clone):
+    made("train", "--data", "data", "--out", "other", "--checkpoints", "ck2", "--steps", 3, "--warmup", 1,
+         "--channels", 8, "--batch-size", 8, cwd=clone)  # fmt: skip
+    _, done = verified(f"eval/{NAME}.json", "--resample", "--model", clone / "other", cwd=clone)
+    assert done.returncode == 1
+    assert "is another model" in done.stdout
+
+
+def test_truncated_and_foreign_files_are_one_sentence(study, tmp_path):
+    text = (study / f"eval/{NAME}.json").read_text()
+    (tmp_path / "c.json").write_text(text[: len(text) // 2])
+    assert "damaged" in refused("verify", tmp_path / "c.json")
+    shutil.copy(study / f"plans/{NAME}.json", tmp_path / "p.json")
+    assert "fewstep.certificate/2" in refused("verify", tmp_path / "p.json")
+    assert "no such file" in refused("compare", tmp_path / "no.json", tmp_path / "no.json")
+    assert "two certificates" in refused("compare", study / f"eval/{NAME}.json")
+
+
+def test_compare_says_which_is_better(study, tmp_path):
+    said = made("compare", study / f"eval/{NAME}.json", study / "eval/unipc-2.uniform-t.to-zero.nfe4.json")
+    assert any(verdict in said for verdict in ("better", "worse", "not distinguishable"))
+    same = made("compare", study / f"eval/{NAME}.json", study / f"eval/{NAME}.json")
+    assert "+0 [+0, +0]" in same
+    assert "not distinguishable" in same
+
+
+def test_numbers_of_different_n_refuse_to_be_compared(study, tmp_path):
+    made(
+        "sample",
+        study / "model",
+        study / f"plans/{NAME}.json",
+        "--seeds",
+        "0-79",
+        "--out",
+        tmp_path / "s.npz",
+    )
+    made("evaluate", tmp_path / "s.npz", "--reference", study / "stats.npz", "--extractor", study / "extractor",
+         "--resamples", 20, "--out", tmp_path / "c.json")  # fmt: skip
+    sentence = refused("compare", study / f"eval/{NAME}.json", tmp_path / "c.json")
+    assert "protocol.n is 60 and 80" in sentence or "protocol.n is 80 and 60" in sentence
+
+
+def measured(study, *images, out, options=()):
+    return fewstep("evaluate", *images, "--reference", study / "stats.npz", "--extractor", study / "extractor",
+                   "--resamples", 20, "--out", out, *options)  # fmt: skip
+
+
+def test_images_of_any_program_are_measured_alike(study, tmp_path):
+    """Image files and bare arrays with the pixels of a samples file have its numbers; a lossy codec is told."""
+    samples = read_samples(study / f"samples/{NAME}.npz")
+    for folder, suffix in (("png", "png"), ("jpeg", "jpg")):
+        (tmp_path / folder / "a").mkdir(parents=True)
+        for i, image in enumerate(samples.images):
+            Image.fromarray(image[:, :, 0]).save(tmp_path / folder / "a" / f"{i:03d}.{suffix}")
+    np.savez(tmp_path / "bare.npz", arr_0=samples.images)
+    np.savez_compressed(tmp_path / "small.npz", arr_0=samples.images)
+    files = [tmp_path / "png", tmp_path / "bare.npz", tmp_path / "small.npz", tmp_path / "jpeg"]
+    # grey files are read as colour, which the digits' classifier does not take
+    assert "(1, 8, 8)" in measured(study, files[0], out=tmp_path / "e").stderr
+    assert measured(study, *files[1:3], out=tmp_path / "e").returncode == 0
+    own = read_certificate(study / f"eval/{NAME}.json")
+    for name in ("bare", "small"):
+        found = read_certificate(tmp_path / f"e/{name}.json")
+        assert found["results"] == own["results"]
+        assert found["subject"]["model"] is None
+        assert found["protocol"]["codec"] == "lossless"
+    assert verified(tmp_path / "e/bare.json", cwd=tmp_path)[1].returncode == 0
+    assert "protocol" in refused("compare", tmp_path / "e/bare.json", study / f"eval/{NAME}.json")
+
+
+def test_a_measurement_goes_on_where_it_was_stopped(study, tmp_path, monkeypatch):
+    """Shards make the parts of samples and features; a lost one is made again alone, with the same result."""
+    from fewstep.pipeline import parts
+
+    plan = study / f"plans/{NAME}.json"
+    made(
+        "sample", study / "model", plan, "--seeds", "0-59", "--batch-size", 10, "--out", tmp_path / "one.npz"
+    )
+    assert measured(study, tmp_path / "one.npz", out=tmp_path / "one.json").returncode == 0
+    monkeypatch.setattr(parts, "IMAGES", 20)
+    draw = (
+        "sample",
+        study / "model",
+        plan,
+        "--seeds",
+        "0-59",
+        "--batch-size",
+        10,
+        "--out",
+        tmp_path / "s.npz",
+    )
+    for worker in ("1/2", "2/2"):
+        made(*draw, "--shard", worker)
+    drawn = sorted((tmp_path / ".s.npz.parts").iterdir())
+    assert [path.name.split(".")[-2] for path in drawn] == ["0-19", "20-39", "40-59"]
+    kept = drawn[0].stat().st_mtime_ns
+    drawn[1].unlink()
+    drawn[2].write_bytes(drawn[2].read_bytes()[:-100])
+    made(*draw, "--shard", "2/2")
+    assert drawn[0].stat().st_mtime_ns == kept
+    assert drawn[1].exists()
+    made(*draw)
+    assert not drawn[0].parent.exists()
+    one, parted = read_samples(tmp_path / "one.npz"), read_samples(tmp_path / "s.npz")
+    assert parted.sha256 == one.sha256
+    assert parted.meta["seeds"] == "0-59"
+    assert (
+        measured(study, tmp_path / "s.npz", out=tmp_path / "c.json", options=["--shard", "1/2"]).returncode
+        == 0
+    )
+    assert not (tmp_path / "c.json").exists()
+    features = sorted((tmp_path / ".c.json.features").rglob("*.npz"))
+    assert [path.name for path in features] == ["000000000.npz", "000000040.npz"]
+    assert measured(study, tmp_path / "s.npz", out=tmp_path / "c.json").returncode == 0
+    assert not features[0].exists()
+    assert (
+        read_certificate(tmp_path / "c.json")["results"] == read_certificate(tmp_path / "one.json")["results"]
+    )
+
+
+def test_kept_features_spare_the_network(study, tmp_path):
+    samples = study / f"samples/{NAME}.npz"
+    assert (
+        measured(study, samples, out=tmp_path / "c.json", options=["--features", tmp_path / "f"]).returncode
+        == 0
+    )
+    assert verified(tmp_path / "c.json", "--features", tmp_path / "f", cwd=tmp_path)[1].returncode == 0
+    (part,) = (tmp_path / "f").rglob("*.npz")
+    with np.load(part) as arrays:
+        features = arrays["features"] + 0.1
+    np.savez(part, features=features)
+    _, done = verified(tmp_path / "c.json", "--features", tmp_path / "f", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "failed  FD-digits" in done.stdout
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "half"])
+def test_a_shard_that_is_none(study, tmp_path, text):
+    sentence = refused("sample", study / "model", study / f"plans/{NAME}.json", "--out", tmp_path / "s.npz",
+                       "--shard", text)  # fmt: skip
+    assert "--shard must be K/N" in sentence
+    assert text in sentence
+
+
+@pytest.mark.slow
+def test_processes_of_torchrun_share_the_parts(study, tmp_path):
+    plan = study / f"plans/{NAME}.json"
+    arguments = [study / "model", plan, "--seeds", "0-8999", "--batch-size", 500]
+    made("sample", *arguments, "--out", tmp_path / "one.npz")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
+                "fewstep.pipeline.cli"]  # fmt: skip
+    subprocess.run(
+        [*torchrun, "sample", *map(str, arguments), "--out", tmp_path / "two.npz"],
+        check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True,
+    )  # fmt: skip
+    assert read_samples(tmp_path / "one.npz").sha256 == read_samples(tmp_path / "two.npz").sha256
