@@ -13,6 +13,8 @@ report: "workflow/report/workflow.rst"
 wildcard_constraints:
     run="[a-z0-9][a-z0-9-]*",
     nfe=r"\d+",
+    k=r"\d+",
+    n=r"\d+",
 
 
 include: "workflow/rules/common.smk"
@@ -26,10 +28,12 @@ rule all:
 
 include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"
+include: "workflow/rules/zoo.smk"
 include: "workflow/rules/plans.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/search.smk"
 include: "workflow/rules/compose.smk"
+include: "workflow/rules/detect.smk"
 include: "workflow/rules/report.smk"
 
 

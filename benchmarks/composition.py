@@ -24,7 +24,7 @@ from fewstep.metrics.extractor import load_extractor
 from fewstep.metrics.frechet import frechet
 from fewstep.metrics.reference import load_reference
 from fewstep.metrics.statistics import Statistics
-from fewstep.metrics.uncertainty import half_samples, normal_interval, paired_difference
+from fewstep.metrics.uncertainty import half_samples, normal_interval, paired_difference, spread
 from fewstep.pipeline.alignment import Aligning
 from fewstep.pipeline.config import AlignSettings
 from fewstep.pipeline.environment import environment
@@ -59,7 +59,7 @@ class Measure:
 
 
 def _cell(value, parts) -> str:
-    low, high = normal_interval(value, float(parts.std(ddof=1)))
+    low, high = normal_interval(value, spread(parts))
     return f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 

@@ -23,7 +23,7 @@ from fewstep.metrics.statistics import Statistics
 
 DIM, REPEATS = 2048, 3
 OUT = Path(__file__).parent / "results" / "frechet.md"
-CASES = ((10_000, 10_000), (1000, 10_000), (1000, 1000), (500, 500))
+CASES = ((50_000, 50_000), (10_000, 10_000), (1000, 10_000), (1000, 1000), (500, 500))
 TARGETS = {"cold": 4, "cached": 8, "deficient": 30}
 
 

@@ -29,7 +29,7 @@ from fewstep.metrics.extractor import extract, load_extractor
 from fewstep.metrics.frechet import frechet
 from fewstep.metrics.reference import load_reference
 from fewstep.metrics.statistics import Statistics
-from fewstep.metrics.uncertainty import half_samples, normal_interval, paired_difference
+from fewstep.metrics.uncertainty import half_samples, normal_interval, paired_difference, spread
 from fewstep.pipeline import study as studies
 from fewstep.pipeline.config import SearchSettings
 from fewstep.pipeline.environment import environment
@@ -221,11 +221,11 @@ def run_model(arguments: argparse.Namespace) -> None:
         preset = min(looked, key=lambda c: fd(c.plan, n)[0])
         theirs, made = fd(preset.plan, n)
         base = replicates(made)
-        low, high = normal_interval(theirs, float(base.std(ddof=1)), 0.95)
+        low, high = normal_interval(theirs, spread(base), 0.95)
         for found, seconds, calls in runs:
             ours, own = fd(found.plan, n)
             rep = replicates(own)
-            mine = normal_interval(ours, float(rep.std(ddof=1)), 0.95)
+            mine = normal_interval(ours, spread(rep), 0.95)
             apart = paired_difference(ours, theirs, rep.tolist(), base.tolist(), 0.95).interval
             lines.append(
                 f"| {nfe} | {preset.name} | {theirs:.1f} [{low:.1f}, {high:.1f}] | {found.record['winner']} "

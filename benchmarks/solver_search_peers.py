@@ -25,7 +25,7 @@ from fewstep.metrics.extractor import extract, load_extractor
 from fewstep.metrics.frechet import frechet
 from fewstep.metrics.reference import load_reference
 from fewstep.metrics.statistics import Statistics
-from fewstep.metrics.uncertainty import half_samples, normal_interval
+from fewstep.metrics.uncertainty import half_samples, normal_interval, spread
 from fewstep.rng import ImageNoise, generator
 from fewstep.sampling.plan import load_plan
 from fewstep.sampling.sample import sample
@@ -111,8 +111,8 @@ def main(arguments: argparse.Namespace) -> None:
     def measured(images: Tensor) -> tuple[float, str]:
         features = extract(images, extractor)
         value = frechet(Statistics.from_features(features), reference.statistics).value
-        spread = half_samples(features, reference.statistics, resamples=50, seed=0).std(ddof=1)
-        low, high = normal_interval(value, float(spread), 0.95)
+        sd = spread(half_samples(features, reference.statistics, resamples=50, seed=0))
+        low, high = normal_interval(value, sd, 0.95)
         return value, f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
     lines = ["| NFE | sampler | FD | over the best of theirs |", "|---|---|---|---|"]

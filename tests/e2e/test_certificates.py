@@ -78,6 +78,7 @@ def test_a_number_that_was_improved_is_found(clone):
         (lambda d: d["protocol"].update(seeds="60-119"), "protocol.seeds"),
         (lambda d: d["protocol"]["extractor"].update(resize="64/bicubic"), "resize"),
         (lambda d: d["subject"].update(images_sha256="0" * 64), "other images"),
+        (lambda d: d["protocol"].update(preset="edm-50k"), "edm-50k needs the n 50000"),
     ],
 )
 def test_signed_lies_about_the_images_are_found(clone, change, said):
@@ -161,16 +162,19 @@ def test_images_of_any_program_are_measured_alike(study, tmp_path):
     np.savez(tmp_path / "bare.npz", arr_0=samples.images)
     np.savez_compressed(tmp_path / "small.npz", arr_0=samples.images)
     files = [tmp_path / "png", tmp_path / "bare.npz", tmp_path / "small.npz", tmp_path / "jpeg"]
-    # grey files are read as colour, which the digits' classifier does not take
-    assert "(1, 8, 8)" in measured(study, files[0], out=tmp_path / "e").stderr
-    assert measured(study, *files[1:3], out=tmp_path / "e").returncode == 0
+    assert measured(study, *files, out=tmp_path / "e").returncode == 0
     own = read_certificate(study / f"eval/{NAME}.json")
-    for name in ("bare", "small"):
+    assert read_certificate(tmp_path / "e/jpeg.json")["protocol"]["codec"] == "jpeg"
+    for name in ("png", "bare", "small"):
         found = read_certificate(tmp_path / f"e/{name}.json")
         assert found["results"] == own["results"]
         assert found["subject"]["model"] is None
         assert found["protocol"]["codec"] == "lossless"
-    assert verified(tmp_path / "e/bare.json", cwd=tmp_path)[1].returncode == 0
+    for name in ("png", "bare"):
+        assert verified(tmp_path / f"e/{name}.json", cwd=tmp_path)[1].returncode == 0
+    (tmp_path / "png/a/003.png").write_bytes((tmp_path / "png/a/004.png").read_bytes())
+    _, done = verified(tmp_path / "e/png.json", cwd=tmp_path)
+    assert "failed  images" in done.stdout
     assert "protocol" in refused("compare", tmp_path / "e/bare.json", study / f"eval/{NAME}.json")
 
 
@@ -260,3 +264,13 @@ def test_processes_of_torchrun_share_the_parts(study, tmp_path):
         check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True,
     )  # fmt: skip
     assert read_samples(tmp_path / "one.npz").sha256 == read_samples(tmp_path / "two.npz").sha256
+
+
+def test_a_published_protocol_is_kept_or_refused(study, tmp_path):
+    samples = study / f"samples/{NAME}.npz"
+    for name, words in (("edm-50k", ("n 50000", "got 60")), ("edm", ("ddim-cifar10-50k", "edm"))):
+        done = measured(study, samples, out=tmp_path / "c.json", options=["--protocol", name])
+        assert done.returncode == 2
+        assert not [word for word in words if word not in done.stderr], done.stderr
+        assert list(tmp_path.iterdir()) == []
+    assert "minimum of 3" in made("protocols")

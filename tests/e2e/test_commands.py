@@ -252,6 +252,9 @@ def test_every_command_has_help_with_an_example():
         "export",
         "verify",
         "compare",
+        "protocols",
+        "detect",
+        "zoo",
     ]
     for name in names:
         assert name in listed

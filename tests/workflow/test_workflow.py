@@ -138,6 +138,7 @@ ALL = {
     "compare": 1,
     "sample_composed": 1,
     "evaluate_composed": 1,
+    "tell": 1,
     "report": 1,
     "track": 1,
 }
@@ -147,9 +148,10 @@ def only(*rules: str) -> dict[str, int]:
     return {rule: ALL[rule] for rule in rules}
 
 
-AFTER_SAMPLE = ("evaluate", "evaluate_searched", "evaluate_composed", "report", "track")
+AFTER_MEASURING = ("evaluate", "evaluate_searched", "evaluate_composed", "report", "track")
+AFTER_SAMPLE = ("tell", *AFTER_MEASURING)
 AFTER_PLANS = ("stepaware", "align", "compare", "sample_composed", "evaluate_composed", "report", "track")
-AFTER_SEARCH = ("sample_searched", "evaluate_searched", *AFTER_PLANS)
+AFTER_SEARCH = ("sample_searched", "evaluate_searched", "tell", *AFTER_PLANS)
 AFTER_COMPARE = ("sample_composed", "evaluate_composed", "report", "track")
 AFTER_STATS = ("search", "evaluate", *AFTER_SEARCH)
 AFTER_TRAIN = ("plans", "sample", "teacher", *AFTER_STATS)
@@ -187,20 +189,22 @@ CHANGES = [  # a change of one setting -> exactly what depends on it
     ({"extractor": {"steps": 21}}, only("extractor", "stats", *AFTER_STATS)),
     ({"extractor": {"name": "effnet-lite0-p320"}}, only("stats", *AFTER_STATS)),
     ({"stats": {"split": "test"}}, only("stats", *AFTER_STATS)),
-    ({"plans": {"grids": ["karras"]}}, only("plans", "sample", "evaluate", *AFTER_PLANS)),
+    ({"plans": {"grids": ["karras"]}}, only("plans", "sample", "evaluate", "tell", *AFTER_PLANS)),
     ({"plans": {"nfe": [3]}, "align": {"nfe": [3]}}, only("compare", *AFTER_COMPARE)),
     ({"plans": {"nfe": [3, 4, 5]}}, dict.fromkeys(("plans", "sample", "evaluate", "report", "track"), 1)),
     ({"search": {"trials": 14}}, only("search", *AFTER_SEARCH)),
     ({"search": {"noises": 17}}, only("teacher", "search", *AFTER_SEARCH)),
-    ({"search": {"nfe": []}}, only(*AFTER_PLANS)),
+    ({"search": {"nfe": []}}, only("tell", *AFTER_PLANS)),
     ({"stepaware": {"noises": 17}}, only(*AFTER_PLANS)),
     ({"align": {"noises": 17}}, only("align", "compare", *AFTER_COMPARE)),
     ({"compose": {"rounds": 2}}, only("compare", *AFTER_COMPARE)),
     ({"stepaware": {"nfe": []}, "align": {"nfe": []}}, {"report": 1, "track": 1}),
     ({"sample": {"n": 41}}, only("sample", "sample_searched", "sample_composed", *AFTER_SAMPLE)),
-    ({"evaluate": {"resamples": 11}}, only(*AFTER_SAMPLE)),
+    ({"evaluate": {"resamples": 12}}, only(*AFTER_MEASURING)),
+    ({"detect": {"folds": 3}}, only("tell", "report", "track")),
     ({"tracking": {"uri": "sqlite:///other.db"}}, only("track")),
     ({"data": {"workers": 2}, "train": {"checkpoint_seconds": 9.0}, "sample": {"batch_size": 9}}, {}),
+    ({"sample": {"shards": 3}, "evaluate": {"shards": 2}}, {}),
 ]
 
 
@@ -238,27 +242,46 @@ def test_a_lost_file_is_made_again(project: Project) -> None:
     assert project.planned() == only("train", *AFTER_TRAIN)
 
 
+def test_jobs_share_the_images_and_measure_the_same(project: Project) -> None:
+    results = project.folder / "results" / "smoke"
+    before = {path.name: read_json(path)["results"] for path in (results / "eval/nfe3").glob("[!s]*.json")}
+    shutil.rmtree(results / "samples" / "nfe3")
+    project.edit("params.yaml", "sample: {n: 40}", "sample: {n: 40, shards: 2}")
+    project.edit("params.yaml", "evaluate: {resamples: 10}", "evaluate: {resamples: 10, shards: 2}")
+    planned = project.planned()
+    assert planned["sample_shard"] == planned["evaluate_shard"] == 2
+    assert planned["sample"] == planned["evaluate"] == 1
+    project.succeed("snakemake", "results/smoke/eval/nfe3/spec.json")
+    after = {path.name: read_json(path)["results"] for path in (results / "eval/nfe3").glob("[!s]*.json")}
+    assert after == before
+    left = [path for path in results.rglob(".*") if path.name.endswith((".parts", ".features"))]
+    assert left == []
+    assert list((project.folder / "state/smoke/shards").rglob("*of2")) == []
+
+
 def test_dvc_sees_what_snakemake_sees(project: Project) -> None:
-    project.edit("params.yaml", "evaluate: {resamples: 10}", "evaluate: {resamples: 11}")
+    project.edit("params.yaml", "evaluate: {resamples: 10}", "evaluate: {resamples: 12}")
     assert sorted(jobs_in(project.succeed("dvc", "repro"))) == sorted(
         ["evaluate", "evaluate", "evaluate_searched", "evaluate_composed", "report", "track"]
     )
     assert project.planned() == {}
-    project.commit("eleven")
+    project.commit("twelve")
 
     project.succeed("git", "checkout", "--quiet", "HEAD~1")
-    assert project.planned() == only(*AFTER_SAMPLE), "old settings over new results: nothing stale is used"
+    assert project.planned() == only(*AFTER_MEASURING), "old settings over new results: nothing stale is used"
     project.succeed("dvc", "checkout", "--quiet")
     make(project, "adopt")
     assert project.planned().keys() <= {"track"}
     assert "up to date" in project.succeed("dvc", "status")
 
     project.succeed("git", "checkout", "--quiet", "main", "--", "params.yaml")
-    assert project.planned() == only(*AFTER_SAMPLE), "the last jobs had these settings, but not these results"
+    assert project.planned() == only(*AFTER_MEASURING), (
+        "the last jobs had these settings, but not these results"
+    )
     refused = project.command("dvc", "status", "--quiet")
     assert refused.returncode != 0, "adopt refuses settings that dvc.lock does not have"
     project.succeed("snakemake", "--cores", "1", "--touch", "--quiet", "all")
-    assert project.planned() == only(*AFTER_SAMPLE), "a wrong touch does no harm: the keys differ"
+    assert project.planned() == only(*AFTER_MEASURING), "a wrong touch does no harm: the keys differ"
 
     project.succeed("git", "checkout", "--quiet", "main")
     project.succeed("dvc", "checkout", "--quiet")
@@ -281,8 +304,10 @@ def test_a_clone_takes_results_from_dvc_and_sees_changes(project: Project, tmp_p
     clone = Project(tmp_path / "clone")
     clone.succeed("dvc", "config", "--local", "cache.dir", str(project.folder / ".dvc" / "cache"))
     clone.succeed("dvc", "checkout", "--quiet")
-    clone.edit("params.yaml", "evaluate: {resamples: 10}", "evaluate: {resamples: 11}")
-    assert set(AFTER_SAMPLE) <= clone.planned().keys(), "without metadata of its own Snakemake still sees it"
+    clone.edit("params.yaml", "evaluate: {resamples: 10}", "evaluate: {resamples: 12}")
+    assert set(AFTER_MEASURING) <= clone.planned().keys(), (
+        "without metadata of its own Snakemake still sees it"
+    )
     clone.succeed("git", "checkout", "--quiet", "params.yaml")
     make(clone, "adopt")
     assert clone.planned() == only("track")
@@ -314,7 +339,7 @@ def test_lint_and_format(finished: Project) -> None:
 
 
 def test_a_second_run_is_refused_in_one_sentence(project: Project) -> None:
-    project.edit("params.yaml", "evaluate: {resamples: 10}", "evaluate: {resamples: 11}")
+    project.edit("params.yaml", "evaluate: {resamples: 10}", "evaluate: {resamples: 12}")
     spec = project.folder / "state" / "smoke" / "spec" / "evaluate.json"
     before = spec.read_bytes()
     with (project.folder / "state" / "run.lock").open("r+") as lock:
@@ -331,7 +356,7 @@ def test_a_second_run_is_refused_in_one_sentence(project: Project) -> None:
     )
     assert sentence in refused.stdout + refused.stderr
     assert jobs_in(refused.stdout + refused.stderr) == []
-    assert set(AFTER_SAMPLE) <= project.planned().keys()
+    assert set(AFTER_MEASURING) <= project.planned().keys()
 
 
 def test_mistakes_in_the_settings_stop_before_any_job(project: Project) -> None:

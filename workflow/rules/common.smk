@@ -14,6 +14,11 @@ try:
 except ConfigError as error:
     raise WorkflowError(str(error))
 
+# Runs that take their model from the zoo, as a pattern; no run's name is empty.
+ZOO_RUNS = (
+    "|".join(run for run, values in PARAMS.runs.items() if values.model.zoo) or "none^"
+)
+
 # Jobs that use the accelerator ask for it only where there is one; elsewhere they run side by side on cores.
 GPU = int(which("nvidia-smi") is not None)
 
@@ -36,6 +41,17 @@ def for_each_nfe(path):
         path.format(run=wildcards.run, nfe=nfe)
         for nfe in settings_of(wildcards).plans.nfe
     ]
+
+
+def shards(rule):
+    """Input function: the marks of the jobs that share the work of a rule, where there are several."""
+
+    def marks(wildcards):
+        n = getattr(settings_of(wildcards), rule).shards
+        name = f"state/{wildcards.run}/shards/{rule}/nfe{wildcards.nfe}"
+        return [f"{name}.{k}of{n}" for k in range(1, n + 1)] if n > 1 else []
+
+    return marks
 
 
 def searched(path):
@@ -124,6 +140,39 @@ def composed(path):
         if specs.applies("compose", settings_of(wildcards))
         else []
     )
+
+
+def detected(path):
+    """Input function: the path, in runs that put samples to the detector."""
+    return lambda wildcards: (
+        [path.format(run=wildcards.run)] if settings_of(wildcards).detect.nfe else []
+    )
+
+
+def samples_to_detect(wildcards):
+    """Input function: the samples of the known plans of these numbers of calls, and of the searched ones."""
+    settings = settings_of(wildcards)
+    folder = f"results/{wildcards.run}/samples"
+    known = [f"{folder}/nfe{n}/{specs.STAMP}" for n in settings.detect.nfe]
+    searched = set(settings.detect.nfe) & set(settings.search.nfe)
+    return known + ([f"{folder}/searched/{specs.STAMP}"] if searched else [])
+
+
+def files_to_detect(wildcards, input):
+    """Params function: folders and files of those samples."""
+    settings = settings_of(wildcards)
+    folder = f"results/{wildcards.run}/samples"
+    return [f"{folder}/nfe{n}" for n in settings.detect.nfe] + [
+        f"{folder}/searched/searched.nfe{n}.npz"
+        for n in settings.detect.nfe
+        if n in settings.search.nfe
+    ]
+
+
+def detector_features(wildcards):
+    """Params function: whose layers the detector looks through."""
+    trained = trained_extractor(wildcards)
+    return str(Path(trained[0]).parent) if trained else "effnet-lite0"
 
 
 def folder_of(name):

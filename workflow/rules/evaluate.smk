@@ -40,12 +40,38 @@ rule stats:
         "fewstep stats {params.data} --spec {input.spec} --extractor {params.extractor} --out {output.stats} 2> {log}"
 
 
+# Where evaluate.shards asks for several jobs: each extracts the features of its share.
+rule evaluate_shard:
+    input:
+        spec=spec("evaluate"),
+        samples=rules.sample.output.spec,
+        stats=rules.stats.output.stats,
+        extractor=trained_extractor,
+    output:
+        temp(touch("state/{run}/shards/evaluate/nfe{nfe}.{k}of{n}")),
+    log:
+        "logs/{run}/evaluate/nfe{nfe}.{k}of{n}.log",
+    threads: 1
+    resources:
+        gpu=GPU,
+    params:
+        samples=subpath(input.samples, parent=True),
+        extractor=extractor_argument,
+        out="results/{run}/eval/nfe{nfe}",
+    message:
+        "{wildcards.run}: features of share {wildcards.k} of {wildcards.n} of {wildcards.nfe} network calls"
+    shell:
+        "fewstep evaluate {params.samples} --spec {input.spec} --reference {input.stats}"
+        " --extractor {params.extractor} --shard {wildcards.k}/{wildcards.n} --out {params.out} 2> {log}"
+
+
 rule evaluate:
     input:
         spec=spec("evaluate"),
         samples=rules.sample.output.spec,
         stats=rules.stats.output.stats,
         extractor=trained_extractor,
+        shards=shards("evaluate"),
     output:
         spec="results/{run}/eval/nfe{nfe}/spec.json",
     log:

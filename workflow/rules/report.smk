@@ -5,6 +5,7 @@ rule report:
         samples=for_each_nfe("results/{run}/samples/nfe{nfe}/spec.json"),
         searched=searched("results/{run}/eval/searched/spec.json"),
         composed=composed("results/{run}/eval/composed/spec.json"),
+        detected=detected("results/{run}/detection/spec.json"),
         model=rules.train.output,
     output:
         report(
@@ -33,13 +34,14 @@ rule report:
             "results/{run}/eval/composed --samples results/{run}/samples/composed"
             " --composed results/{run}/plans/composed"
         ),
+        detected=detected("--detection results/{run}/detection"),
         model=folder_of("model"),
         out=subpath(output.spec, parent=True),
     message:
         "{wildcards.run}: write the report"
     shell:
         "fewstep report {params.certificates} {params.searched} {params.samples} {params.searched_samples}"
-        " {params.composed} {params.searches} --model {params.model}"
+        " {params.composed} {params.searches} {params.detected} --model {params.model}"
         " --spec {input.spec} --out {params.out} 2> {log}"
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from fewstep.checks import ConfigError, DataError
 from fewstep.files import canonical_json, read_json, sha256_text, write_json
-from fewstep.metrics.uncertainty import Difference, paired_difference
+from fewstep.metrics.uncertainty import SPREADS, Difference, paired_difference
 
 SCHEMA = "fewstep.certificate/2"
 QUANTISATION = "floor(127.5x+128)"
@@ -105,13 +105,18 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Difference]
     found = {}
     for name in sorted(a["results"].keys() & b["results"].keys()):
         one, other = a["results"][name], b["results"][name]
-        if one.get("interval_method") == other.get("interval_method") == "half-sampling":
+        if "replicates" in one and "replicates" in other:
             found[name] = paired_difference(
-                one["value"], other["value"], one["replicates"], other["replicates"], one["level"]
+                one["value"],
+                other["value"],
+                one["replicates"],
+                other["replicates"],
+                one["level"],
+                spread=SPREADS[one["interval_method"]],
             )
     if not found:
         raise ConfigError(
-            "Certificates must share a Fréchet distance to be compared; evaluate with the metric fd."
+            "Certificates must share a distance to be compared; evaluate both with the metric fd or kid."
         )
     return found
 
@@ -200,6 +205,11 @@ _RESULT = {
         baseline=_or_null(_is_number),
         baseline_source=_or_null(_is_text),
         n=_is_count,
+        split_sd=_is_number,
+        slope=_is_number,
+        r2=_is_number,
+        median_ratio=_is_number,
+        null_sd=_is_number,
     ),
 }
 

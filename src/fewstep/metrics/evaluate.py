@@ -1,30 +1,54 @@
 """All measurements on one set of samples, as the `results` of a certificate."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fewstep.checks import ConfigError
-from fewstep.metrics.extractor import Extractor, extract
+from fewstep.metrics.extractor import Extractor, Images, extract
 from fewstep.metrics.frechet import frechet
+from fewstep.metrics.inception_score import inception_score
+from fewstep.metrics.kid import SEED as KID_SEED
 from fewstep.metrics.kid import kid
-from fewstep.metrics.precision_recall import precision_recall
+from fewstep.metrics.memorisation import memorisation
+from fewstep.metrics.precision_recall import PrecisionRecall, precision_recall
 from fewstep.metrics.reference import Reference, require_extractor
-from fewstep.metrics.statistics import Statistics
-from fewstep.metrics.uncertainty import RESAMPLES, half_samples, normal_interval, wilson_interval
+from fewstep.metrics.statistics import Array, Statistics
+from fewstep.metrics.uncertainty import (
+    RESAMPLES,
+    extrapolate,
+    half_samples,
+    normal_interval,
+    spread,
+    wilson_interval,
+)
 from fewstep.progress import Progress
 from fewstep.rng import generator
 
-METRICS = ("fd", "kid", "pr")
+METRICS = ("fd", "kid", "pr", "dc", "is", "inf", "mem")
+"""Fréchet distance; kernel distance; precision and recall; density and coverage; the classifier's score; the
+Fréchet distance at infinitely many images; the share of samples nearer to training than to held-out images."""
+DEFAULT_METRICS = ("fd", "kid", "pr")
 
 _LARGEST_NEIGHBOURHOOD = 10_000
 _BASELINE_REPEATS = 8
-_FID_IMAGES = 4096
+_OFFICIAL_IMAGES = 4096
 _SEED = 1973
+
+OFFICIAL = {
+    "inception2015": ("FID", "-inception2015"),
+    "inception2015-spatial": ("sFID", "-inception2015"),
+    "inception2015-clean": ("cleanFID", ""),
+    "inception2015-halfpixel": ("FID", "-pytorchfid"),
+}
+"""Extractor -> how its Fréchet distance is named: before and after what tells the extrapolated one apart."""
+
+Record = dict[str, Any]
 
 
 def metric_name(metric: str, extractor: Extractor, n: int) -> str:
@@ -33,117 +57,227 @@ def metric_name(metric: str, extractor: Extractor, n: int) -> str:
     "FID" is the official features on at least twice as many images as features; all else is "FD".
     """
     count = f"{n / 1000:g}k" if n >= 1000 and n % 100 == 0 else str(n)
-    if metric == "FD" and extractor.id == "inception2015" and n >= _FID_IMAGES:
-        return f"FID-{extractor.id}#{count}"
-    resize = "" if extractor.resize == "none" else f"@{extractor.resize}"
     dtype = "" if extractor.dtype == "float32" else f"/{extractor.dtype}"
+    if metric in ("FD", "FDinf") and extractor.id in OFFICIAL and n >= _OFFICIAL_IMAGES:
+        stem, tail = OFFICIAL[extractor.id]
+        return f"{stem}{metric.removeprefix('FD')}{tail}{dtype}#{count}"
+    if metric == "IS" and extractor.id not in OFFICIAL:
+        metric = "ES"
+    resize = "" if extractor.resize == "none" else f"@{extractor.resize}"
     return f"{metric}-{extractor.id}{resize}{dtype}#{count}"
 
 
 def evaluate_samples(
-    samples: Tensor | NDArray[Any],
+    samples: Images | NDArray[Any],
     reference: Reference,
     extractor: Extractor,
     *,
-    metrics: Sequence[str] = METRICS,
+    metrics: Sequence[str] = DEFAULT_METRICS,
     level: float = 0.95,
     resamples: int = RESAMPLES,
     seed: int = 0,
     progress: Progress[int] = iter,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Record]:
     """Measure samples against a reference.
 
     The reference keeps its factor and its baselines: load it and the extractor once for many sets of samples.
 
-    Args: samples: uint8 images, a tensor (N, C, H, W) or an array (N, H, W, C); or their features, a float
-        array (N, D). metrics: of "fd", "kid", "pr"; the last two need a reference with features. level: of
-        the intervals. resamples, seed: of the half-samples; equal ones make replicates of two sets paired.
+    Args: samples: uint8 images, a tensor (N, C, H, W), an array (N, H, W, C) or files; or their features, a
+        float array (N, D). metrics: of METRICS; "kid", "pr", "dc" and "mem" need a reference with features, "mem"
+        held-out ones, too, and "is" an extractor with logits. level: of the intervals. resamples, seed: of the
+        half-samples; equal ones make replicates of two sets paired.
     Returns: Metric name -> value, interval and what else belongs to it, plain numbers and strings.
-    Raises: ConfigError: an unknown metric, another extractor, no features for kid or pr. DataError: images
-        that do not fit the extractor, NaN, too few images.
+    Raises: ConfigError: an unknown metric, another extractor, or what a metric needs is not there. DataError:
+        images that do not fit the extractor, NaN, too few images.
     """
     unknown = [name for name in metrics if name not in METRICS]
     if unknown or not metrics:
         raise ConfigError(f"metrics must be of {', '.join(METRICS)}; got {', '.join(unknown) or 'none'}.")
     require_extractor(reference.meta, extractor)
-    is_features = not isinstance(samples, Tensor) and samples.ndim == 2
+    for name in _REQUIRE.keys() & set(metrics):
+        _REQUIRE[name](reference, extractor)
+    is_features = isinstance(samples, np.ndarray) and samples.ndim == 2
     features = np.asarray(samples) if is_features else extract(samples, extractor, progress=progress)
-    fake = Statistics.from_features(features)
-    n = len(features)
-    results: dict[str, dict[str, Any]] = {}
-    if "fd" in metrics:
-        name = metric_name("FD", extractor, n)
-        results[name] = _frechet(fake, reference, level=level, resamples=resamples, seed=seed)
-    if "kid" in metrics:
-        results[metric_name("KID", extractor, n)] = _kid(features, reference, extractor, level)
-    if "pr" in metrics:
-        for metric, record in _precision_recall(features, reference, level).items():
-            results[metric_name(metric, extractor, n)] = record
-    return results
-
-
-def _frechet(
-    fake: Statistics, reference: Reference, *, level: float, resamples: int, seed: int
-) -> dict[str, Any]:
-    assert fake.features is not None and fake.n is not None
-    distance = frechet(fake, reference.statistics)
-    replicates = half_samples(fake.features, reference.statistics, resamples=resamples, seed=seed)
-    interval = normal_interval(distance.value, float(replicates.std(ddof=1)), level)
-    baseline = real_baseline(reference, fake.n)
+    measured = _Measured(features, reference, extractor, level, resamples, seed)
     return {
-        "value": distance.value,
-        "interval": [max(interval.low, 0.0), interval.high],
-        "level": level,
-        "interval_method": "half-sampling",
-        # Nine digits are far below the spread of the replicates, and keep the file short.
-        "replicates": [float(f"{value:.9g}") for value in replicates],
-        "resample_seed": seed,
+        metric_name(label, extractor, measured.fake.n or 0): record
+        for name in METRICS
+        if name in metrics
+        for label, record in _RECORDS[name](measured).items()
+    }
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """One set of samples and what its metrics share, computed once."""
+
+    features: NDArray[Any]
+    reference: Reference
+    extractor: Extractor
+    level: float
+    resamples: int
+    seed: int
+
+    @cached_property
+    def fake(self) -> Statistics:
+        return Statistics.from_features(self.features)
+
+    @cached_property
+    def replicates(self) -> Array:
+        return half_samples(
+            self.features, self.reference.statistics, resamples=self.resamples, seed=self.seed
+        )
+
+    @cached_property
+    def overlap(self) -> tuple[PrecisionRecall, int]:
+        """Precision and its kin, and the number of images on either side."""
+        real = _real_features(self.reference)
+        # Balls shrink as a set grows, hence equal sizes; the quadratic cost sets the largest.
+        n = min(len(self.features), len(real), _LARGEST_NEIGHBOURHOOD)
+        return precision_recall(_subset(self.features, n, "fake"), _subset(real, n, "real")), n
+
+    def by_error(self, value: float, error: float, method: str) -> Record:
+        """Value with a normal interval."""
+        interval = list(normal_interval(value, error, self.level))
+        return {"value": value, "interval": interval, "level": self.level, "interval_method": method}
+
+
+def _frechet(measured: _Measured) -> dict[str, Record]:
+    reference = measured.reference
+    distance = frechet(measured.fake, reference.statistics)
+    assert measured.fake.n is not None
+    baseline = real_baseline(reference, measured.fake.n)
+    sd = spread(measured.replicates)
+    record = measured.by_error(distance.value, sd, "half-sampling")
+    record["interval"][0] = max(record["interval"][0], 0.0)
+    record |= {
+        "replicates": _short(measured.replicates),
+        "resample_seed": measured.seed,
         "mean_term": distance.mean_term,
         "trace_term": distance.trace_term,
         "rank": distance.rank,
         "baseline": None if baseline is None else baseline.value,
         "baseline_source": None if baseline is None else baseline.source,
     }
+    return {"FD": record}
 
 
-def _kid(features: NDArray[Any], reference: Reference, extractor: Extractor, level: float) -> dict[str, Any]:
-    real = _real_features(reference)
+def _short(replicates: Array) -> list[float]:
+    """Nine digits are far below the spread of the replicates, and keep the file short."""
+    return [float(f"{value:.9g}") for value in replicates]
+
+
+def _kid(measured: _Measured) -> dict[str, Record]:
+    statistics, real = measured.reference.statistics, _real_features(measured.reference)
     # Official KID takes Inception features as they are; others get unit mean variance in the reference.
-    variance = float(np.trace(reference.statistics.cov)) / reference.statistics.dim
-    scale = 1.0 if extractor.id == "inception2015" else max(variance, np.finfo(float).tiny) ** 0.5
-    found = kid(features, real, scale=scale)
+    variance = float(np.trace(statistics.cov)) / statistics.dim
+    official = measured.extractor.id in OFFICIAL
+    scale = 1.0 if official else max(variance, np.finfo(float).tiny) ** 0.5
+    found = kid(measured.features, real, scale=scale)
+    record = measured.by_error(found.value, found.standard_error, "block jackknife")
+    return {"KID": {**record, "replicates": _short(found.replicates), "resample_seed": KID_SEED}}
+
+
+def _precision_recall(measured: _Measured) -> dict[str, Record]:
+    found, n = measured.overlap
+    values = (("precision", found.precision), ("recall", found.recall))
+    return {name: _fraction(measured, value, n) for name, value in values}
+
+
+def _density_coverage(measured: _Measured) -> dict[str, Record]:
+    found, n = measured.overlap
+    density = measured.by_error(found.density, found.density_error, "spread over images")
+    return {"density": {**density, "n": n}, "coverage": _fraction(measured, found.coverage, n)}
+
+
+def _fraction(measured: _Measured, value: float, n: int) -> Record:
     return {
-        "value": found.value,
-        "interval": list(normal_interval(found.value, found.standard_error, level)),
-        "level": level,
-        "interval_method": "block jackknife",
+        "value": value,
+        "interval": list(wilson_interval(value, n, measured.level)),
+        "level": measured.level,
+        "interval_method": "wilson",
+        "n": n,
     }
 
 
-def _precision_recall(
-    features: NDArray[Any], reference: Reference, level: float
-) -> dict[str, dict[str, Any]]:
-    real = _real_features(reference)
-    # Balls shrink as a set grows, hence equal sizes; the quadratic cost sets the largest.
-    n = min(len(features), len(real), _LARGEST_NEIGHBOURHOOD)
-    found = precision_recall(_subset(features, n, "fake"), _subset(real, n, "real"))
-    return {
-        name: {
-            "value": value,
-            "interval": list(wilson_interval(value, n, level)),
-            "level": level,
-            "interval_method": "wilson",
-            "n": n,
-        }
-        for name, value in (("precision", found.precision), ("recall", found.recall))
+def _score(measured: _Measured) -> dict[str, Record]:
+    assert measured.extractor.head is not None
+    found = inception_score(measured.extractor.head.logits(measured.features))
+    record = measured.by_error(found.value, found.standard_error, "delta method")
+    return {"IS": {**record, "split_sd": found.split_sd}}
+
+
+def _extrapolated(measured: _Measured) -> dict[str, Record]:
+    found = extrapolate(measured.features, measured.reference.statistics)
+    # The intercept weighs all images as FD(N) does, so that it varies hardly more.
+    sd = spread(measured.replicates)
+    record = measured.by_error(found.value, sd, "half-sampling at N")
+    return {"FDinf": {**record, "slope": found.slope, "r2": found.r2}}
+
+
+def _memorised(measured: _Measured) -> dict[str, Record]:
+    training, heldout = _real_features(measured.reference), measured.reference.heldout
+    assert heldout is not None
+    m = min(len(training), len(heldout), _LARGEST_NEIGHBOURHOOD)
+    found = memorisation(measured.features, _subset(training, m, "training"), _subset(heldout, m, "held out"))
+    record = {
+        "value": found.share,
+        "interval": list(wilson_interval(found.share, found.effective_n, measured.level)),
+        "level": measured.level,
+        "interval_method": "wilson, clustered",
+        "n": m,
+        "median_ratio": found.median_ratio,
+        "null_sd": found.null_sd,
     }
+    return {"memorisation": record}
+
+
+_RECORDS: dict[str, Callable[[_Measured], dict[str, Record]]] = {
+    "fd": _frechet,
+    "kid": _kid,
+    "pr": _precision_recall,
+    "dc": _density_coverage,
+    "is": _score,
+    "inf": _extrapolated,
+    "mem": _memorised,
+}
+
+
+def _require_features(reference: Reference, _: Extractor) -> None:
+    _real_features(reference)
+
+
+def _require_heldout(reference: Reference, _: Extractor) -> None:
+    _real_features(reference)
+    if reference.heldout is None:
+        raise ConfigError(
+            "The memorisation check needs a reference with held-out images, but this one has none; make it of a "
+            "dataset with a second split, or leave mem out of the metrics."
+        )
+
+
+def _require_head(_: Reference, extractor: Extractor) -> None:
+    if extractor.head is None:
+        raise ConfigError(
+            f"The score needs an extractor with logits, but {extractor.id} has none; use inception2015 or a "
+            "trained classifier, or leave is out of the metrics."
+        )
+
+
+_REQUIRE = {
+    "kid": _require_features,
+    "pr": _require_features,
+    "dc": _require_features,
+    "mem": _require_heldout,
+    "is": _require_head,
+}
 
 
 def _real_features(reference: Reference) -> NDArray[Any]:
     if reference.statistics.features is None:
         raise ConfigError(
-            "KID, precision and recall need a reference that keeps its features, but this one holds mean and "
-            "covariance alone; leave kid and pr out of the metrics."
+            "KID, precision, recall, density, coverage and memorisation need a reference that keeps its features, "
+            "but this one holds mean and covariance alone; leave kid, pr, dc and mem out of the metrics."
         )
     return reference.statistics.features
 

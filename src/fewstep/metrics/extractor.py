@@ -1,8 +1,11 @@
 """Feature extractors: what a distance between sets of images measures, and the name it is reported under."""
 
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -10,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fewstep.checks import ConfigError, DataError
-from fewstep.metrics import efficientnet, weights
-from fewstep.metrics.inception import Inception2015
+from fewstep.metrics import efficientnet, inception, weights
+from fewstep.metrics.openvino import compile_forward
 from fewstep.metrics.resize import bicubic_aa, to_rgb
 from fewstep.progress import Progress
 
@@ -19,7 +22,37 @@ BATCH = {"cpu": 16, "cuda": 256}
 """Images per network call on a kind of device: constant, because another batch may change the last bits of a
 feature. Sixteen images at 128 pixels fit the cache of a CPU core, which made it 1.7 times as fast as 64."""
 
+READ_AHEAD = 2
+"""Batches that are read or decoded while the network works on the one before them."""
+
 DEFAULT_COLOUR = "effnet-lite0-p320"
+EFFICIENTNET_SIZE = 128
+BACKENDS = ("torch", "openvino")
+
+
+class OnDemand(Protocol):
+    """Images that are decoded when they are sliced, such as `data.image_files.ImageFiles`."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def __getitem__(self, rows: slice, /) -> NDArray[np.uint8]:
+        """Some of them, (B, H, W, C)."""
+
+
+Images = Tensor | NDArray[np.uint8] | OnDemand
+
+
+class Head(NamedTuple):
+    """The layer that makes logits of features: weight (classes, dim), bias (classes,) or None."""
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32] | None
+
+    def logits(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
+        """(N, dim) -> (N, classes), in float64."""
+        found = features.astype(np.float64) @ self.weight.astype(np.float64).T
+        return found if self.bias is None else found + self.bias
 
 
 @dataclass(frozen=True)
@@ -38,6 +71,8 @@ class Extractor:
     shape: tuple[int, int, int] | None = None
     """The only image shape it takes; None for any size with 1 or 3 channels."""
     dtype: str = "float32"
+    """Numbers that the network computes with and, where it is not PyTorch, what computes them."""
+    head: Head | None = field(default=None, repr=False, compare=False)
     device: str | torch.device = "cpu"
 
     @property
@@ -70,24 +105,42 @@ class Extractor:
             return self.forward(images_u8.to(self.device)).float().cpu()
 
     def of_unit(self, x0: Tensor) -> Tensor:
-        """Features of images in [-1, 1] that are not rounded to bytes, with gradients: for losses, not for results."""
+        """Features of images in [-1, 1] that are not rounded to bytes, with gradients: for losses, not for results.
+        Raises: ConfigError: the backend has no gradients.
+        """
+        if self.dtype.endswith("/openvino"):
+            raise ConfigError(
+                "Losses need gradients, which OpenVINO does not compute; use the backend torch."
+            )
         return self.forward((x0.clamp(-1, 1) + 1) * 127.5)
 
 
-Loader = Callable[[str | Path | None, str | torch.device], Extractor]
+Loader = Callable[[str | Path | None, str | torch.device, str], Extractor]
 
 
 def load_extractor(
-    name: str | Path, *, path: str | Path | None = None, device: str | torch.device = "cpu"
+    name: str | Path,
+    *,
+    path: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    backend: str = "torch",
 ) -> Extractor:
     """Load an extractor by its name in EXTRACTORS, or a trained classifier by its model folder.
 
-    Args: path: the weight file, where it is not to be searched. device: where the network runs.
-    Raises: ConfigError: no such extractor, or its weights are not on this machine.
+    Args: path: the weight file, where it is not to be searched. device: where the network runs. backend:
+        "torch", or "openvino" on the CPU; features differ in the last digits, and the names of the metrics say
+        which it was.
+    Raises: ConfigError: no such extractor or backend, or its weights are not on this machine.
     """
+    if backend not in BACKENDS:
+        raise ConfigError(f"The backend must be one of {', '.join(BACKENDS)}; got {backend}.")
+    if backend == "openvino" and torch.device(device).type != "cpu":
+        raise ConfigError(f"The backend openvino runs on the cpu, got the device {device}; use torch there.")
     if str(name) in EXTRACTORS:
-        return EXTRACTORS[str(name)](path, device)
+        return EXTRACTORS[str(name)](path, device, backend)
     if Path(name).is_dir():
+        if backend != "torch":
+            raise ConfigError(f"A trained classifier runs in torch, got the backend {backend}; leave it out.")
         return _classifier(Path(name), device)
     raise ConfigError(
         f"The extractor must be one of {', '.join(EXTRACTORS)} or the folder of a trained classifier; "
@@ -95,15 +148,10 @@ def load_extractor(
     )
 
 
-def extract(
-    images: Tensor | NDArray[np.uint8],
-    extractor: Extractor,
-    *,
-    progress: Progress[int] = iter,
-) -> NDArray[np.float32]:
+def extract(images: Images, extractor: Extractor, *, progress: Progress[int] = iter) -> NDArray[np.float32]:
     """Features of many images, in order.
 
-    Args: images: a uint8 tensor (N, C, H, W), or an array (N, H, W, C) such as a memory map.
+    Args: images: a uint8 tensor (N, C, H, W), an array (N, H, W, C) such as a memory map, or image files.
         progress: wraps the batches.
     Returns: (N, dim) float32.
     """
@@ -116,15 +164,27 @@ def extract(
 
 
 def feature_batches(
-    images: Tensor | NDArray[np.uint8], extractor: Extractor, *, progress: Progress[int] = iter
+    images: Images, extractor: Extractor, *, progress: Progress[int] = iter
 ) -> Iterator[NDArray[np.float32]]:
-    """What `extract` gives, piece by piece, for sets whose features do not fit into memory."""
+    """What `extract` gives, piece by piece, for sets whose features do not fit into memory.
+
+    A thread reads and decodes the next batches while the network works.
+    """
     size = BATCH.get(torch.device(extractor.device).type, 64)
-    for start in progress(range(0, len(images), size)):
-        yield extractor(_batch(images, start, size)).numpy()
+    starts = range(0, len(images), size)
+    with ThreadPoolExecutor(1) as reader:
+        ahead: deque[Future[Tensor]] = deque(
+            reader.submit(_batch, images, start, size) for start in starts[:READ_AHEAD]
+        )
+        for start in progress(starts):
+            batch = ahead.popleft().result()
+            following = start + READ_AHEAD * size
+            if following < len(images):
+                ahead.append(reader.submit(_batch, images, following, size))
+            yield extractor(batch).numpy()
 
 
-def _batch(images: Tensor | NDArray[np.uint8], start: int, size: int) -> Tensor:
+def _batch(images: Images, start: int, size: int) -> Tensor:
     part = images[start : start + size]
     if isinstance(part, Tensor):
         return part
@@ -135,7 +195,7 @@ def _batch(images: Tensor | NDArray[np.uint8], start: int, size: int) -> Tensor:
 
 
 def _efficientnet(tap: str, dim: int) -> Loader:
-    def load(path: str | Path | None, device: str | torch.device) -> Extractor:
+    def load(path: str | Path | None, device: str | torch.device, backend: str) -> Extractor:
         file, digest = weights.find_weights(
             weights.EFFICIENTNET_LITE0,
             path=path,
@@ -143,40 +203,66 @@ def _efficientnet(tap: str, dim: int) -> Loader:
             "or evaluate with the folder of a trained classifier (fewstep extractor)",
         )
         net = efficientnet.from_state(weights.read_weights(file), tap).to(device)
-
-        def forward(images_u8: Tensor) -> Tensor:
-            features: Tensor = net(bicubic_aa(to_rgb(images_u8).float(), 128))
-            return features
-
-        return Extractor(f"effnet-lite0-{tap}", dim, "128/bicubic-aa", digest, forward, device=device)
+        network, dtype = _network(net, (3, EFFICIENTNET_SIZE, EFFICIENTNET_SIZE), dim, backend)
+        return Extractor(
+            f"effnet-lite0-{tap}",
+            dim,
+            f"{EFFICIENTNET_SIZE}/bicubic-aa",
+            digest,
+            lambda images: network(bicubic_aa(to_rgb(images).float(), EFFICIENTNET_SIZE)),
+            dtype=dtype,
+            device=device,
+        )
 
     return load
 
 
-def _inception(path: str | Path | None, device: str | torch.device) -> Extractor:
-    file, digest = weights.find_weights(
-        weights.INCEPTION_2015,
-        path=path,
-        otherwise=f"evaluate with the extractor {DEFAULT_COLOUR}, whose number is an FD and not an FID",
-    )
-    net = Inception2015()
-    net.load_state_dict(weights.read_weights(file))
-    net.eval().requires_grad_(False).to(device)
-    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in the stubs
-    return Extractor(
-        "inception2015",
-        2048,
-        "299/bilinear-tf1",
-        digest,
-        lambda images_u8: net(to_rgb(images_u8)),
-        device=device,
-    )
+def _inception(name: str, resize: str, tap: str = "pool3") -> Loader:
+    """One network, three ways to its input, two layers: numbers that are not to be mixed."""
+
+    def load(path: str | Path | None, device: str | torch.device, backend: str) -> Extractor:
+        file, digest = weights.find_weights(
+            weights.INCEPTION_2015,
+            path=path,
+            otherwise=f"evaluate with the extractor {DEFAULT_COLOUR}, whose number is an FD and not an FID",
+        )
+        net = inception.Inception2015(tap)
+        net.load_state_dict(weights.read_weights(file))
+        # Published scores leave the bias of the logits out.
+        head = Head(net.fc.weight.detach().numpy().copy(), None) if tap == "pool3" else None
+        net.fold().requires_grad_(False).to(device)
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in the stubs
+        dim = inception.POOL_FEATURES if tap == "pool3" else inception.SPATIAL_FEATURES
+        network, dtype = _network(net, (3, inception.INPUT_SIZE, inception.INPUT_SIZE), dim, backend)
+        prepare = inception.INPUTS[resize]
+        return Extractor(
+            name,
+            dim,
+            resize,
+            digest,
+            lambda images: network(prepare(to_rgb(images).float())),
+            dtype=dtype,
+            head=head,
+            device=device,
+        )
+
+    return load
+
+
+def _network(
+    net: torch.nn.Module, shape: tuple[int, int, int], dim: int, backend: str
+) -> tuple[Callable[[Tensor], Tensor], str]:
+    """The forward pass in a backend, and what a protocol calls its numbers."""
+    if backend == "openvino":
+        return compile_forward(net, shape, dim), "float32/openvino"
+    return net, "float32"
 
 
 def _classifier(folder: Path, device: str | torch.device) -> Extractor:
     from fewstep.nets.folder import load_classifier
 
     loaded = load_classifier(folder, device=device)
+    last = loaded.net.to_logits
     return Extractor(
         f"{loaded.name}-{loaded.fingerprint[:8]}",
         loaded.net.n_features,
@@ -184,6 +270,7 @@ def _classifier(folder: Path, device: str | torch.device) -> Extractor:
         loaded.fingerprint,
         lambda images: loaded.net.features(images.float() / 127.5 - 1),
         shape=loaded.shape,
+        head=Head(last.weight.cpu().numpy(), last.bias.cpu().numpy()),
         device=device,
     )
 
@@ -191,6 +278,9 @@ def _classifier(folder: Path, device: str | torch.device) -> Extractor:
 EXTRACTORS: dict[str, Loader] = {
     "effnet-lite0-p320": _efficientnet("p320", efficientnet.P_FEATURES),
     "effnet-lite0-h1280": _efficientnet("h1280", efficientnet.H_FEATURES),
-    "inception2015": _inception,
+    "inception2015": _inception("inception2015", "299/bilinear-tf1"),
+    "inception2015-spatial": _inception("inception2015-spatial", "299/bilinear-tf1", "spatial"),
+    "inception2015-clean": _inception("inception2015-clean", "299/bicubic-aa"),
+    "inception2015-halfpixel": _inception("inception2015-halfpixel", "299/bilinear"),
 }
-"""Name -> loader(weight file or None, device)."""
+"""Name -> loader(weight file or None, device, backend)."""

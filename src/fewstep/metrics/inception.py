@@ -5,13 +5,39 @@ the last block pools by maximum, there are 1008 classes, and the resize has no h
 names are those of the public port `pt_inception-2015-12-05-6726825d.pth`, so that its file loads as it is.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from fewstep.metrics.resize import bilinear_tf1
+from fewstep.metrics.resize import bicubic_aa, bilinear_halfpixel, bilinear_tf1
 
 INPUT_SIZE = 299
+POOL_FEATURES, SPATIAL_CHANNELS = 2048, 7
+SPATIAL_FEATURES = 17 * 17 * SPATIAL_CHANNELS
+
+
+def _tf1_input(images: Tensor) -> Tensor:
+    return (bilinear_tf1(images, INPUT_SIZE) - 128) / 128
+
+
+def _clean_input(images: Tensor) -> Tensor:
+    return (bicubic_aa(images, INPUT_SIZE).clamp(0, 255) - 128) / 128
+
+
+def _halfpixel_input(images: Tensor) -> Tensor:
+    return bilinear_halfpixel(images, INPUT_SIZE) / 127.5 - 1
+
+
+INPUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "299/bilinear-tf1": _tf1_input,
+    "299/bicubic-aa": _clean_input,
+    "299/bilinear": _halfpixel_input,
+}
+"""Resize -> what makes the network's input (B, 3, 299, 299) of images (B, 3, H, W) in [0, 255]: that of the
+TensorFlow graph, of clean-fid [parmar2022cleanfid], and of pytorch-fid."""
 
 Kernel = int | tuple[int, int]
 
@@ -22,11 +48,17 @@ class ConvNorm(nn.Module):
     def __init__(self, c_in: int, c_out: int, kernel: Kernel, stride: int = 1, padding: Kernel = 0) -> None:
         super().__init__()
         self.conv = nn.Conv2d(c_in, c_out, kernel, stride, padding, bias=False)
-        self.bn = nn.BatchNorm2d(c_out, eps=1e-3)
+        self.bn: nn.Module = nn.BatchNorm2d(c_out, eps=1e-3)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, c_in, H, W) -> (B, c_out, H', W')."""
         return F.relu(self.bn(self.conv(x)), inplace=True)
+
+    def fold(self) -> None:
+        """Make the norm part of the convolution, in float64; the module then only infers."""
+        assert isinstance(self.bn, nn.BatchNorm2d)
+        self.conv = fuse_conv_bn_eval(self.conv.double(), self.bn.double()).float()
+        self.bn = nn.Identity()
 
 
 def _average_pool(x: Tensor) -> Tensor:
@@ -148,10 +180,16 @@ class InceptionE(nn.Module):
 
 
 class Inception2015(nn.Module):
-    """uint8 images of any size to the 2048 features of pool3."""
+    """The network's input to the 2048 features of pool3, or to the spatial ones of sFID.
 
-    def __init__(self) -> None:
+    Spatial [nash2021sfid, dhariwal2021adm]: the first 7 channels of `mixed_6/conv`, which the public port calls
+    Mixed_6d.branch1x1, after ReLU, ordered row, column, channel.
+    """
+
+    def __init__(self, tap: str = "pool3") -> None:
+        """`tap`: "pool3" (2048 features) or "spatial" (2023)."""
         super().__init__()
+        self.tap = tap
         self.Conv2d_1a_3x3 = ConvNorm(3, 32, 3, stride=2)
         self.Conv2d_2a_3x3 = ConvNorm(32, 32, 3)
         self.Conv2d_2b_3x3 = ConvNorm(32, 64, 3, padding=1)
@@ -170,14 +208,23 @@ class Inception2015(nn.Module):
         self.Mixed_7c = InceptionE(2048, max_pool=True)
         self.fc = nn.Linear(2048, 1008)  # unused here; present so that the public weight file loads strictly
 
-    def forward(self, images_u8: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W) -> float32 (B, 2048)."""
-        x = bilinear_tf1(images_u8.float(), INPUT_SIZE)
-        x = ((x - 128) / 128).contiguous(memory_format=torch.channels_last)
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, 299, 299), as one of INPUTS makes it -> float32 (B, 2048) or (B, 2023)."""
+        x = x.contiguous(memory_format=torch.channels_last)
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(x, 3, stride=2)))
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(F.max_pool2d(x, 3, stride=2))))
-        x = self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))))
-        x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x)))
-        features: Tensor = x.mean((2, 3))
-        return features
+        x = self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))
+        if self.tap == "spatial":
+            spatial: Tensor = self.Mixed_6d.branch1x1(x)[:, :SPATIAL_CHANNELS]
+            return spatial.permute(0, 2, 3, 1).flatten(1)
+        x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(self.Mixed_6e(self.Mixed_6d(x)))))
+        return x.mean((2, 3))
+
+    def fold(self) -> "Inception2015":
+        """Fold all batch norms once the weights are loaded: same features to 1e-5, a tenth less time."""
+        self.eval()
+        for module in self.modules():
+            if isinstance(module, ConvNorm):
+                module.fold()
+        return self

@@ -12,19 +12,23 @@ from fewstep.checks import DataError
 from fewstep.metrics.statistics import Array
 from fewstep.rng import generator
 
-_SEED = 2018
-
-
 BLOCKS = 10
-_SEED = 2018
+SEED = 2018
 
 
 @dataclass(frozen=True)
 class Kid:
-    """Estimate and its standard error; a good model's value may be below zero."""
+    """Estimate, its standard error, and the replicates behind it; a good model's value may be below zero.
+
+    Attributes: replicates: one for each block left out, spread so that their standard deviation (divisor one
+        less than their number) is the standard error. They are linear in the estimates: the standard deviation
+        of the differences of two sets' replicates is the standard error of the difference of their values,
+        where image i of both sets is of one seed and the real images are the same.
+    """
 
     value: float
     standard_error: float
+    replicates: Array
 
 
 def mmd2(x: Array, y: Array) -> float:
@@ -61,21 +65,24 @@ def kid(fake: NDArray[Any], real: NDArray[Any], *, scale: float = 1.0, largest: 
     # Every group needs images of both kinds: a small real set limits how many there are.
     groups = min(-(-len(fake) // largest), len(real) // (2 * BLOCKS))
     pairs = zip(_groups(fake, groups, largest), _groups(real, groups, largest), strict=True)
-    found = [_jackknife(x / scale, y / scale) for x, y in pairs]
-    values, errors = np.array(found).T
-    return Kid(float(values.mean()), float(np.sqrt(np.square(errors).sum()) / groups))
+    values, without = map(np.array, zip(*(_jackknife(x / scale, y / scale) for x, y in pairs), strict=True))
+    value = float(values.mean())
+    deviations = without - without.mean(1, keepdims=True)
+    error = np.sqrt((BLOCKS - 1) / BLOCKS * np.square(deviations).sum()) / groups
+    spread = np.sqrt((deviations.size - 1) * (BLOCKS - 1) / BLOCKS) / groups
+    return Kid(value, float(error), value + spread * deviations.ravel())
 
 
 def _groups(features: NDArray[Any], groups: int, largest: int) -> Iterator[Array]:
     """Disjoint sets of equal size after a fixed shuffle; what is left over is not used."""
     size = min(len(features) // groups, largest)
-    order = torch.randperm(len(features), generator=generator(_SEED, "groups", len(features))).numpy()
+    order = torch.randperm(len(features), generator=generator(SEED, "groups", len(features))).numpy()
     for rows in order[: groups * size].reshape(groups, size):
         yield features[rows].astype(np.float64)
 
 
-def _jackknife(x: Array, y: Array) -> tuple[float, float]:
-    """MMD^2 and its standard error; the kernel is computed once and summed by blocks."""
+def _jackknife(x: Array, y: Array) -> tuple[float, Array]:
+    """MMD^2 of all and without each block; the kernel is computed once and summed by blocks."""
     kernel_xx, kernel_yy = _kernel(x, x), _kernel(y, y)
     np.fill_diagonal(kernel_xx, 0)
     np.fill_diagonal(kernel_yy, 0)
@@ -95,8 +102,7 @@ def _jackknife(x: Array, y: Array) -> tuple[float, float]:
         )
 
     without = np.array([estimate(np.arange(BLOCKS) != block) for block in range(BLOCKS)])
-    error = np.sqrt((BLOCKS - 1) * without.var())
-    return estimate(np.ones(BLOCKS, bool)), float(error)
+    return estimate(np.ones(BLOCKS, bool)), without
 
 
 def _block_sizes(n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -25,6 +25,8 @@ class PrecisionRecall:
     recall: float
     density: float
     coverage: float
+    density_error: float
+    """Standard error of the density over the generated images, the real ones taken as fixed."""
 
 
 def precision_recall(
@@ -48,21 +50,25 @@ def precision_recall(
     in_real = np.zeros(len(fake), bool)
     in_fake = np.zeros(len(real), bool)
     covered = np.zeros(len(real), bool)
-    balls = 0
+    balls = np.zeros(len(fake))
     for start in range(0, len(fake), _ROWS):
         part = slice(start, start + _ROWS)
-        distance = _squared_distances(fake[part], real)
+        distance = squared_distances(fake[part], real)
         in_real[part] = (distance <= real_radius).any(1)
         in_fake |= (distance <= fake_radius[part, None]).any(0)
         inside = distance <= real_wide
         covered |= inside.any(0)
-        balls += int(inside.sum())
+        balls[part] = inside.sum(1)
     return PrecisionRecall(
-        float(in_real.mean()), float(in_fake.mean()), balls / (k_density * len(fake)), float(covered.mean())
+        precision=float(in_real.mean()),
+        recall=float(in_fake.mean()),
+        density=float(balls.mean()) / k_density,
+        coverage=float(covered.mean()),
+        density_error=float(balls.std(ddof=1)) / k_density / len(fake) ** 0.5,
     )
 
 
-def _squared_distances(x: Array, y: Array) -> Array:
+def squared_distances(x: Array, y: Array) -> Array:
     """(n, m). Rounding may leave it below zero between equal rows, which no comparison minds."""
     distance: Array = np.square(x).sum(1)[:, None] + np.square(y).sum(1) - 2 * (x @ y.T)
     return distance
@@ -72,7 +78,7 @@ def _neighbour_distances(x: Array, k: int) -> Array:
     """Squared distances (n, k) to the nearest neighbours, in rising order, without the image itself."""
     nearest = np.empty((len(x), k))
     for start in range(0, len(x), _ROWS):
-        distance = _squared_distances(x[start : start + _ROWS], x)
+        distance = squared_distances(x[start : start + _ROWS], x)
         rows = np.arange(len(distance))
         distance[rows, start + rows] = np.inf
         nearest[start : start + _ROWS] = np.sort(np.partition(distance, k - 1, axis=1)[:, :k], axis=1)

@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,11 +19,15 @@ from fewstep.metrics.extractor import Extractor, extract, feature_batches
 from fewstep.metrics.statistics import CHUNK, Accumulator, Array, Statistics
 from fewstep.progress import Progress
 
+if TYPE_CHECKING:
+    from fewstep.metrics.evaluate import Baseline
+
 SCHEMA = "fewstep.statistics/1"
 KEEP_BYTES = 256 * 2**20
 """Features up to this size stay in the file; without them only Fréchet distances can be computed."""
 
 _META = {"schema", "provenance", "extractor", "dataset", "n", "n_heldout", "chunk_size", "sha256", "versions"}
+_OPTIONAL = {"baselines"}
 
 
 @dataclass(frozen=True)
@@ -145,22 +150,43 @@ def _digest(statistics: Statistics, extractor: dict[str, str]) -> str:
     return digest.hexdigest()
 
 
-def save_reference(path: str | Path, reference: Reference) -> None:
+def save_reference(
+    path: str | Path,
+    reference: Reference,
+    *,
+    baselines: "Mapping[int, Baseline] | None" = None,
+    compact: bool = False,
+) -> None:
     """Write the .npz: mu, sigma, sqrt_factor, meta and, where kept, features and heldout.
+
+    Args: baselines: by number of images, of `evaluate.real_baseline`; None keeps those that meta holds. compact:
+        write mu and sigma alone, in float32 and compressed. A hash of its own names the rounded numbers, so that
+        distances to them and to the others are not taken for the same.
     Raises: DataError: the disk is too full.
     """
-    statistics = reference.statistics
-    arrays: dict[str, Any] = {
-        "mu": statistics.mu,
-        "sigma": statistics.cov,
-        "sqrt_factor": statistics.factor,
-        "meta": np.array(json.dumps(reference.meta, sort_keys=True)),
-    }
-    kept = {"features": statistics.features, "heldout": reference.heldout}
-    arrays |= {name: array for name, array in kept.items() if array is not None}
+    meta = dict(reference.meta)
+    if baselines is not None:
+        meta["baselines"] = {str(n): found._asdict() for n, found in sorted(baselines.items())}
+    arrays, meta = (_compact if compact else _whole)(reference, meta)
+    arrays["meta"] = np.array(json.dumps(meta, sort_keys=True))
     require_space(path, sum(array.nbytes for array in arrays.values()))
     with atomic_file(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)
+        (np.savez_compressed if compact else np.savez)(file, **arrays)
+
+
+def _whole(reference: Reference, meta: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    statistics = reference.statistics
+    kept = {"features": statistics.features, "heldout": reference.heldout}
+    arrays = {"mu": statistics.mu, "sigma": statistics.cov, "sqrt_factor": statistics.factor}
+    return arrays | {name: array for name, array in kept.items() if array is not None}, meta
+
+
+def _compact(reference: Reference, meta: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    statistics = reference.statistics
+    mu, sigma = statistics.mu.astype(np.float32), statistics.cov.astype(np.float32)
+    rounded = Statistics(statistics.n, mu.astype(np.float64), sigma.astype(np.float64))
+    changed = {"n_heldout": 0, "sha256": _digest(rounded, meta["extractor"])}
+    return {"mu": mu, "sigma": sigma}, meta | changed
 
 
 def load_reference(path: str | Path, *, extractor: Extractor | None = None) -> Reference:
@@ -176,7 +202,7 @@ def load_reference(path: str | Path, *, extractor: Extractor | None = None) -> R
             "read with import_reference."
         )
     meta = _parse_meta(str(arrays["meta"]), path)
-    missing = [name for name in ("mu", "sigma", "sqrt_factor") if name not in arrays]
+    missing = [name for name in ("mu", "sigma") if name not in arrays]
     if missing:
         raise DataError(
             f"{path} must hold {', '.join(missing)}, but does not; make it again with fewstep stats."
@@ -191,16 +217,16 @@ def load_reference(path: str | Path, *, extractor: Extractor | None = None) -> R
             )
     statistics = Statistics(
         meta["n"],
-        arrays["mu"],
-        arrays["sigma"],
+        arrays["mu"].astype(np.float64, copy=False),
+        arrays["sigma"].astype(np.float64, copy=False),
         features=arrays.get("features"),
-        factor=arrays["sqrt_factor"],
+        factor=arrays.get("sqrt_factor"),  # compact files have none: it is computed when asked for
     )
     if _digest(statistics, meta["extractor"]) != meta["sha256"]:
         raise DataError(f"{path} must hold the numbers that its hash names, but they differ; make it again.")
     if extractor is not None:
         require_extractor(meta, extractor, path)
-    return Reference(statistics, arrays.get("heldout"), meta)
+    return Reference(statistics, arrays.get("heldout"), meta, _baselines(meta, path))
 
 
 def require_extractor(meta: dict[str, Any], extractor: Extractor, path: str | Path = "the reference") -> None:
@@ -279,12 +305,26 @@ def _parse_meta(text: str, path: str | Path) -> dict[str, Any]:
         raise DataError(
             f"{path} must have the schema {SCHEMA}, got {found}; make it again with fewstep stats."
         )
-    if set(meta) != _META:
-        wrong = ", ".join(sorted(set(meta) ^ _META))
+    if set(meta) - _OPTIONAL != _META:
+        wrong = ", ".join(sorted((set(meta) - _OPTIONAL) ^ _META))
         raise DataError(
             f"{path}: meta has missing or unknown fields ({wrong}); make it again with fewstep stats."
         )
     return meta
+
+
+def _baselines(meta: dict[str, Any], path: str | Path) -> "dict[int, Baseline]":
+    from fewstep.metrics.evaluate import Baseline  # which imports this module
+
+    try:
+        return {
+            int(n): Baseline(float(found["value"]), str(found["source"]))
+            for n, found in meta.get("baselines", {}).items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise DataError(
+            f"{path}: baselines must give a value and a source by number of images; make it again."
+        ) from None
 
 
 def _check_moments(mu: Array, sigma: Array, path: str | Path) -> None:

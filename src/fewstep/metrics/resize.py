@@ -13,17 +13,23 @@ def bilinear_tf1(x: Tensor, size: int) -> Tensor:
     """
     rows_low, rows_high, row_weight = _taps_tf1(x.shape[2], size, x)
     columns_low, columns_high, column_weight = _taps_tf1(x.shape[3], size, x)
-    top, bottom = x[:, :, rows_low], x[:, :, rows_high]
-    # Along the width first, then the height, as the TensorFlow kernel does: the last bits agree.
-    top = torch.lerp(top[..., columns_low], top[..., columns_high], column_weight)
-    bottom = torch.lerp(bottom[..., columns_low], bottom[..., columns_high], column_weight)
-    return torch.lerp(top, bottom, row_weight[:, None])
+    # Along the width first, then the height, as the TensorFlow kernel does: the last bits agree. The width is
+    # done on the rows that came, which are few where an image is enlarged.
+    wide = torch.lerp(x[..., columns_low], x[..., columns_high], column_weight)
+    return torch.lerp(wide[:, :, rows_low], wide[:, :, rows_high], row_weight[:, None])
 
 
 def _taps_tf1(n_in: int, n_out: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     position = torch.arange(n_out, dtype=like.dtype, device=like.device) * (n_in / n_out)
     low = position.floor().long().clamp(max=n_in - 1)
     return low, (low + 1).clamp(max=n_in - 1), position - low
+
+
+def bilinear_halfpixel(x: Tensor, size: int) -> Tensor:
+    """Bilinear resize with pixels centred at half integers, PyTorch's and OpenCV's default; no antialias.
+    Args: x: (B, C, H, W), floating point. size: height and width that come out.
+    """
+    return F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False)
 
 
 def bicubic_aa(x: Tensor, size: int) -> Tensor:

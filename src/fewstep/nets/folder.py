@@ -21,6 +21,7 @@ from fewstep.checks import ConfigError, DataError
 from fewstep.diffusion.denoiser import Model
 from fewstep.diffusion.prediction import PREDICTIONS
 from fewstep.diffusion.schedule import Schedule, schedule_from_config
+from fewstep.nets import CARD, CONFIG, WEIGHTS
 from fewstep.nets.classifier import Classifier
 from fewstep.nets.slim import check_widths, sub_networks
 from fewstep.nets.unet import UNet
@@ -28,7 +29,6 @@ from fewstep.rng import initial_weights
 
 SCHEMA = "fewstep.model/1"
 CLASSIFIER_SCHEMA = "fewstep.classifier/1"
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "card.json"
 
 NETS: dict[str, type[nn.Module]] = {"unet": UNet, "classifier": Classifier}
 

@@ -15,6 +15,7 @@ from fewstep.pipeline.commands import (
     certificates,
     compose,
     data,
+    detect,
     evaluation,
     interop,
     model,
@@ -22,6 +23,7 @@ from fewstep.pipeline.commands import (
     sampling,
     search,
     stepaware,
+    zoo,
 )
 
 app = typer.Typer(
@@ -49,9 +51,12 @@ for command in (
     evaluation.evaluate,
     certificates.verify,
     certificates.compare,
+    certificates.protocols,
+    detect.detect,
     results.report,
     results.leaderboard,
     results.track,
+    zoo.zoo,
 ):
     app.command()(command)
 

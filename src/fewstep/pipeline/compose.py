@@ -15,7 +15,7 @@ from fewstep.metrics.extractor import Extractor
 from fewstep.metrics.frechet import frechet
 from fewstep.metrics.reference import Reference
 from fewstep.metrics.statistics import Statistics
-from fewstep.metrics.uncertainty import half_samples, normal_interval
+from fewstep.metrics.uncertainty import half_samples, normal_interval, spread
 from fewstep.pipeline.config import ComposeSettings
 from fewstep.pipeline.measure import features_of
 from fewstep.pipeline.seeds import require_unseen
@@ -101,7 +101,7 @@ def _distance(
 ) -> dict[str, float]:
     features = features_of(task, plan, seeds, extractor)
     value = frechet(Statistics.from_features(features), reference.statistics).value
-    low, high = normal_interval(value, float(half_samples(features, reference.statistics).std(ddof=1)))
+    low, high = normal_interval(value, spread(half_samples(features, reference.statistics)))
     return {"fd": value, "fd_low": low, "fd_high": high}
 
 

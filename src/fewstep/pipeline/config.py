@@ -54,7 +54,7 @@ PresetName = Literal[
     "heun",
 ]
 GridName = Literal["uniform-t", "quadratic-t", "uniform-lambda", "karras"]
-MetricName = Literal["fd", "kid", "pr"]
+MetricName = Literal["fd", "kid", "pr", "dc", "is", "inf", "mem"]
 
 _WITHOUT_SOURCE = ("digits", "cifar10")  # one comes with scikit-learn, the other is downloaded
 
@@ -119,7 +119,11 @@ class ScheduleSettings(Section):
 
 
 class ModelSettings(Section):
-    """The U-Net and what it predicts."""
+    """The U-Net and what it predicts, or the model of the zoo that is used instead of training one."""
+
+    zoo: str | None = Field(
+        default=None, min_length=1, description="a model of fewstep zoo; null: train one as the rest says"
+    )
 
     channels: int = Field(default=16, ge=8, le=1024, multiple_of=8, description="channels at full resolution")
     multipliers: list[Positive] = Field(
@@ -357,6 +361,13 @@ class SampleSettings(Section):
     batch_size: int = Field(
         default=250, ge=1, le=65536, json_schema_extra=_NOT_A_RESULT, description="images per network call"
     )
+    shards: int = Field(
+        default=1,
+        ge=1,
+        le=1000,
+        json_schema_extra=_NOT_A_RESULT,
+        description="jobs that share the images of a number of calls",
+    )
 
 
 class EvaluateSettings(Section):
@@ -365,11 +376,72 @@ class EvaluateSettings(Section):
     metrics: list[MetricName] = Field(
         default=["fd", "kid", "pr"],
         min_length=1,
-        description="Fréchet distance, kernel distance, precision and recall",
+        description="fd: Fréchet distance; kid: kernel distance; pr: precision, recall; dc: density, coverage; "
+        "is: classifier's score; inf: Fréchet distance at infinitely many images; mem: share of images nearer to "
+        "training than to held-out ones",
     )
-    resamples: int = Field(default=100, ge=10, le=10000, description="half-samples behind each interval")
+    resamples: int = Field(
+        default=100,
+        ge=10,
+        le=10000,
+        multiple_of=2,
+        description="half-samples behind each interval, two a cut",
+    )
     level: float = Field(default=0.95, gt=0.5, lt=1, description="probability that an interval states")
     seed: int = Field(default=0, ge=0, description="seed of the half-samples")
+    shards: int = Field(
+        default=1,
+        ge=1,
+        le=1000,
+        json_schema_extra=_NOT_A_RESULT,
+        description="jobs that share the features of a number of calls",
+    )
+
+
+class DetectSettings(Section):
+    """The detector: what a simple classifier can tell about generated images."""
+
+    nfe: list[Positive] = Field(default=[], description="numbers of network calls; none: no detection")
+    match: list[str] = Field(
+        default=[], description="names of plans to look at, * for any text; none: all that have samples"
+    )
+    images: int = Field(
+        default=500, ge=20, description="images of each plan, as many real ones, and as many for the control"
+    )
+    bank: int = Field(default=100, ge=3, description="real images that every image is compared with")
+    k: int = Field(default=10, ge=2, description="nearest neighbours in the bank")
+    scale: bool = Field(default=True, description="tell the classifier distances, too, not only their ratios")
+    same_levels: bool = Field(
+        default=True,
+        description="round generated images to the byte values that real ones take, whose coding would give them away",
+    )
+    published: bool = Field(
+        default=True, description="also follow the published protocol, to measure its leak"
+    )
+    untrained: bool = Field(
+        default=True, description="also look through an untrained ResNet-18, as published"
+    )
+    classifiers: list[Literal["logistic", "forest"]] = Field(
+        default=["logistic", "forest"], min_length=1, description="what tells images apart; the first counts"
+    )
+    folds: int = Field(default=5, ge=2, description="folds of the cross-validation")
+    repeats: Positive = Field(default=1, description="times that it is repeated with other folds")
+    level: float = Field(default=0.95, gt=0.5, lt=1, description="probability that an interval states")
+    seed: int = Field(
+        default=0, ge=0, description="seed of the choice of images, folds and untrained weights"
+    )
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        if self.k >= min(self.bank, self.images):
+            raise ValueError(
+                f"k: must be less than bank and images, {self.bank} and {self.images}; got {self.k}"
+            )
+        for name in ("nfe", "match", "classifiers"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name}: must not repeat a value, got {values}")
+        return self
 
 
 class TrackingSettings(Section):
@@ -402,7 +474,26 @@ class Settings(Section):
     compose: ComposeSettings = Field(default_factory=ComposeSettings)
     sample: SampleSettings = Field(default_factory=SampleSettings)
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
+    detect: DetectSettings = Field(default_factory=DetectSettings)
     tracking: TrackingSettings = Field(default_factory=TrackingSettings)
+
+    def _check_zoo(self) -> None:
+        """What needs training images, which a model of the zoo comes without, must not be asked for."""
+        if self.model.zoo is None:
+            return
+        asked = {
+            "extractor.name": self.extractor.name == "classifier",
+            "align.nfe": bool(self.align.nfe),
+            "detect.nfe": bool(self.detect.nfe),
+            "evaluate.metrics": bool(set(self.evaluate.metrics) - {"fd", "is", "inf"}),
+        }
+        for name, needs_images in asked.items():
+            if needs_images:
+                section, field = name.split(".")
+                raise ValueError(
+                    f"{name}: must not need training images with model.zoo, got "
+                    f"{getattr(getattr(self, section), field)}; leave it out, take a published extractor and fd alone"
+                )
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
@@ -424,6 +515,13 @@ class Settings(Section):
                     f"{name}.seed: must lie beyond the seeds that are reported on, {self.sample.seed} to {last}; "
                     f"got {section.seed}"
                 )
+        self._check_zoo()
+        if unknown := sorted(set(self.detect.nfe) - set(self.plans.nfe)):
+            raise ValueError(f"detect.nfe: must be among plans.nfe, {self.plans.nfe}; got {unknown}")
+        if self.detect.nfe and self.extractor.name == "inception2015":
+            raise ValueError(
+                "detect.nfe: needs the extractor classifier or effnet-lite0-p320, got inception2015; leave it empty"
+            )
         if self.stepaware.nfe and len(self.model.widths) < 2:
             raise ValueError(
                 f"stepaware.nfe: needs a model of several widths, such as model.widths: [1.0, 0.5]; "
@@ -481,6 +579,11 @@ def parse_params(raw: object, *, name: str = "params.yaml") -> Params:
                 runs[run] = Settings.model_validate(merged(raw, run))
             except ValidationError as error:
                 mistakes += _setting_mistakes(error, raw, run)
+        mistakes += [
+            f"dvc_runs: must be runs that train their model, got {run}; type make run RUN={run} for it alone"
+            for run in raw["dvc_runs"]
+            if run in runs and runs[run].model.zoo
+        ]
     if mistakes:
         raise ConfigError("\n".join(f"{name}: {line}" for line in dict.fromkeys(mistakes)))
     assert isinstance(raw, Mapping)  # anything else is among the mistakes

@@ -61,21 +61,22 @@ class Drawing:
         return self._drawn(plan, path, self.seeds, progress=track(plan.name or "sample", unit="batch"))
 
     def make(self, plan: Plan, path: Path, shard: Shard) -> None:
-        """Draw the shard's parts of a plan that are missing; a whole that is one part is left to `write`."""
-        if len(self._ranges) == 1:
+        """Draw the shard's parts of a plan that are missing; where nobody shares, a single part is left to `write`."""
+        if len(self._ranges) == 1 and shard.is_whole:
             return
-        missing = [
-            (self._part(plan, rows), rows)
-            for number, rows in enumerate(self._ranges)
-            if shard.takes(number) and not _is_sound(self._part(plan, rows))
-        ]
-        for part, rows in track(plan.name or path.stem, unit="part")(missing):
-            write_samples(part, self._drawn(plan, path, self.seeds[rows[0] : rows[-1] + 1]))
+        mine = [(self._part(plan, rows), rows) for rows in self._ranges if shard.takes_next()]
+        missing = [(part, rows) for part, rows in mine if not _is_sound(part)]
+        for number, (part, rows) in enumerate(missing, 1):
+            progress = track(f"{plan.name}, part {number} of {len(missing)}", unit="batch")
+            write_samples(
+                part, self._drawn(plan, path, self.seeds[rows[0] : rows[-1] + 1], progress=progress)
+            )
 
     def write(self, file: Path, plan: Plan, path: Path) -> None:
         """Write the samples file of a plan: its parts put together, or drawn now where it is a single one."""
         if len(self._ranges) == 1:
-            write_samples(file, self.draw(plan, path))
+            part = self._part(plan, self._ranges[0])
+            write_samples(file, read_samples(part) if _is_sound(part) else self.draw(plan, path))
             return
         drawn = [read_samples(self._part(plan, rows)) for rows in self._ranges]
         shape = (len(self.seeds), *drawn[0].images.shape[1:])

@@ -1,5 +1,6 @@
 """From a set of images to its certificate."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from fewstep.metrics.certificate import QUANTISATION, build_certificate
 from fewstep.metrics.evaluate import evaluate_samples
 from fewstep.metrics.extractor import Extractor
+from fewstep.metrics.protocols import UNKNOWN_BYTES, check, find_protocol
 from fewstep.metrics.reference import Reference
 from fewstep.pipeline.config import EvaluateSettings
 from fewstep.pipeline.environment import environment
@@ -25,13 +27,12 @@ class Evaluation:
     extractor_path: Path
     extractor: Extractor
     settings: EvaluateSettings
-    protocol: str | None
+    preset: str | None
     store: FeatureStore
 
     def certificate(self, path: Path, beside: Path, spec: Spec | None) -> dict[str, Any]:
         """Measure one set; `beside` is the folder in which the certificate will stand."""
         images = open_images(path)
-        certified = certified_protocol(images, self.reference, self.extractor, self.settings, self.protocol)
         results = evaluate_samples(
             self.store.read(images, self.extractor),
             self.reference,
@@ -43,13 +44,28 @@ class Evaluation:
         )
         return build_certificate(
             subject=_subject(images, self.reference),
-            protocol=certified,
+            protocol=self.protocol_of(images),
             results=results,
             costs=images.meta["costs"] if images.meta else None,
             environment=environment(),
             files=self._files(images, beside),
             spec_key=spec.key if spec else None,
         )
+
+    def protocol_of(self, images: ImageSet) -> dict[str, Any]:
+        """All that must agree before the certificate of these images is compared with another."""
+        return certified_protocol(images, self.reference, self.extractor, self.settings, self.preset)
+
+    def require_preset(self, sets: Sequence[ImageSet]) -> None:
+        """Raise ConfigError where the sets are not what the preset asks for; those of one plan are its runs."""
+        if self.preset is None:
+            return
+        protocol = find_protocol(self.preset)
+        plans = [images.meta["plan_hash"] if images.meta else None for images in sets]
+        for images, plan in zip(sets, plans, strict=True):
+            require_preset(
+                self.preset, self.protocol_of(images), runs=plans.count(plan) if protocol.runs > 1 else 1
+            )
 
     def _files(self, images: ImageSet, beside: Path) -> dict[str, Any]:
         files = {
@@ -92,6 +108,19 @@ def _subject(images: ImageSet, reference: Reference) -> dict[str, Any]:
     }
 
 
+def require_preset(name: str, found: Mapping[str, Any], *, runs: int) -> None:
+    """Raise ConfigError where a certificate's protocol is not that of the published preset."""
+    check(
+        name,
+        n=found["n"],
+        extractor=found["extractor"],
+        reference=found["reference"],
+        quantisation=found["quantisation"],
+        ema=found["ema"] is not False,
+        runs=runs,
+    )
+
+
 def certified_protocol(
     images: ImageSet,
     reference: Reference,
@@ -108,7 +137,7 @@ def certified_protocol(
         "reference": reference.protocol,
         "extractor": extractor.protocol,
         "codec": images.codec,
-        "quantisation": QUANTISATION if meta else "as found",
+        "quantisation": QUANTISATION if meta else UNKNOWN_BYTES,
         "ema": meta["model"]["ema"] if meta else None,
         "dtype": meta["dtype"] if meta else None,
         "evaluation": {

@@ -3,9 +3,8 @@
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from fewstep.checks import DataError
 from fewstep.files import atomic_file, canonical_json, sha256_text
 from fewstep.pipeline.images import ImageSet
 from fewstep.pipeline.parts import Shard, part_ranges
+from fewstep.progress import Track
 
 if TYPE_CHECKING:
     from fewstep.metrics.extractor import Extractor
@@ -34,22 +34,21 @@ class FeatureStore:
         self,
         images: ImageSet,
         extractor: "Extractor",
+        shard: Shard,
         *,
-        shard: Shard | None = None,
-        progress: Any = iter,
+        track: Track | None = None,
     ) -> None:
-        """Extract the parts that are missing, or those of them that are the shard's."""
+        """Extract the parts that are missing, or those of them that are the shard's; `track` shows each of them."""
         from fewstep.metrics.extractor import extract
 
         place = self.place(images, extractor)
-        missing = [
-            (place / f"{rows[0]:09d}.npz", rows)
-            for number, rows in enumerate(part_ranges(len(images.images)))
-            if (shard is None or shard.takes(number)) and not (place / f"{rows[0]:09d}.npz").exists()
-        ]
-        todo: Iterable[tuple[Path, range]] = progress(missing) if len(missing) > 1 else missing
-        for path, rows in todo:
-            features = extract(cast(Any, images.part(rows)), extractor)
+        mine = [rows for rows in part_ranges(len(images.images)) if shard.takes_next()]
+        files = [(place / f"{rows[0]:09d}.npz", rows) for rows in mine]
+        missing = [(path, rows) for path, rows in files if not path.exists()]
+        for done, (path, rows) in enumerate(missing, 1):
+            name = f"{images.name}, part {done} of {len(missing)}"
+            progress = iter if track is None else track(name, unit="batch")
+            features = extract(images.part(rows), extractor, progress=progress)
             with atomic_file(path) as temporary, temporary.open("wb") as file:
                 np.savez(file, features=features)
 

@@ -1,7 +1,6 @@
 """Images to be measured, wherever they come from: samples of this project, arrays or image files of any program."""
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,57 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewstep.checks import DataError
-from fewstep.data.archives import folder_members, folder_reader
+from fewstep.data.image_files import ImageFiles
 from fewstep.data.packed import load_dataset
-from fewstep.data.source import Item
-from fewstep.data.transforms import Transform
 from fewstep.pipeline.samples import images_sha256, mapped_array, read_samples
 
 LOSSY = {".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".jp2": "jpeg2000", ".avif": "avif"}
 LOSSLESS = "lossless"
-
-
-class ImageFiles:
-    """The images below a folder in the order of their names, decoded when they are asked for.
-
-    Attributes: names: relative paths. shape: (N, H, W, C), as of an array.
-    """
-
-    def __init__(self, folder: Path, names: Sequence[str] | None = None) -> None:
-        self.folder = folder
-        self.names = sorted(name for name, _, _ in folder_members(folder)) if names is None else list(names)
-        if not self.names:
-            raise DataError(f"{folder} must hold images, but there are none; check the path.")
-        self._transform = Transform()
-        self.shape = (len(self.names), *self._decoded(self.names[0]).shape)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, rows: slice) -> NDArray[np.uint8]:
-        """Decode some images, (B, H, W, C) uint8.
-        Raises: DataError: one of them is damaged or of another size.
-        """
-        return np.stack([self._decoded(name) for name in self.names[rows]])
-
-    def part(self, rows: range) -> "ImageFiles":
-        """Some of the images, still not decoded."""
-        return ImageFiles(self.folder, self.names[rows[0] : rows[-1] + 1])
-
-    def _decoded(self, name: str) -> NDArray[np.uint8]:
-        try:
-            with folder_reader(self.folder) as read:
-                pixels = self._transform(read(Item(name, "train", None, name), None))
-        except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for damaged files
-            raise DataError(
-                f"{self.folder / name} must be an image, but it is damaged ({error}); replace it."
-            ) from None
-        if hasattr(self, "shape") and pixels.shape != self.shape[1:]:
-            raise DataError(
-                f"Images must have one size, but {self.folder / name} has {pixels.shape[:2]} and {self.names[0]} "
-                f"{self.shape[1:3]}; bring them to one size with fewstep prepare folder --size."
-            )
-        return pixels
 
 
 @dataclass(frozen=True)
@@ -83,9 +37,10 @@ class ImageSet:
 
     def part(self, rows: range) -> NDArray[np.uint8] | ImageFiles:
         """Images of rows that follow one another, still on disk."""
+        wanted = slice(rows[0], rows[-1] + 1)
         if isinstance(self.images, ImageFiles):
-            return self.images.part(rows)
-        return self.images[rows[0] : rows[-1] + 1]
+            return ImageFiles(self.images.paths[wanted])
+        return self.images[wanted]
 
     @cached_property
     def sha256(self) -> str:
@@ -95,9 +50,9 @@ class ImageSet:
         if not isinstance(self.images, ImageFiles):
             return images_sha256(self.images)
         digest = hashlib.sha256()
-        for name in self.images.names:
-            digest.update(f"{name}\0".encode())
-            digest.update(hashlib.sha256((self.images.folder / name).read_bytes()).digest())
+        for path in self.images.paths:
+            digest.update(f"{path.relative_to(self.path).as_posix()}\0".encode())
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
         return digest.hexdigest()
 
 
@@ -109,8 +64,8 @@ def open_images(path: Path) -> ImageSet:
         if (path / "manifest.json").exists():
             dataset = load_dataset(path)
             return ImageSet(dataset.images, dataset.name, path)
-        files = ImageFiles(path)
-        suffixes = {Path(name).suffix.lower() for name in files.names}
+        files = ImageFiles.in_folder(path)
+        suffixes = {file.suffix.lower() for file in files.paths}
         codecs = sorted({LOSSY.get(suffix, LOSSLESS) for suffix in suffixes})
         return ImageSet(files, path.resolve().name, path, codec="+".join(codecs))
     if not _is_samples(path):

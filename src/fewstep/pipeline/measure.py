@@ -30,6 +30,7 @@ def reference_and_extractor(
         return None, None
     if reference is not None and data is not None:
         raise ConfigError("--reference and --data say the same thing in two ways; leave out one of the two.")
+    from fewstep.interop.zoo import find_reference
     from fewstep.metrics.extractor import load_extractor
     from fewstep.metrics.reference import build_reference, load_reference
     from fewstep.pipeline.devices import chosen_device
@@ -43,7 +44,7 @@ def reference_and_extractor(
             "use another extractor."
         )
     if reference is not None:
-        return load_reference(reference, extractor=network), network
+        return load_reference(find_reference(reference), extractor=network), network
     assert data is not None
     return build_reference(data, network, progress=track("stats", unit="batch")), network
 

@@ -15,21 +15,23 @@ IMAGES = 4096
 """Images in a part, about."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Shard:
-    """One of `count` workers, which takes every count-th part, beginning with its own number."""
+    """One of `count` workers that go through the same parts in the same order, and take turns."""
 
     index: int = 0
     count: int = 1
+    _turn: int = 0
 
     @property
     def is_whole(self) -> bool:
         """Whether there is no other worker."""
         return self.count == 1
 
-    def takes(self, part: int) -> bool:
-        """Whether a part is this worker's."""
-        return part % self.count == self.index
+    def takes_next(self) -> bool:
+        """Whether the next part is this worker's; to be asked once for every part, made or not."""
+        self._turn += 1
+        return (self._turn - 1) % self.count == self.index
 
 
 def parse_shard(text: str | None) -> Shard:

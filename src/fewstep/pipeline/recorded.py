@@ -12,7 +12,7 @@ Record = dict[str, Any]
 """`path`, relative to the folder of the result, and `sha256`: name below that path ("" for itself) -> hash."""
 
 _SUFFIXES = {".safetensors", ".json"}
-_NOT_READ = {"card.json", "spec.json"}  # they tell of the making, and nothing depends on them
+_NOT_READ = {"card.json", "spec.json", "zoo.json"}  # they tell of the making, and nothing depends on them
 
 
 def record(path: Path, *, beside: Path) -> Record:

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from fewstep.checks import ConfigError, DataError
 from fewstep.files import canonical_json, read_json, sha256_text, write_json
+from fewstep.interop.zoo import REFERENCES, digest, find, zoo_folder
 from fewstep.pipeline.config import Params, Section, Settings
 
 SCHEMA = "fewstep.spec/1"
@@ -71,10 +72,12 @@ _TRAIN = (
     "pipeline/commands/model.py",
     "methods/ddsm/__init__.py",
     "methods/ddsm/sandwich.py",
+    "interop/zoo.py",
     "train",
     *_MODEL,
 )
-_LOAD = ("interop/load.py", "interop/diffusers_model.py", *_MODEL)
+_ZOO = ("pipeline/commands/zoo.py", "interop/zoo.py", "nets/__init__.py", "files.py", "checks.py")
+_LOAD = ("interop/load.py", "interop/zoo.py", "interop/diffusers_model.py", *_MODEL)
 _SAMPLE = (
     "pipeline/commands/sampling.py",
     "pipeline/drawing.py",
@@ -95,10 +98,12 @@ _EVALUATE = (
     "pipeline/recorded.py",
     "pipeline/samples.py",
     "data/archives.py",
+    "data/image_files.py",
     "data/source.py",
     "data/transforms.py",
     "metrics",
     "train/world.py",
+    "interop/zoo.py",
     *_MODEL,
 )
 _SEARCH = (
@@ -139,13 +144,24 @@ _COMPOSE = (
     "methods/ddsm",
     *_MAKES_PLANS,
 )
+_DETECT = (
+    "pipeline/commands/detect.py",
+    "pipeline/detection.py",
+    "pipeline/detections.py",
+    "pipeline/samples.py",
+    "methods/multilid",
+    "metrics",
+    *_MODEL,
+)
 _REPORT = (
     "pipeline/commands/results.py",
     "pipeline/report",
     "pipeline/samples.py",
     "pipeline/searches.py",
+    "pipeline/detections.py",
     "methods/ddsm/__init__.py",
     "methods/ddsm/widths.py",
+    "methods/multilid",
     "metrics/certificate.py",
     "metrics/uncertainty.py",
     "metrics/statistics.py",
@@ -171,6 +187,18 @@ RULES: dict[str, Rule] = {
         results="results/{run}/model/spec.json",
         ignores=("tracking.uri",),
     ),
+    "zoo": Rule(
+        reads=("model.zoo",),
+        code=_ZOO,
+        upstream=(),
+        results="results/{run}/model/spec.json",
+    ),
+    "zoo-stats": Rule(
+        reads=("model.zoo", "extractor.name"),
+        code=_ZOO,
+        upstream=(),
+        results="results/{run}/reference/spec.json",
+    ),
     "extractor": Rule(
         reads=("extractor",),
         code=_TRAIN,
@@ -186,27 +214,33 @@ RULES: dict[str, Rule] = {
     "plans": Rule(
         reads=("plans",),
         code=_SAMPLE,
-        upstream=("train",),
+        upstream=(
+            "train",
+            "zoo",
+        ),
         results="results/{run}/plans/nfe{nfe}/spec.json",
         ignores=("plans.nfe",),  # each number of calls has a folder of its own
     ),
     "teacher": Rule(
         reads=("search.noises", "search.teacher_nfe", "search.seed", "plans.to_zero", "sample.guidance"),
         code=_SEARCH,
-        upstream=("train",),
+        upstream=(
+            "train",
+            "zoo",
+        ),
         results="results/{run}/reference/teacher/spec.json",
     ),
     "search": Rule(
         reads=("search", "plans.to_zero", "sample.guidance"),
         code=_SEARCH,
-        upstream=("train", "teacher", "stats"),
+        upstream=("train", "zoo", "teacher", "stats", "zoo-stats"),
         results="results/{run}/plans/searched/nfe{nfe}/spec.json",
         ignores=("search.nfe",),
     ),
     "stepaware": Rule(
         reads=("stepaware", "sample.guidance", "plans.presets", "plans.grids", "plans.to_zero", "search.nfe"),
         code=_STEPAWARE,
-        upstream=("train", "plans", "search", "stats"),
+        upstream=("train", "zoo", "plans", "search", "stats", "zoo-stats"),
         results="results/{run}/plans/stepaware/nfe{nfe}/spec.json",
         ignores=("stepaware.nfe",),
     ),
@@ -221,56 +255,62 @@ RULES: dict[str, Rule] = {
             "search.nfe",
         ),
         code=_ALIGN,
-        upstream=("train", "plans", "search", "stepaware", "stats"),
+        upstream=("train", "zoo", "plans", "search", "stepaware", "stats", "zoo-stats"),
         results="results/{run}/plans/aligned/nfe{nfe}/spec.json",
         ignores=("align.nfe",),
     ),
     "compose": Rule(
         reads=("compose", "sample.guidance", "search.nfe", "stepaware.nfe", "align.nfe"),
         code=_COMPOSE,
-        upstream=("train", "search", "stepaware", "align", "stats"),
+        upstream=("train", "zoo", "search", "stepaware", "align", "stats", "zoo-stats"),
         results="results/{run}/plans/composed/spec.json",
     ),
     "sample": Rule(
         reads=("sample",),
         code=_SAMPLE,
-        upstream=("train", "plans"),
+        upstream=("train", "zoo", "plans"),
         results="results/{run}/samples/nfe{nfe}/spec.json",
     ),
     "sample-searched": Rule(
         reads=("sample", "search.nfe"),
         code=_SAMPLE,
-        upstream=("train", "search"),
+        upstream=("train", "zoo", "search"),
         results="results/{run}/samples/searched/spec.json",
     ),
     "evaluate": Rule(
         reads=("evaluate",),
         code=_EVALUATE,
-        upstream=("sample", "stats"),
+        upstream=("sample", "stats", "zoo-stats"),
         results="results/{run}/eval/nfe{nfe}/spec.json",
     ),
     "evaluate-searched": Rule(
         reads=("evaluate",),
         code=_EVALUATE,
-        upstream=("sample-searched", "stats"),
+        upstream=("sample-searched", "stats", "zoo-stats"),
         results="results/{run}/eval/searched/spec.json",
     ),
     "sample-composed": Rule(
         reads=("sample",),
         code=_SAMPLE,
-        upstream=("train", "compose"),
+        upstream=("train", "zoo", "compose"),
         results="results/{run}/samples/composed/spec.json",
     ),
     "evaluate-composed": Rule(
         reads=("evaluate",),
         code=_EVALUATE,
-        upstream=("sample-composed", "stats"),
+        upstream=("sample-composed", "stats", "zoo-stats"),
         results="results/{run}/eval/composed/spec.json",
     ),
+    "detect": Rule(
+        reads=("detect", "search.nfe"),
+        code=_DETECT,
+        upstream=("prepare", "extractor", "sample", "sample-searched"),
+        results="results/{run}/detection/spec.json",
+    ),
     "report": Rule(
-        reads=("plans.nfe", "search.nfe", "stepaware.nfe", "align.nfe"),
+        reads=("plans.nfe", "search.nfe", "stepaware.nfe", "align.nfe", "detect.nfe"),
         code=_REPORT,
-        upstream=("evaluate", "evaluate-searched", "evaluate-composed"),
+        upstream=("evaluate", "evaluate-searched", "evaluate-composed", "detect"),
         results="results/{run}/report/spec.json",
     ),
     "track": Rule(
@@ -281,6 +321,7 @@ RULES: dict[str, Rule] = {
     ),
 }
 
+TRAINING = ("prepare", "train", "extractor", "stats")
 SEARCHING = ("teacher", "search", "sample-searched", "evaluate-searched")
 COMPOSING = ("compose", "sample-composed", "evaluate-composed")
 
@@ -331,10 +372,16 @@ class Spec:
 
 def applies(rule: str, settings: Settings) -> bool:
     """Whether a run has this rule: not every extractor is trained, and not every run searches."""
+    if rule in ("zoo", "zoo-stats"):
+        return settings.model.zoo is not None
+    if rule in TRAINING and settings.model.zoo is not None:
+        return False
     if rule == "extractor":
         return settings.extractor.name == "classifier"
     if rule in ("stepaware", "align"):
         return bool(_numbers(rule, settings))
+    if rule == "detect":
+        return bool(settings.detect.nfe)
     if rule in COMPOSING:
         return bool(settings.stepaware.nfe or settings.align.nfe)
     return bool(settings.search.nfe) or rule not in SEARCHING
@@ -364,7 +411,7 @@ def make_spec(run: str, rule: str, settings: Settings) -> Spec:
         "settings": _chosen(settings.result_settings(), depends),
         "code": code,
         "upstream": upstream,
-        "source": _source_md5(settings) if rule == "prepare" else None,
+        "source": _source(rule, settings),
     }
     sections = {name.partition(".")[0] for name in depends.reads}
     return Spec(
@@ -425,19 +472,15 @@ def sync_specs(params: Params) -> None:
 def leftovers(run: str, settings: Settings) -> list[Path]:
     """Result folders that the settings of a run no longer ask for, and half-written ones."""
     found: set[Path] = set()
+    wanted: set[Path] = set()
     for rule, depends in RULES.items():
-        place = Path(depends.results.format(run=run, nfe="*"))
-        if "results" not in place.parts:
+        parent = Path(depends.results.format(run=run, nfe="*")).parent
+        if "results" not in parent.parts:
             continue
-        wanted = (
-            {Path(depends.results.format(run=run, nfe=n)).parent for n in _numbers(rule, settings)}
-            if applies(rule, settings)
-            else set()
-        )
-        parent = place.parent
-        found.update(set(parent.parent.glob(parent.name)) - wanted)
-        found.update(parent.parent.glob(f".{parent.name}.*"))
-    return sorted(found)
+        if applies(rule, settings):
+            wanted |= {Path(depends.results.format(run=run, nfe=n)).parent for n in _numbers(rule, settings)}
+        found |= {*parent.parent.glob(parent.name), *parent.parent.glob(f".{parent.name}.*")}
+    return sorted(found - wanted)
 
 
 def acquire_lock(path: Path = RUN_LOCK) -> tuple[IO[str] | None, str]:
@@ -510,6 +553,17 @@ def _chosen(settings: dict[str, Any], rule: Rule) -> dict[str, Any]:
         if (section in rule.reads or f"{section}.{field}" in rule.reads)
         and f"{section}.{field}" not in rule.ignores
     }
+
+
+def _source(rule: str, settings: Settings) -> str | None:
+    """What a rule reads from outside the workflow."""
+    if rule == "prepare":
+        return _source_md5(settings)
+    if rule == "zoo" and settings.model.zoo is not None:
+        return digest(find(settings.model.zoo))
+    if rule == "zoo-stats":
+        return digest(zoo_folder() / REFERENCES)
+    return None
 
 
 def _source_md5(settings: Settings) -> str | None:

@@ -240,7 +240,8 @@ def _store(uri: str) -> Iterator["MlflowClient"]:
 
 def _parent_record(run: str, folder: Path, report: Mapping[str, Any], commit: str | None) -> _Record:
     metrics = sha256_file(folder / "report" / "metrics.json")[:16]
-    manifest = read_json(folder / "data" / "manifest.json")
+    manifest = folder / "data" / "manifest.json"
+    hashes = read_json(manifest)["sha256"] if manifest.exists() else {}  # a model of the zoo has no data here
     lock = Path("dvc.lock")
     tags = {
         "fewstep.spec_key": report["key"],
@@ -249,7 +250,7 @@ def _parent_record(run: str, folder: Path, report: Mapping[str, Any], commit: st
         "git.commit": (commit or "unknown").removesuffix("+changes"),
         "git.dirty": str(bool(commit and commit.endswith("+changes"))).lower(),
         "dvc.lock": hashlib.md5(lock.read_bytes()).hexdigest() if lock.exists() else "none",
-        **{f"data.sha256.{part}": digest for part, digest in manifest["sha256"].items()},
+        **{f"data.sha256.{part}": digest for part, digest in hashes.items()},
     }
     figures = sorted(file for file in (folder / "report").rglob("*") if file.suffix in _FIGURES)
     tables = [folder / "report" / name for name in ("index.html", "leaderboard.csv", "metrics.json")]

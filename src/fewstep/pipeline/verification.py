@@ -12,10 +12,11 @@ from fewstep.files import sha256_file
 from fewstep.metrics.certificate import protocol_difference
 from fewstep.metrics.evaluate import evaluate_samples
 from fewstep.metrics.extractor import Extractor, load_extractor
+from fewstep.metrics.protocols import find_protocol
 from fewstep.metrics.reference import Reference, load_reference
 from fewstep.pipeline.config import EvaluateSettings, SampleSettings
 from fewstep.pipeline.drawing import Drawing
-from fewstep.pipeline.evaluation import certified_protocol
+from fewstep.pipeline.evaluation import certified_protocol, require_preset
 from fewstep.pipeline.features import FeatureStore
 from fewstep.pipeline.images import ImageSet, open_images
 from fewstep.pipeline.samples import parse_seeds
@@ -116,7 +117,8 @@ class Verifier:
             yield Line("reference", "not reached", f"there is no {place}")
             return None
         try:
-            extractor = load_extractor(name, device=self.device)
+            backend = "openvino" if protocol["extractor"]["dtype"].endswith("/openvino") else "torch"
+            extractor = load_extractor(name, device=self.device, backend=backend)
             reference = load_reference(place, extractor=extractor)
         except UserError as error:
             yield Line("reference and extractor", "failed", str(error))
@@ -137,6 +139,12 @@ class Verifier:
             yield Line("protocol", "held", "as these files give it")
         else:
             yield Line("protocol", "failed", f"certified and found: {problem}")
+        if certified["preset"] is not None:
+            try:
+                require_preset(certified["preset"], certified, runs=find_protocol(certified["preset"]).runs)
+                yield Line("preset", "held", f"this certificate keeps to {certified['preset']}")
+            except UserError as error:
+                yield Line("preset", "failed", str(error))
 
     def _settings(self) -> EvaluateSettings:
         return EvaluateSettings(**self.certificate["protocol"]["evaluation"])
@@ -225,7 +233,7 @@ def _features(images: ImageSet, extractor: Extractor, store: FeatureStore | None
 
     if store is not None and store.holds(images, extractor):
         return store.read(images, extractor)
-    return extract(images.images, extractor, progress=track("features", unit="batch"))  # type: ignore[arg-type]
+    return extract(images.images, extractor, progress=track("features", unit="batch"))
 
 
 def _other_facts(subject: Mapping[str, Any], meta: Mapping[str, Any]) -> str | None:

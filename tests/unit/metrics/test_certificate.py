@@ -189,7 +189,9 @@ def test_protocols_that_differ_say_where_and_are_not_compared(changes, message):
 
 def test_compare_is_paired():
     worse, better = certificate(1.5), certificate(1.45)
-    (difference,) = compare(worse, better).values()
+    found = compare(worse, better)
+    assert [name.split("-")[0] for name in found] == ["FD", "KID"]
+    difference = found[FD]
     a, b = worse["results"][FD], better["results"][FD]
     assert difference.value == a["value"] - b["value"] > 0
     assert difference.interval.low > 0, "the same noise: certain, though the intervals of both overlap"
@@ -204,6 +206,6 @@ def test_compare_needs_distances_cut_alike():
     )
     with pytest.raises(ConfigError, match="protocol.evaluation.seed is 0 and 1"):
         compare(one, seeded)
-    bare = certificate(results=evaluate_samples(draw(100, 1), REFERENCE, EXTRACTOR, metrics=["kid"]))
+    bare = certificate(results=evaluate_samples(draw(100, 1), REFERENCE, EXTRACTOR, metrics=["pr"]))
     with pytest.raises(ConfigError, match="metric fd"):
         compare(one, bare)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,11 +7,15 @@ import torch
 
 from fewstep.checks import ConfigError, DataError
 from fewstep.metrics import evaluate as module
-from fewstep.metrics.evaluate import evaluate_samples, metric_name, real_baseline
-from fewstep.metrics.extractor import Extractor
+from fewstep.metrics.evaluate import METRICS, evaluate_samples, metric_name, real_baseline
+from fewstep.metrics.extractor import Extractor, Head
 from fewstep.metrics.frechet import frechet
+from fewstep.metrics.inception_score import inception_score
+from fewstep.metrics.precision_recall import precision_recall
 from fewstep.metrics.reference import Reference, from_features
 from fewstep.metrics.statistics import Statistics
+from fewstep.metrics.uncertainty import extrapolate
+from fewstep.rng import generator
 
 D = 16
 DATASET = {"name": "toy", "fingerprint": "f" * 64, "split": "train", "heldout_split": "test"}
@@ -39,6 +44,20 @@ def reference():
         ("FD", "digits-cnn-01234567", "none", "float32", 1000, "FD-digits-cnn-01234567#1k"),
         ("FD", "inception2015", "299/bilinear-tf1", "float32", 50_000, "FID-inception2015#50k"),
         ("FD", "inception2015", "299/bilinear-tf1", "float32", 1000, "FD-inception2015@299/bilinear-tf1#1k"),
+        ("FD", "inception2015", "299/bilinear-tf1", "float32/openvino", 50_000,
+         "FID-inception2015/float32/openvino#50k"),
+        ("FDinf", "inception2015", "299/bilinear-tf1", "float32", 50_000, "FIDinf-inception2015#50k"),
+        ("FDinf", "toy", "none", "float32", 500, "FDinf-toy#500"),
+        ("FD", "inception2015-spatial", "299/bilinear-tf1", "float32", 50_000, "sFID-inception2015#50k"),
+        ("FD", "inception2015-clean", "299/bicubic-aa", "float32", 10_000, "cleanFID#10k"),
+        ("FDinf", "inception2015-clean", "299/bicubic-aa", "float32", 10_000, "cleanFIDinf#10k"),
+        ("FD", "inception2015-halfpixel", "299/bilinear", "float32", 10_000, "FID-pytorchfid#10k"),
+        ("FD", "inception2015-halfpixel", "299/bilinear", "float32", 4095,
+         "FD-inception2015-halfpixel@299/bilinear#4095"),
+        ("IS", "inception2015", "299/bilinear-tf1", "float32", 50_000,
+         "IS-inception2015@299/bilinear-tf1#50k"),
+        ("IS", "digits-cnn-01234567", "none", "float32", 1000, "ES-digits-cnn-01234567#1k"),
+        ("memorisation", "toy", "none", "float32", 64, "memorisation-toy#64"),
         ("FD", "toy", "none", "float32", 64, "FD-toy#64"),
         ("FD", "toy", "none", "float32", 2048, "FD-toy#2048"),
     ],
@@ -93,13 +112,21 @@ def test_what_cannot_be_is_refused(reference):
         evaluate_samples(fake, reference, extractor(), metrics=["fd", "lpips"])
     with pytest.raises(ConfigError, match="none"):
         evaluate_samples(fake, reference, extractor(), metrics=[])
+    with pytest.raises(ConfigError, match="extractor with logits"):
+        evaluate_samples(fake, reference, extractor(), metrics=["is"])
+    with pytest.raises(DataError, match="more than 64 images"):
+        evaluate_samples(draw(64, 3), reference, extractor(), metrics=["inf"])
+    without = Reference(reference.statistics, None, reference.meta)
+    with pytest.raises(ConfigError, match="held-out images"):
+        evaluate_samples(fake, without, extractor(), metrics=["mem"])
     with pytest.raises(ConfigError, match="toy-net.*other"):
         evaluate_samples(fake, reference, extractor("other"))
     with pytest.raises(DataError, match="row 7"):
         evaluate_samples(np.where(np.arange(100)[:, None] == 7, np.nan, fake), reference, extractor())
     bare = Reference(Statistics(600, reference.statistics.mu, reference.statistics.cov), None, reference.meta)
-    with pytest.raises(ConfigError, match="keeps its features"):
-        evaluate_samples(fake, bare, extractor())
+    for name in ("kid", "pr", "dc", "mem"):
+        with pytest.raises(ConfigError, match="keeps its features"):
+            evaluate_samples(fake, bare, extractor(), metrics=[name])
     (found,) = evaluate_samples(fake, bare, extractor(), metrics=["fd"]).values()
     assert found["baseline"] is None
 
@@ -155,3 +182,57 @@ def test_kid_does_not_depend_on_the_unit_of_the_features():
         return found["value"]
 
     assert value(100.0) == pytest.approx(value(1.0), rel=1e-3)
+
+
+def with_head():
+    rng = np.random.default_rng(7)
+    head = Head(rng.standard_normal((5, D)).astype(np.float32), rng.standard_normal(5).astype(np.float32))
+    return replace(extractor(), head=head)
+
+
+def test_every_metric_has_its_record(reference):
+    """All at once, each by its own function on the same features."""
+    fake, judge = draw(200, 2, 1.2), with_head()
+    results = evaluate_samples(fake, reference, judge, metrics=METRICS)
+    found = {name.partition("-toy-net#200")[0]: record for name, record in results.items()}
+    assert list(found) == [
+        "FD", "KID", "precision", "recall", "density", "coverage", "ES", "FDinf", "memorisation",
+    ]  # fmt: skip
+    overlap = precision_recall(fake, reference.statistics.features[real_rows(200)])
+    assert (found["density"]["value"], found["coverage"]["value"]) == (overlap.density, overlap.coverage)
+    score = inception_score(judge.head.logits(fake))
+    assert (found["ES"]["value"], found["ES"]["split_sd"]) == (score.value, score.split_sd)
+    at_infinity = extrapolate(fake, reference.statistics)
+    assert found["FDinf"]["value"] == at_infinity.value < found["FD"]["value"]
+    assert (found["FDinf"]["slope"], found["FDinf"]["r2"]) == (at_infinity.slope, at_infinity.r2)
+    assert np.std(found["KID"]["replicates"], ddof=1) == pytest.approx(
+        (found["KID"]["interval"][1] - found["KID"]["value"]) / 1.959964, rel=1e-6
+    )
+    for record in results.values():
+        assert record["interval"][0] <= record["value"] <= record["interval"][1]
+        assert record["level"] == 0.95 and record["interval_method"]
+    assert json.loads(json.dumps(results)) == results
+
+
+def real_rows(n):
+    """The rows of the reference that are compared, as `evaluate` draws them."""
+    order = torch.randperm(600, generator=generator(module._SEED, "real", 600))
+    return np.sort(order[:n].numpy())
+
+
+def test_copies_of_training_images_are_reported(reference):
+    """As many as are held out are looked among: 450 of 600, so that three in four copies are seen."""
+    copies = reference.statistics.features[:400]
+    (record,) = evaluate_samples(copies, reference, extractor(), metrics=["mem"]).values()
+    # the other quarter is even: .75 + .25 / 2, four standard deviations of the draw of 450
+    assert record["value"] == pytest.approx(0.875, abs=4 * (0.75 * 0.25 / 400) ** 0.5)
+    assert record["n"] == 450 and record["median_ratio"] < 1e-3
+    (record,) = evaluate_samples(draw(400, 9), reference, extractor(), metrics=["mem"]).values()
+    assert record["interval"][0] < 0.5 < record["interval"][1]
+
+
+def test_metrics_that_are_left_out_cost_nothing(reference, monkeypatch):
+    for name in ("half_samples", "precision_recall", "kid", "frechet"):
+        monkeypatch.setattr(module, name, None)
+    (name,) = evaluate_samples(draw(200, 2), reference, with_head(), metrics=["is"])
+    assert name == "ES-toy-net#200"

@@ -148,7 +148,10 @@ def test_classifier_folder_is_an_extractor(tmp_path):
     images = pattern(3, channels=1, size=8)
     with torch.inference_mode():
         expected = net.eval().features(images.float() / 127.5 - 1)
+        logits = net(images.float() / 127.5 - 1)
     torch.testing.assert_close(extractor(images), expected)
+    found = extractor.head.logits(extractor(images).numpy())
+    np.testing.assert_allclose(found, logits.numpy(), rtol=0, atol=1e-5)  # float32 against float64
     with pytest.raises(DataError, match="digits-cnn"):
         extractor(pattern(1, size=8))
 

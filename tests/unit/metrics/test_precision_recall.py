@@ -63,3 +63,12 @@ def test_far_sets_do_not_overlap():
 def test_too_few_images_are_refused():
     with pytest.raises(DataError, match="at least 6"):
         precision_recall(np.zeros((5, 2)), np.zeros((9, 2)))
+
+
+def test_density_error_is_the_spread_over_generated_sets():
+    """80 sets against one real set: their spread is known to 8 %."""
+    rng = np.random.default_rng(5)
+    real = rng.standard_normal((200, 4))
+    found = [precision_recall(1.1 * rng.standard_normal((200, 4)), real) for _ in range(80)]
+    truth = np.std([one.density for one in found], ddof=1)
+    assert np.mean([one.density_error for one in found]) == pytest.approx(truth, rel=0.25)

@@ -6,6 +6,7 @@ import torch
 
 from fewstep.checks import ConfigError, DataError
 from fewstep.metrics import reference as module
+from fewstep.metrics.evaluate import Baseline, evaluate_samples, real_baseline
 from fewstep.metrics.extractor import Extractor
 from fewstep.metrics.frechet import frechet
 from fewstep.metrics.reference import (
@@ -188,3 +189,68 @@ def test_changed_arrays_are_refused(reference, tmp_path, name, value, message):
     np.savez(path, **{**arrays, name: value})
     with pytest.raises(DataError, match=message):
         load_reference(path)
+
+
+def compact(reference, path, **baselines):
+    save_reference(path, reference, compact=True, **baselines)
+    return load_reference(path, extractor=extractor())
+
+
+def test_a_compact_file_holds_rounded_moments_and_the_hash_of_these(reference, tmp_path):
+    found = compact(reference, tmp_path / "small.npz")
+    for name in ("mu", "cov"):
+        full, rounded = getattr(reference.statistics, name), getattr(found.statistics, name)
+        assert rounded.dtype == np.float64
+        assert np.array_equal(rounded, full.astype(np.float32))
+    assert found.statistics.features is None and found.heldout is None and found.meta["n_heldout"] == 0
+    assert found.meta["sha256"] != reference.meta["sha256"], "other numbers, other hash"
+    whole = tmp_path / "whole.npz"
+    save_reference(whole, found)
+    assert load_reference(whole).meta["sha256"] == found.meta["sha256"], "the same numbers at full width"
+    again = compact(found, tmp_path / "again.npz")
+    assert (tmp_path / "again.npz").read_bytes() == (tmp_path / "small.npz").read_bytes()
+    assert again.meta == found.meta
+
+
+def test_distances_to_a_compact_reference_are_those_to_the_full_one(reference, tmp_path):
+    found = compact(reference, tmp_path / "small.npz")
+    assert not found.statistics.known("factor")
+    far, near = Statistics.from_features(1.5 * draw(200, 3) + 1), Statistics.from_features(draw(40, 4))
+    # each number is off by at most 6e-8 of itself, and the distance is a sum of less than a hundred of them
+    tolerance = 1e-5 * np.trace(reference.statistics.cov)
+    for fake in (far, near):
+        expected = frechet(fake, reference.statistics).value
+        assert frechet(fake, found.statistics).value == pytest.approx(expected, abs=tolerance)
+
+
+def test_baselines_outlive_the_features(reference, tmp_path):
+    known = {n: real_baseline(reference, n) for n in (10, 20)}
+    found = compact(reference, tmp_path / "small.npz", baselines=known)
+    assert found.baselines == known
+    assert {n: real_baseline(found, n) for n in (10, 20)} == known
+    assert real_baseline(found, 30) is None
+    (record,) = evaluate_samples(draw(20, 5), found, extractor(), metrics=["fd"], resamples=10).values()
+    assert (record["baseline"], record["baseline_source"]) == known[20]
+    assert compact(found, tmp_path / "again.npz").baselines == known, "kept when written again"
+    assert compact(reference, tmp_path / "none.npz").baselines == {}
+
+
+def test_a_compact_reference_refuses_what_needs_features(reference, tmp_path):
+    found = compact(reference, tmp_path / "small.npz")
+    with pytest.raises(ConfigError, match="keeps its features"):
+        evaluate_samples(draw(20, 5), found, extractor(), metrics=["fd", "kid"])
+
+
+@pytest.mark.parametrize("damage", [["10"], {"ten": {"value": 1, "source": "x"}}, {"10": {"value": 1}}])
+def test_damaged_baselines_are_refused(reference, tmp_path, damage):
+    reference.meta["baselines"] = damage
+    save_reference(tmp_path / "stats.npz", reference)
+    with pytest.raises(DataError, match="baselines must give a value and a source"):
+        load_reference(tmp_path / "stats.npz")
+
+
+def test_baselines_stand_in_a_full_file_too(reference, tmp_path):
+    known = {500: Baseline(3.0, "somebody's")}
+    save_reference(tmp_path / "stats.npz", reference, baselines=known)
+    found = load_reference(tmp_path / "stats.npz")
+    assert found.baselines == known and found.statistics.known("factor")

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fewstep.metrics.resize import bicubic_aa, bilinear_tf1, to_rgb
+from fewstep.metrics.resize import bicubic_aa, bilinear_halfpixel, bilinear_tf1, to_rgb
 
 
 def test_tf1_bilinear_on_a_ramp_by_hand():
@@ -24,6 +24,13 @@ def test_tf1_bilinear_shrinks_by_reading_single_positions():
 def test_tf1_bilinear_keeps_an_image_of_the_right_size():
     x = torch.arange(48.0).reshape(1, 3, 4, 4)
     assert torch.equal(bilinear_tf1(x, 4), x)
+
+
+def test_halfpixel_bilinear_on_a_ramp_by_hand():
+    """4 -> 8: output i reads source i / 2 - 1/4; both ends are clamped at the border."""
+    ramp = torch.arange(4.0).expand(1, 1, 4, 4)
+    expected = torch.tensor([0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3])
+    assert torch.equal(bilinear_halfpixel(ramp, 8), expected.expand(1, 1, 8, 8))
 
 
 @pytest.mark.parametrize("size", [16, 5])

@@ -17,7 +17,7 @@ from fewstep.pipeline.config import Section, Settings, load_params, merged, pars
 
 ROOT = Path(__file__).parents[3]
 PARAMS = ROOT / "params.yaml"
-RUNS = ("digits", "cifar10", "celeba", "lsun-bedroom", "folder")
+RUNS = ("digits", "cifar10-zoo", "cifar10", "celeba", "lsun-bedroom", "folder")
 
 
 def raw(**sections: Any) -> dict[str, Any]:
@@ -101,7 +101,17 @@ def test_an_unknown_field_is_named_with_what_is_allowed() -> None:
         ({"plans": {"nfe": [4, 4]}}, "plans.nfe: must not repeat a value, got [4, 4]"),
         ({"plans": {"nfe": [4, 0]}}, "plans.nfe.1: must be greater than or equal to 1, got 0"),
         ({"evaluate": {"level": 1.0}}, "evaluate.level: must be less than 1, got 1.0"),
-        ({"evaluate": {"metrics": ["fid"]}}, "evaluate.metrics.0: must be 'fd', 'kid' or 'pr', got 'fid'"),
+        (
+            {"evaluate": {"metrics": ["fid"]}},
+            "evaluate.metrics.0: must be 'fd', 'kid', 'pr', 'dc', 'is', 'inf' or 'mem', got 'fid'",
+        ),
+        ({"evaluate": {"resamples": 11}}, "evaluate.resamples: must be a multiple of 2, got 11"),
+        ({"detect": {"nfe": [7]}}, "detect.nfe: must be among plans.nfe, [4, 5, 6, 8, 10, 50]; got [7]"),
+        (
+            {"model": {"zoo": "cifar10-32-tiny"}},
+            "extractor.name: must not need training images with model.zoo, got classifier; "
+            "leave it out, take a published extractor and fd alone",
+        ),
         ({"model": {"schedule": {"typ": "edm"}}}, "model.schedule.typ: unknown field; allowed: type"),
         (
             {"data": {"dataset": "celeba"}},
@@ -115,6 +125,16 @@ def test_an_unknown_field_is_named_with_what_is_allowed() -> None:
 )
 def test_a_mistake_is_one_sentence_with_its_place(sections: dict[str, Any], line: str) -> None:
     assert mistakes(raw(**sections)) == [f"params.yaml: runs.digits.{line}"]
+
+
+def test_a_run_with_a_model_of_the_zoo_is_not_for_dvc() -> None:
+    zoo = {
+        "model": {"zoo": "cifar10-32-tiny"},
+        "extractor": {"name": "effnet-lite0-p320"},
+        "evaluate": {"metrics": ["fd"]},
+    }
+    (line,) = mistakes(raw(**zoo) | {"dvc_runs": ["digits"]})
+    assert line.startswith("params.yaml: dvc_runs: must be runs that train their model, got digits")
 
 
 def test_all_mistakes_come_at_once_and_once() -> None:
@@ -161,7 +181,7 @@ def test_a_missing_or_broken_file_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_an_unknown_run_is_one_sentence() -> None:
-    with pytest.raises(ConfigError, match="run must be one of digits, cifar10, .*, got 'mnist'"):
+    with pytest.raises(ConfigError, match="run must be one of digits, cifar10-zoo, cifar10, .*, got 'mnist'"):
         settings(load_params(PARAMS), "mnist")
 
 

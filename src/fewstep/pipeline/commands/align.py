@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @takes_settings(hide=("nfe",))
 def align(
-    model: Annotated[Path, typer.Option(help="model folder, or a pipeline of diffusers")],
+    model: Annotated[Path, typer.Option(help="model folder, name in the zoo, or a pipeline of diffusers")],
     plan: Annotated[list[Path], typer.Option(help="plan to align, or a folder of plans; may be given again")],
     out: Annotated[Path, typer.Option(help="plan file to write; for several plans a folder")],
     images: Annotated[
@@ -33,7 +33,10 @@ def align(
         typer.Option(help="packed dataset the model was trained on, for objectives that start from images"),
     ] = None,
     reference: Annotated[
-        Path | None, typer.Option(help="statistics file, from fewstep stats, of the images to be like")
+        Path | None,
+        typer.Option(
+            help="statistics file, from fewstep stats, or name in the zoo, of the images to be like"
+        ),
     ] = None,
     data: Annotated[Path | None, typer.Option(help="packed dataset of those images, instead")] = None,
     extractor: Annotated[

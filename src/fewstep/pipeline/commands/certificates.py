@@ -38,11 +38,18 @@ def verify(
     """
     from rich.console import Console
 
+    from fewstep.interop.zoo import find, find_reference
     from fewstep.metrics.certificate import read_certificate
     from fewstep.pipeline.devices import chosen_device
     from fewstep.pipeline.verification import Verifier
 
-    given = {"model": model, "images": images, "reference": reference, "extractor": extractor, "data": data}
+    given = {
+        "model": None if model is None else find(model),
+        "images": images,
+        "reference": None if reference is None else find_reference(reference),
+        "extractor": extractor,
+        "data": data,
+    }
     places = {role: place for role, place in given.items() if place is not None}
     for role, place in places.items():
         if not place.exists():
@@ -101,6 +108,28 @@ def compare(
         for line in lines:
             table.add_row(*line)
         Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def protocols() -> None:
+    """List published protocols: what must hold for a number to be comparable with those of their papers.
+
+    Example: fewstep protocols
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from fewstep.metrics.protocols import PROTOCOLS
+
+    table = Table(box=None, show_lines=True)
+    for heading in ("protocol", "images", "extractor", "metrics", "reference", "runs", "what it means"):
+        table.add_column(heading, justify="right" if heading in ("images", "runs") else "left")
+    for one in PROTOCOLS.values():
+        runs = f"{one.reported} of {one.runs}" if one.runs > 1 else "1"
+        reference = f"{one.dataset}, {one.split}"
+        extractors, metrics = ", ".join(one.extractors), ", ".join(one.metrics)
+        table.add_row(one.name, f"{one.n:,}", extractors, metrics, reference, runs, escape(one.note))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def _pace(first: dict[str, Any], other: dict[str, Any]) -> str:

@@ -16,9 +16,9 @@ from fewstep.pipeline.specs import Spec, stamp
 
 @takes_settings()
 def compose(
-    model: Annotated[Path, typer.Option(help="model folder, or a pipeline of diffusers")],
+    model: Annotated[Path, typer.Option(help="model folder, name in the zoo, or a pipeline of diffusers")],
     plan: Annotated[list[Path], typer.Option(help="plan file, or a folder of them; any number of times")],
-    reference: Annotated[Path, typer.Option(help="statistics file, from fewstep stats")],
+    reference: Annotated[Path, typer.Option(help="statistics file, from fewstep stats, or name in the zoo")],
     extractor: Annotated[
         str, typer.Option(help="whose features are compared: its name, or the folder of a classifier")
     ],
@@ -38,6 +38,7 @@ def compose(
     --out composed
     """
     from fewstep.interop.load import load_model
+    from fewstep.interop.zoo import find_reference
     from fewstep.metrics.extractor import load_extractor
     from fewstep.metrics.reference import load_reference
     from fewstep.pipeline.compose import compose as compared
@@ -51,9 +52,8 @@ def compose(
     network = load_extractor(extractor, device=place)
     guided = guidance if spec is None else spec.section(SampleSettings).guidance
     task = Task(load_model(model, device=place), guided, compose.batch_size)
-    made = compared(
-        task, candidates, load_reference(reference, extractor=network), network, compose, track=track
-    )
+    measured = load_reference(find_reference(reference), extractor=network)
+    made = compared(task, candidates, measured, network, compose, track=track)
     names = [one.name for one in made.plans]
     if len(set(names)) < len(names):
         raise ConfigError(f"Plans must have different names to stand in one folder; got {', '.join(names)}.")

@@ -1,7 +1,7 @@
 """`fewstep stats` and `evaluate`: from images to certificates."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,15 +16,23 @@ from fewstep.pipeline.recorded import record_dataset
 from fewstep.pipeline.samples import files_in
 from fewstep.pipeline.specs import Spec, stamp
 
+if TYPE_CHECKING:
+    from fewstep.metrics.evaluate import Baseline
+    from fewstep.metrics.reference import Reference
+
 ExtractorOption = Annotated[
     str,
     typer.Option(help="effnet-lite0-p320, effnet-lite0-h1280, inception2015, or the folder of a classifier"),
 ]
 
+BackendOption = Annotated[str, typer.Option(help="torch, or openvino on a CPU; the metrics' names say which")]
 ShardOption = Annotated[
     str | None,
     typer.Option(metavar="K/N", help="do the share of worker K of N alone, and put nothing together"),
 ]
+
+_BASELINES = (500, 1000, 2000, 5000, 10_000, 50_000)
+"""Numbers of images that are compared in practice."""
 
 
 @takes_settings()
@@ -32,7 +40,14 @@ def stats(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="packed dataset")],
     extractor: ExtractorOption,
     out: Annotated[Path, typer.Option(help="statistics file to write (.npz)")],
+    compact: Annotated[
+        bool,
+        typer.Option(
+            "--compact", help="keep mean and covariance alone, rounded: small, for Fréchet distances"
+        ),
+    ] = False,
     device: DeviceOption = "auto",
+    backend: BackendOption = "torch",
     *,
     stats: StatsSettings,
     spec: Spec | None,
@@ -46,16 +61,24 @@ def stats(
     from fewstep.pipeline.devices import chosen_device
     from fewstep.progress import track
 
-    network = load_extractor(extractor, device=chosen_device(device))
+    network = load_extractor(extractor, device=chosen_device(device), backend=backend)
     heldout = "test" if stats.split == "train" else "train"
     reference = build_reference(
         data, network, split=stats.split, heldout=heldout, progress=track("stats", unit="batch")
     )
     reference.meta["dataset"]["files"] = record_dataset(data, beside=out.parent)
-    save_reference(out, reference)
+    save_reference(out, reference, baselines=_baselines(reference) if compact else None, compact=compact)
     if spec:
         stamp(spec, out.parent)
     typer.echo(f"{out}: {network.id} features of {reference.meta['n']} images of the {stats.split} split")
+
+
+def _baselines(reference: "Reference") -> "dict[int, Baseline]":
+    """What real images score, which cannot be told any more once their features are dropped."""
+    from fewstep.metrics.evaluate import real_baseline
+
+    found = {n: real_baseline(reference, n) for n in _BASELINES}
+    return {n: baseline for n, baseline in found.items() if baseline is not None}
 
 
 @takes_settings()
@@ -67,7 +90,7 @@ def evaluate(
             help="samples files or other .npz of images, folders of them, folders of image files, packed datasets",
         ),
     ],
-    reference: Annotated[Path, typer.Option(help="statistics file, from fewstep stats")],
+    reference: Annotated[Path, typer.Option(help="statistics file, from fewstep stats, or name in the zoo")],
     extractor: ExtractorOption,
     out: Annotated[Path, typer.Option(help="certificate (.json) for one set of images, folder for several")],
     features: Annotated[
@@ -75,9 +98,11 @@ def evaluate(
     ] = None,
     shard: ShardOption = None,
     protocol: Annotated[
-        str | None, typer.Option(help="name of a published protocol that the measurement must keep to")
+        str | None,
+        typer.Option(help="published protocol that the measurement must keep to, of fewstep protocols"),
     ] = None,
     device: DeviceOption = "auto",
+    backend: BackendOption = "torch",
     *,
     evaluate: EvaluateSettings,
     spec: Spec | None,
@@ -89,6 +114,7 @@ def evaluate(
 
     Example: fewstep evaluate samples.npz --reference stats.npz --extractor extractor --out certificate.json
     """
+    from fewstep.interop.zoo import find_reference
     from fewstep.metrics.certificate import write_certificate
     from fewstep.metrics.extractor import load_extractor
     from fewstep.metrics.reference import load_reference
@@ -101,14 +127,18 @@ def evaluate(
     to_folder = out.suffix != ".json"
     if not to_folder and len(paths) > 1:
         raise ConfigError(f"--out must be a folder for {len(paths)} sets of images, got the file {out}.")
+    reference = find_reference(reference)
     with joined() as world:
-        network = load_extractor(extractor, device=chosen_device(device, local_rank=world.local_rank))
+        chosen = chosen_device(device, local_rank=world.local_rank)
+        network = load_extractor(extractor, device=chosen, backend=backend)
         statistics = load_reference(reference, extractor=network)
         store = FeatureStore(features or out.with_name(f".{out.name}.features"))
         evaluation = Evaluation(statistics, reference, Path(extractor), network, evaluate, protocol, store)
         mine = parse_shard(shard)
-        for path in track("features", unit="set")(paths) if len(paths) > 1 else paths:
-            store.make(open_images(path), network, shard=mine, progress=track(path.stem, unit="part"))
+        several = len(paths) > 1
+        evaluation.require_preset([open_images(path) for path in paths])
+        for path in track("features", unit="set")(paths) if several else paths:
+            store.make(open_images(path), network, mine, track=None if several else track)
         world.wait()
         if shard is not None or not world.leads:
             typer.echo(

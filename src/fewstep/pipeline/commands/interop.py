@@ -11,7 +11,10 @@ TARGETS = ("diffusers",)
 
 
 def export(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="model folder, or a pipeline of diffusers")],
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="MODEL", help="model folder, name in the zoo, or a pipeline of diffusers"),
+    ],
     plan: Annotated[Path, typer.Argument(metavar="PLAN", help="plan file")],
     out: Annotated[Path, typer.Option(help="folder to write")],
     to: Annotated[str, typer.Option(help=f"what it is for: {', '.join(TARGETS)}")] = "diffusers",

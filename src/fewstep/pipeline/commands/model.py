@@ -185,8 +185,11 @@ def extractor(
 
 def _copied(folder: Path, net: "UNet") -> str:
     """Fill a network with the weights of a model folder; returns their hash."""
-    from fewstep.nets.folder import WEIGHTS, fill, read_weights
+    from fewstep.interop.zoo import find
+    from fewstep.nets import WEIGHTS
+    from fewstep.nets.folder import fill, read_weights
 
+    folder = find(folder)
     fill(net, read_weights(folder / WEIGHTS), source=folder / WEIGHTS)
     return sha256_file(folder / WEIGHTS)
 

@@ -29,6 +29,9 @@ def report(
     composed: Annotated[
         Path | None, typer.Option(help="folder of fewstep compose, to show quality against time")
     ] = None,
+    detection: Annotated[
+        Path | None, typer.Option(help="folder of fewstep detect, to show what tells images apart")
+    ] = None,
     model: Annotated[Path | None, typer.Option(help="model folder, for its card and training curve")] = None,
     run: Annotated[str, typer.Option(help="name in the title")] = "",
     *,
@@ -38,17 +41,21 @@ def report(
 
     Example: fewstep report eval/nfe4 eval/nfe8 --samples samples/nfe8 --out report
     """
+    from fewstep.interop.zoo import find
     from fewstep.pipeline.report import build_report
+
+    folder = None if model is None else find(model)
 
     build_report(
         files_in(certificates, ".json"),
         files_in(samples or [], ".npz"),
         out,
         run=spec.run if spec else run or out.resolve().name,
-        card=None if model is None else model / "card.json",
-        training=None if model is None else model / "metrics.jsonl",
+        card=None if folder is None else folder / "card.json",
+        training=None if folder is None else folder / "metrics.jsonl",
         searches=search or [],
         composed=composed,
+        detection=detection,
     )
     if spec:
         stamp(spec, out)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fewstep.sampling.plan import Plan
 
 ModelArgument = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="model folder, or a pipeline of diffusers")
+    Path, typer.Argument(metavar="MODEL", help="model folder, name in the zoo, or a pipeline of diffusers")
 ]
 
 
@@ -142,6 +142,7 @@ def sample(
     Example: fewstep sample results/digits/model plan.json --seeds 0-999 --out samples.npz
     """
     from fewstep.interop.load import load_model
+    from fewstep.interop.zoo import find
     from fewstep.pipeline.devices import chosen_device
     from fewstep.pipeline.drawing import Drawing
     from fewstep.sampling.plan import load_plan
@@ -158,7 +159,7 @@ def sample(
     with joined() as world:
         network = load_model(model, device=chosen_device(device, local_rank=world.local_rank))
         require_space(out, len(chosen) * math.prod(network.image_shape) * len(files))
-        drawing = Drawing(network, chosen, sample, model, out, force)
+        drawing = Drawing(network, chosen, sample, find(model), out, force)
         mine = parse_shard(shard)
         for path, one in zip(files, loaded, strict=True):
             drawing.make(one, path, mine)

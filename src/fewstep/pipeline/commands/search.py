@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fewstep.pipeline.search import Found
     from fewstep.sampling.task import Task
 
-ModelOption = Annotated[Path, typer.Option(help="model folder, or a pipeline of diffusers")]
+ModelOption = Annotated[Path, typer.Option(help="model folder, name in the zoo, or a pipeline of diffusers")]
 ToZeroOption = Annotated[
     bool, typer.Option("--to-zero/--no-to-zero", help="end at clean data, or at the schedule's t_min")
 ]
@@ -68,7 +68,10 @@ def search(
     nfe: Annotated[str, typer.Option(metavar="N,N,...", help="network calls per image")],
     out: Annotated[Path, typer.Option(help="folder to write")],
     reference: Annotated[
-        Path | None, typer.Option(help="statistics file, from fewstep stats, of the images to be like")
+        Path | None,
+        typer.Option(
+            help="statistics file, from fewstep stats, or name in the zoo, of the images to be like"
+        ),
     ] = None,
     data: Annotated[Path | None, typer.Option(help="packed dataset of those images, instead")] = None,
     extractor: Annotated[

@@ -39,7 +39,10 @@ def stepaware(
         Path | None, typer.Option(help="folder of an earlier search to pick from, without searching")
     ] = None,
     reference: Annotated[
-        Path | None, typer.Option(help="statistics file, from fewstep stats, of the images to be like")
+        Path | None,
+        typer.Option(
+            help="statistics file, from fewstep stats, or name in the zoo, of the images to be like"
+        ),
     ] = None,
     data: Annotated[Path | None, typer.Option(help="packed dataset of those images, instead")] = None,
     extractor: Annotated[

@@ -9,8 +9,10 @@ import pandas as pd
 
 from fewstep.checks import DataError
 from fewstep.files import atomic_dir, read_json, write_json
+from fewstep.pipeline.detections import read_detection
 from fewstep.pipeline.report import figures
 from fewstep.pipeline.report.composition import composition_panel
+from fewstep.pipeline.report.detection import detection_panel
 from fewstep.pipeline.report.images import SampleFile, read_sample_files, shared_seeds, strip
 from fewstep.pipeline.report.page import Background, Panel, Samples, describe, render
 from fewstep.pipeline.report.results import Results, flat_metrics, number, read_results, reference_row
@@ -31,12 +33,14 @@ def build_report(
     settings: Path | None = None,
     searches: Sequence[Path] = (),
     composed: Path | None = None,
+    detection: Path | None = None,
 ) -> Results:
     """Write the report of a run: the page, the tables and the figures, all or nothing.
 
     The folder holds `index.html` (nothing else is needed to read it), `leaderboard.csv`, `metrics.json`
     (flat, for `dvc metrics`) and `figures/` with `fd_vs_nfe`, `fd_vs_ms`, `samples_nfe<N>`, `search_nfe<N>`,
-    `plan_nfe<N>`, `composition`, `composed_plan` and `training` as PNG and SVG, as far as there is data for them.
+    `plan_nfe<N>`, `composition`, `composed_plan`, `detection`, `detection_confusion` and `training` as PNG and SVG,
+    as far as there is data for them.
     The same inputs give the same bytes.
 
     Args:
@@ -49,6 +53,7 @@ def build_report(
         settings: JSON of the settings of the run.
         searches: Folders of `fewstep search`.
         composed: Folder of `fewstep compose`.
+        detection: Folder of `fewstep detect`.
 
     Returns:
         The table behind the report.
@@ -67,6 +72,7 @@ def build_report(
     gallery = collect_samples(results, read_sample_files(samples))
     panels = search_panels(read_searches(searches), results)
     composition = None if composed is None else composition_panel(read_composition(composed), results)
+    detected = None if detection is None else detection_panel(read_detection(detection), results)
     page = render(
         results,
         run=run,
@@ -74,6 +80,7 @@ def build_report(
         background=background,
         searches=panels,
         composition=composition,
+        detection=detected,
     )
     with atomic_dir(out) as folder:
         (folder / "index.html").write_text(page, encoding="utf-8")
@@ -83,7 +90,7 @@ def build_report(
         write_json(folder / "metrics.json", flat_metrics(results))
         (folder / "figures").mkdir()
         _save_figures(results, gallery, background, folder / "figures")
-        shown = [panel.figures for panel in panels] + ([composition.figures] if composition else [])
+        shown = [panel.figures for panel in (*panels, composition, detected) if panel is not None]
         for name, figure in (pair for one in shown for pair in one.items()):
             figures.save(figure, folder / "figures" / name)
     return results

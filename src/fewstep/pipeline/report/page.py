@@ -23,6 +23,7 @@ from fewstep.pipeline.report.results import (
 
 if TYPE_CHECKING:
     from fewstep.pipeline.report.composition import CompositionPanel
+    from fewstep.pipeline.report.detection import DetectionPanel
     from fewstep.pipeline.report.search import SearchPanel
 
 # The same hues as on paper, light enough to read on dark.
@@ -74,6 +75,7 @@ def render(
     background: Background,
     searches: Sequence["SearchPanel"] = (),
     composition: "CompositionPanel | None" = None,
+    detection: "DetectionPanel | None" = None,
 ) -> str:
     """The page as text; it names no address that a browser would load."""
     lines = figures.highlighted(results)
@@ -97,6 +99,7 @@ def render(
         winners=winners(results),
         searches=searches,
         composition=composition,
+        detection=detection,
         searched_nfe=min(
             (s.nfe for s in searches), key=lambda n: abs(n - results.headline_nfe), default=None
         ),

@@ -1,0 +1,220 @@
+"""The model zoo: trained models and reference statistics that have a name, and checksums that they must keep to."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fewstep.checks import ConfigError, DataError
+from fewstep.files import read_json, sha256_file, write_json
+from fewstep.nets import CARD, CONFIG, WEIGHTS
+
+SCHEMA = "fewstep.zoo/1"
+CHECKSUMS = "zoo.json"
+REFERENCES = "reference"
+"""The folder of the zoo that holds statistics, `DATASET.EXTRACTOR.npz`."""
+
+_OF_CHECKOUT = Path(__file__).parents[3] / "zoo"
+_NOT_SUMMED = {CHECKSUMS, "README.md"}  # what is said about a model may be put better without changing it
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model of the zoo, and what its card says of it; None where it says nothing.
+
+    Attributes: dataset: its name. megabytes: of the weights' file, 10^6 bytes. metric, value: the first number of the
+        card's `metrics`, a mapping from name to number or to a record with `value`.
+    """
+
+    name: str
+    folder: Path
+    dataset: str | None
+    parameters: int | None
+    images_seen: int | None
+    megabytes: float
+    metric: str | None
+    value: float | None
+
+
+def zoo_folder() -> Path:
+    """The first that exists of $FEWSTEP_ZOO, ./zoo and the zoo of the checkout that this code stands in.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    given = os.environ.get("FEWSTEP_ZOO")
+    places = [*([Path(given)] if given else []), Path("zoo"), _OF_CHECKOUT]
+    for place in places:
+        if place.is_dir():
+            return place
+    raise ConfigError(
+        f"The zoo must be the folder $FEWSTEP_ZOO ({given or 'not set'}), ./zoo or {_OF_CHECKOUT}, but none of them "
+        "exists; set FEWSTEP_ZOO to the zoo folder of a checkout."
+    )
+
+
+def entries() -> list[Entry]:
+    """The models of the zoo by name.
+
+    Raises:
+        ConfigError: There is no zoo. DataError: a damaged card.
+    """
+    return [_entry(folder) for folder in _models().values()]
+
+
+def _models() -> dict[str, Path]:
+    return {path.parent.name: path.parent for path in sorted(zoo_folder().glob(f"*/{CONFIG}"))}
+
+
+def _entry(folder: Path) -> Entry:
+    card = read_json(folder / CARD) if (folder / CARD).exists() else {}
+    if not isinstance(card, dict):
+        raise DataError(f"{folder / CARD} must be a JSON object, got {type(card).__name__}; copy it again.")
+    metric, value = _first_metric(card.get("metrics"))
+    weights = folder / WEIGHTS
+    return Entry(
+        folder.name,
+        folder,
+        dataset=(card.get("data") or {}).get("name"),
+        parameters=card.get("parameters"),
+        images_seen=card.get("images_seen"),
+        megabytes=weights.stat().st_size / 1e6 if weights.exists() else 0.0,
+        metric=metric,
+        value=value,
+    )
+
+
+def _first_metric(metrics: Any) -> tuple[str | None, float | None]:
+    if not isinstance(metrics, Mapping) or not metrics:
+        return None, None
+    name, found = next(iter(metrics.items()))
+    return name, found["value"] if isinstance(found, Mapping) else found
+
+
+def references() -> dict[str, Path]:
+    """The reference statistics of the zoo by name, `DATASET.EXTRACTOR`.
+
+    Raises:
+        ConfigError: There is no zoo.
+    """
+    return {path.stem: path for path in sorted((zoo_folder() / REFERENCES).glob("*.npz"))}
+
+
+def find(name_or_path: str | Path) -> Path:
+    """The folder of a model: an existing path is itself; NAME and zoo/NAME are models of the zoo.
+
+    Raises:
+        DataError: Neither; says which models the zoo has.
+    """
+    path = Path(name_or_path)
+    if path.exists():
+        return path
+    known = _if_any(_models)
+    name = path.relative_to("zoo") if path.is_relative_to("zoo") else path
+    if str(name) in known:
+        return known[str(name)]
+    has = f", or a model of the zoo: {', '.join(known)}" if known else ""
+    raise DataError(f"no model folder at {path}; give a folder with {WEIGHTS} and {CONFIG}{has}.")
+
+
+def find_reference(name_or_path: str | Path) -> Path:
+    """The file of reference statistics: an existing file is itself; DATASET and DATASET.EXTRACTOR are of the zoo.
+
+    Raises:
+        DataError: Neither, a name that stands for several, or a file of the zoo that is not as it was.
+    """
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    known = _if_any(references)
+    meant = [name for name in known if str(path) in (name, name.partition(".")[0])]
+    if len(meant) == 1:
+        verify(known[meant[0]].parent)
+        return known[meant[0]]
+    if meant:
+        raise DataError(f"{path} must name one file of statistics; name one of {', '.join(meant)}.")
+    has = f", or name statistics of the zoo: {', '.join(known)}" if known else ""
+    raise DataError(f"{path} must exist, but there is no such file; make it with fewstep stats{has}.")
+
+
+def _if_any(listed: Callable[[], dict[str, Path]]) -> dict[str, Path]:
+    """What the zoo has; nothing where there is no zoo, since a path may be meant."""
+    try:
+        return listed()
+    except ConfigError:
+        return {}
+
+
+def digest(folder: str | Path) -> str:
+    """Hash of a folder's checksums: another file in it is another hash.
+
+    Raises:
+        DataError: It has none.
+    """
+    path = Path(folder) / CHECKSUMS
+    if not path.exists():
+        raise DataError(f"{path} must state checksums, but there is no such file; copy the zoo again.")
+    return sha256_file(path)
+
+
+def verify(folder: str | Path) -> tuple[str, ...]:
+    """Compare files with the checksums that stand beside them; a folder without checksums has nothing to keep to.
+
+    Returns:
+        The names of the files that were compared.
+
+    Raises:
+        DataError: A file is missing or has changed, or the checksums cannot be read.
+    """
+    sums: dict[str, str] = _read_checksums(folder)["sha256"]
+    for name, digest in sorted(sums.items()):
+        file = Path(folder) / name
+        if not file.is_file():
+            raise DataError(f"{file} must be there, as {CHECKSUMS} says, but is not; copy the folder again.")
+        if (found := sha256_file(file)) != digest:
+            raise DataError(
+                f"{file} must have the sha256 {digest[:12]}... that {CHECKSUMS} states, but has {found[:12]}...; "
+                "copy it again, for it is damaged or was changed."
+            )
+    return tuple(sorted(sums))
+
+
+def licence_of(folder: str | Path) -> str | None:
+    """What stands beside the checksums about the licence, None without checksums.
+
+    Raises:
+        DataError: The checksums cannot be read.
+    """
+    stated: str | None = _read_checksums(folder).get("licence")
+    return stated
+
+
+def _read_checksums(folder: str | Path) -> dict[str, Any]:
+    path = Path(folder) / CHECKSUMS
+    if not path.exists():
+        return {"sha256": {}}
+    stated = read_json(path)
+    schema = stated.get("schema") if isinstance(stated, dict) else type(stated).__name__
+    if not isinstance(stated, dict) or schema != SCHEMA:
+        raise DataError(f"{path} must have the schema {SCHEMA!r}, got {schema!r}; copy it again.")
+    sums = stated.get("sha256")
+    if not isinstance(sums, dict) or not all(isinstance(digest, str) for digest in sums.values()):
+        raise DataError(f"{path} must say a sha256 for each file by name; copy it again.")
+    return stated
+
+
+def write_checksums(folder: str | Path, *, licence: str) -> None:
+    """Write the checksums of all files in a folder of the zoo, but not of its README.
+
+    Raises:
+        DataError: There is no such folder, or nothing in it.
+    """
+    folder = Path(folder)
+    inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    sums = {
+        path.name: sha256_file(path) for path in inside if path.is_file() and path.name not in _NOT_SUMMED
+    }
+    if not sums:
+        raise DataError(f"{folder} must be a folder with files; name a model of the zoo by its folder.")
+    write_json(folder / CHECKSUMS, {"schema": SCHEMA, "sha256": sums, "licence": licence})

@@ -1,0 +1,139 @@
+"""`fewstep zoo`: the trained models that have a name."""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fewstep.checks import DataError
+from fewstep.files import atomic_dir, atomic_file, read_json
+from fewstep.nets import CARD, CONFIG, WEIGHTS
+from fewstep.pipeline.options import takes_settings
+from fewstep.pipeline.specs import Spec, stamp
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from fewstep.interop.zoo import Entry
+
+_FACTS = {"steps": "training steps", "seconds_of_training": "seconds of training", "device": "trained on"}
+"""What a card may say beside the columns of the table."""
+
+
+@takes_settings()
+def zoo(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="tell all about this model")] = None,
+    out: Annotated[Path | None, typer.Option(help="copy the model to this folder")] = None,
+    statistics: Annotated[
+        Path | None, typer.Option(help="copy the statistics of the model's dataset to this file (.npz)")
+    ] = None,
+    extractor: Annotated[
+        str, typer.Option(help="whose features the statistics are of")
+    ] = "effnet-lite0-p320",
+    *,
+    spec: Spec | None,
+) -> None:
+    """List the models that --model and MODEL take by name; tell about one of them, check its files, copy them.
+
+    Example: fewstep zoo cifar10-32-tiny
+    Then: fewstep plan unipc-2 --model cifar10-32-tiny --nfe 10 --out plan.json
+    """
+    from rich.console import Console
+
+    from fewstep.interop.zoo import entries, references, zoo_folder
+
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    models = {entry.name: entry for entry in entries()}
+    if name is not None:
+        wanted = name.removeprefix("zoo/")
+        if wanted not in models:
+            raise DataError(
+                f"NAME must be a model of the zoo, {', '.join(models) or 'which has none'}; got {name!r}."
+            )
+        for what, fact in _told(models[wanted]).items():
+            console.print(f"{what}: {fact}", markup=False, soft_wrap=True)
+        if out is not None:
+            _copy_model(models[wanted].folder, out, spec)
+        if statistics is not None:
+            _copy_statistics(models[wanted], extractor, statistics, spec)
+        return
+    console.print(_table(list(models.values())))
+    for reference in references():
+        console.print(f"--reference {reference}", markup=False, soft_wrap=True)
+    typer.echo(f"{zoo_folder()}: {len(models)} model{'' if len(models) == 1 else 's'}")
+
+
+def _copy_model(folder: Path, out: Path, spec: Spec | None) -> None:
+    with atomic_dir(out) as copy:
+        for name in (WEIGHTS, CONFIG, CARD, "metrics.jsonl"):
+            if (folder / name).exists():
+                shutil.copyfile(folder / name, copy / name)
+        if spec:
+            stamp(spec, copy)
+
+
+def _copy_statistics(model: "Entry", extractor: str, out: Path, spec: Spec | None) -> None:
+    from fewstep.interop.zoo import find_reference
+
+    with atomic_file(out) as copy:
+        shutil.copyfile(find_reference(f"{model.dataset}.{extractor}"), copy)
+    if spec:
+        stamp(spec, out.parent)
+
+
+def _table(entries: "list[Entry]") -> "Table":
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("model", "data", "parameters", "images seen", "MB", "quality"):
+        right = heading in ("parameters", "images seen", "MB")
+        table.add_column(heading, justify="right" if right else "left", no_wrap=True)
+    for entry in entries:
+        table.add_row(*_cells(entry))
+    return table
+
+
+def _cells(entry: "Entry") -> tuple[str, ...]:
+    return (
+        entry.name,
+        entry.dataset or "",
+        "" if entry.parameters is None else f"{entry.parameters:,}",
+        "" if entry.images_seen is None else f"{entry.images_seen:,}",
+        f"{entry.megabytes:.1f}",
+        "" if entry.value is None else f"{entry.metric} {entry.value:.4g}",
+    )
+
+
+def _told(entry: "Entry") -> dict[str, str]:
+    """Everything about one model, after its files have been compared with their checksums."""
+    from fewstep.interop.zoo import licence_of, verify
+
+    checked = verify(entry.folder)
+    config, card = _mapping(entry.folder / "config.json"), _mapping(entry.folder / "card.json")
+    name, dataset, parameters, seen, megabytes, quality = _cells(entry)
+    facts = {
+        "model": name,
+        "folder": str(entry.folder),
+        "data": f"{dataset}, {card['data']['n']:,} images" if "n" in card.get("data", {}) else dataset,
+        "shape": " x ".join(map(str, config.get("shape", ()))),
+        "prediction": str(config.get("prediction", "")),
+        "schedule": str(config.get("schedule", {}).get("type", "")),
+        "classes": str(config.get("n_classes") or "none"),
+        "parameters": parameters,
+        "images seen": seen,
+        **{label: str(card[key]) for key, label in _FACTS.items() if key in card},
+        "weights": f"{megabytes} MB",
+        "quality": quality,
+        "licence": licence_of(entry.folder) or "",
+        "checksums": f"held for {', '.join(checked)}" if checked else "there are none",
+    }
+    return {what: fact for what, fact in facts.items() if fact}
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    found = read_json(path) if path.exists() else {}
+    if not isinstance(found, dict):
+        raise DataError(f"{path} must be a JSON object, got {type(found).__name__}; copy it again.")
+    return found

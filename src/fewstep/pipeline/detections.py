@@ -1,0 +1,135 @@
+"""What a finished detection left behind, for those who show it: its record, its table, and the outcome in words."""
+
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import pandas as pd
+
+from fewstep.checks import DataError
+from fewstep.files import read_json, write_json
+from fewstep.methods.multilid.protocol import NULL
+
+SCHEMA = "fewstep.detection/1"
+RECORD, TABLE = "detection.json", "detection.parquet"
+FAIR, PUBLISHED = "fair", "published"
+POOLED = "pooled"
+
+
+@dataclass(frozen=True)
+class Detection:
+    """A finished detection.
+
+    Attributes: record: the content of `detection.json`. table: one row per generator, and per null control, seen
+        through a network's features under a protocol by a classifier.
+    """
+
+    record: dict[str, Any]
+    table: pd.DataFrame
+
+    def save(self, folder: Path) -> None:
+        """Write both files into a folder."""
+        write_json(folder / RECORD, self.record)
+        self.table.to_parquet(folder / TABLE, index=False)
+
+    def headline(self) -> pd.DataFrame:
+        """Rows of the generators under the protocol that counts: leak-free, richest features, first classifier."""
+        return self.rows(**self.record["protocol"]["headline"])
+
+    def rows(self, **wanted: str) -> pd.DataFrame:
+        """Rows of the generators, without the null control, whose columns have the wanted values."""
+        chosen = self.table["generator"] != NULL
+        for name, value in wanted.items():
+            chosen &= self.table[name] == value
+        return self.table[chosen]
+
+
+def read_detection(folder: Path) -> Detection:
+    """Read what `Detection.save` wrote.
+    Raises: DataError: a file is missing, damaged or of another program.
+    """
+    record = read_json(folder / RECORD)
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        raise DataError(
+            f"{folder / RECORD} must be a detection ({SCHEMA}); make it again with fewstep detect."
+        )
+    try:
+        table = pd.read_parquet(folder / TABLE)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{folder / TABLE} must be a table of detections, but {error}; make it again."
+        ) from None
+    return Detection(record, table)
+
+
+def leak(detection: Detection) -> pd.DataFrame:
+    """The published protocol's null control, one row per network and classifier: 0.5 if it had no leak."""
+    table = detection.table
+    return table[(table["generator"] == NULL) & (table["protocol"] == PUBLISHED)]
+
+
+def print_detection(detection: Detection, stream: TextIO | None = None) -> None:
+    """A short table: every generator beside the null control, and the baselines."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    stream = sys.stdout if stream is None else stream
+    head, n = detection.record["protocol"]["headline"], detection.record["protocol"]["images"]
+    table = Table(
+        title=f"{head['features']} of {head['network']}, {head['classifier']}, {n} images a class",
+        caption="accuracy in %, of the null control, and the difference; AUROC; found at 5 % false alarms",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for header in ("generator", "accuracy", "null", "minus null", "AUROC", "found", "pooled", "published"):
+        table.add_column(header, justify="left" if header == "generator" else "right", no_wrap=True)
+    for row in detection.headline().to_dict("records"):
+        others = [
+            detection.rows(generator=row["generator"], classifier=head["classifier"], **wanted)
+            for wanted in ({"features": POOLED}, {"protocol": PUBLISHED, "network": head["network"]})
+        ]
+        table.add_row(
+            row["generator"], percent(row["accuracy"]), percent(row["null_accuracy"]),
+            f"{percent(row['accuracy_minus_null'])} [{percent(row['accuracy_minus_null_low'])}, "
+            f"{percent(row['accuracy_minus_null_high'])}]",
+            f"{row['auroc']:.3f}", percent(row["tpr"]),
+            *(percent(found["accuracy"].iloc[0]) if len(found) else "–" for found in others),
+        )  # fmt: skip
+    Console(file=stream, highlight=False, width=None if stream.isatty() else 140).print(table)
+    for sentence in sentences(detection):
+        print(sentence, file=stream)
+
+
+def sentences(detection: Detection) -> list[str]:
+    """The outcome in words."""
+    record, found = detection.record, detection.headline()
+    told = record["identification"]
+    first, last = (found.loc[found["accuracy_minus_null"].agg(what)] for what in ("idxmax", "idxmin"))
+    leaks = leak(detection)
+    leaks = leaks[leaks["classifier"] == record["protocol"]["headline"]["classifier"]]
+    return [
+        f"Easiest to tell from real images is {first['generator']}, {_points(first)} above its null control, "
+        f"hardest is {last['generator']}, {_points(last)}, with {record['protocol']['images']} images of each and "
+        f"{record['data']['n_bank']} real ones to compare with.",
+        f"Which of {len(told['classes'])} classes an image is of is said rightly in "
+        f"{percent(told['accuracy']['value'])} % of cases; chance is {percent(told['chance'])} %.",
+        *(
+            f"Through {row['network']} the published protocol tells real images from real images in "
+            f"{percent(row['accuracy'])} % [{percent(row['accuracy_low'])}, {percent(row['accuracy_high'])}] of "
+            "cases, where 50 % would be right."
+            for row in leaks.to_dict("records")
+        ),
+    ]
+
+
+def _points(row: pd.Series) -> str:
+    bounds = (row["accuracy_minus_null_low"], row["accuracy_minus_null_high"])
+    return f"{percent(row['accuracy_minus_null'])} points [{', '.join(map(percent, bounds))}]"
+
+
+def percent(share: float) -> str:
+    """Percent with one digit; a dash where there is no number."""
+    return "–" if math.isnan(share) else f"{100 * share:.1f}"

@@ -1,0 +1,173 @@
+import json
+import shutil
+
+import pytest
+
+import fewstep as fs
+from fewstep.checks import ConfigError, DataError
+from fewstep.interop import zoo
+from fewstep.interop.zoo import entries, find, find_reference, references, verify, write_checksums, zoo_folder
+from fewstep.metrics.reference import load_reference
+
+TINY, STATISTICS = "cifar10-32-tiny", "cifar10-jpeg.effnet-lite0-p320"
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """A working directory without a zoo."""
+    monkeypatch.delenv("FEWSTEP_ZOO", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A zoo of one model and one file of statistics, named by the environment."""
+    folder, source = tmp_path / "own", zoo_folder()
+    shutil.copytree(source / TINY, folder / TINY)
+    (folder / "reference").mkdir()
+    shutil.copy(source / "reference" / f"{STATISTICS}.npz", folder / "reference")
+    write_checksums(folder / "reference", licence="none")
+    monkeypatch.setenv("FEWSTEP_ZOO", str(folder))
+    return folder
+
+
+@pytest.fixture
+def nowhere(monkeypatch, tmp_path):
+    """As where a wheel is installed: no checkout around the code."""
+    monkeypatch.setattr(zoo, "_OF_CHECKOUT", tmp_path / "site-packages" / "zoo")
+
+
+def flip_byte(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_model_is_found_by_name_from_any_working_directory():
+    assert find(TINY) == find(f"zoo/{TINY}") == zoo_folder() / TINY
+    models = [fs.load_model(TINY), fs.load_model(f"zoo/{TINY}"), fs.load_model(zoo_folder() / TINY)]
+    assert {model.name for model in models} == {TINY}
+    assert len({model.fingerprint for model in models}) == 1
+
+
+def test_a_path_that_exists_is_itself(tmp_path):
+    (tmp_path / TINY).mkdir()
+    assert str(find(TINY)) == TINY
+    with pytest.raises(DataError, match=r"config\.json"):
+        fs.load_model(TINY)
+
+
+def test_an_unknown_name_lists_those_there_are(own):
+    shutil.copytree(own / TINY, own / "another")
+    for name in ("cifar10-32-tyni", "zoo/cifar10-32-tyni", f"{TINY}/model", STATISTICS):
+        with pytest.raises(DataError, match=rf"no model folder at {name}; .* the zoo: another, {TINY}\."):
+            fs.load_model(name)
+
+
+def test_the_zoo_is_the_environments_then_the_working_directorys_then_the_checkouts(tmp_path, monkeypatch):
+    assert zoo_folder().samefile(zoo._OF_CHECKOUT)
+    (tmp_path / "zoo").mkdir()
+    assert zoo_folder().samefile(tmp_path / "zoo")
+    (tmp_path / "own").mkdir()
+    monkeypatch.setenv("FEWSTEP_ZOO", str(tmp_path / "own"))
+    assert zoo_folder() == tmp_path / "own"
+
+
+def test_without_a_zoo_all_places_are_named_and_paths_still_mean_paths(nowhere, tmp_path, monkeypatch):
+    monkeypatch.setenv("FEWSTEP_ZOO", "/gone")
+    with pytest.raises(ConfigError, match=r"FEWSTEP_ZOO \(/gone\), \./zoo or .*site-packages/zoo"):
+        zoo_folder()
+    with pytest.raises(DataError, match=r"no model folder at m; give a folder .*config\.json\.$"):
+        find("m")
+    with pytest.raises(DataError, match=r"no such file; make it with fewstep stats\.$"):
+        find_reference("m")
+    assert find(tmp_path) == tmp_path
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "card.json"])
+def test_one_flipped_byte_is_reported_by_file(own, name):
+    flip_byte(own / TINY / name)
+    with pytest.raises(DataError, match=rf"{TINY}/{name} must have the sha256"):
+        fs.load_model(TINY)
+
+
+def test_a_missing_file_is_reported_by_name(own):
+    (own / TINY / "metrics.jsonl").unlink()
+    with pytest.raises(DataError, match=r"metrics\.jsonl must be there"):
+        fs.load_model(TINY)
+
+
+def test_every_file_of_the_zoo_has_a_checksum():
+    folders = [path for path in zoo_folder().iterdir() if path.is_dir()]
+    assert {TINY, "reference"} <= {folder.name for folder in folders}
+    for folder in folders:
+        inside = {path.name for path in folder.iterdir()}
+        assert set(verify(folder)) == inside - {"README.md", "zoo.json"}
+
+
+def test_checksums_are_written_again_after_a_change(own):
+    card = own / TINY / "card.json"
+    card.write_text(json.dumps({**json.loads(card.read_text()), "metrics": {"FD-x#500": {"value": 469.0}}}))
+    with pytest.raises(DataError, match=r"card\.json"):
+        verify(own / TINY)
+    write_checksums(own / TINY, licence="none known")
+    assert "card.json" in verify(own / TINY)
+    assert zoo.licence_of(own / TINY) == "none known"
+    (found,) = entries()
+    assert (found.metric, found.value) == ("FD-x#500", 469.0)
+
+
+def test_a_folder_without_checksums_has_nothing_to_keep_to(own):
+    (own / TINY / "zoo.json").unlink()
+    assert verify(own / TINY) == () and zoo.licence_of(own / TINY) is None
+    assert fs.load_model(TINY).name == TINY
+    with pytest.raises(DataError, match="must be a folder with files"):
+        write_checksums(own / "nothing", licence="none")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [("{", "damaged"), ("[]", "got 'list'"), ('{"schema": "fewstep.zoo/1", "sha256": [1]}', "a sha256 for each file")],
+)  # fmt: skip
+def test_damaged_checksums_are_refused(own, content, message):
+    (own / TINY / "zoo.json").write_text(content)
+    with pytest.raises(DataError, match=rf"zoo\.json.*{message}"):
+        fs.load_model(TINY)
+
+
+def test_entries_say_what_the_card_says(own):
+    (tiny,) = entries()
+    assert (tiny.name, tiny.folder) == (TINY, own / TINY)
+    assert (tiny.dataset, tiny.parameters, tiny.images_seen) == ("cifar10-jpeg", 992_643, 274_208)
+    weights = (own / TINY / "model.safetensors").stat().st_size
+    # four bytes a parameter, and a header of names and shapes
+    assert 4 * tiny.parameters < weights < 1.01 * 4 * tiny.parameters
+    assert tiny.megabytes == weights / 1e6
+    (own / TINY / "card.json").unlink()
+    assert entries()[0].dataset is None
+
+
+def test_statistics_are_found_by_dataset_or_by_full_name(own, tmp_path):
+    file = own / "reference" / f"{STATISTICS}.npz"
+    (tmp_path / "cifar10-jpeg").mkdir()  # a folder of the dataset itself is no file of statistics
+    assert find_reference("cifar10-jpeg") == find_reference(STATISTICS) == references()[STATISTICS] == file
+    assert find_reference(file) == file
+    with pytest.raises(DataError, match=rf"cifar10 must exist.*of the zoo: {STATISTICS}"):
+        find_reference("cifar10")
+    shutil.copy(file, file.with_name("cifar10-jpeg.other.npz"))
+    with pytest.raises(DataError, match=rf"must name one .* {STATISTICS}, cifar10-jpeg\.other"):
+        find_reference("cifar10-jpeg")
+    assert find_reference(STATISTICS) == file
+    flip_byte(file)
+    with pytest.raises(DataError, match=rf"{STATISTICS}\.npz must have the sha256"):
+        find_reference(STATISTICS)
+
+
+def test_the_statistics_of_the_zoo_are_small_and_know_what_real_images_score():
+    path = find_reference(STATISTICS)
+    assert path.stat().st_size < 1e6
+    reference = load_reference(path)
+    card = json.loads((find(TINY) / "card.json").read_text())
+    assert reference.meta["dataset"]["fingerprint"] == card["data"]["fingerprint"], "of the model's images"
+    values = [reference.baselines[n].value for n in (500, 1000, 2000, 5000, 10_000, 50_000)]
+    assert values == sorted(values, reverse=True), "the bias of the distance falls with the number of images"
