@@ -41,7 +41,10 @@ include: "workflow/rules/report.smk"
 if workflow.is_main_process:
     RUN_LOCK, HOLDER = specs.acquire_lock()
     if RUN_LOCK:
-        specs.sync_specs(PARAMS)
+        try:
+            specs.sync_specs(PARAMS)
+        except UserError as error:
+            raise WorkflowError(str(error))
 
 
 onstart:

@@ -141,7 +141,8 @@ def run_torch_fidelity(folder: Path, path: Path, mu: np.ndarray, sigma: np.ndarr
     }
     net = utils.create_feature_extractor("inception-v3-compat", ["2048"], **options)
     found = metric_fid.fid_input_id_to_statistics(1, net, "2048", **options)
-    result = metric_fid.fid_statistics_to_metric(found, {"mu": mu, "sigma": sigma}, False)
+    given = {"mu": mu.astype(found["mu"].dtype), "sigma": sigma.astype(found["sigma"].dtype)}
+    result = metric_fid.fid_statistics_to_metric(found, given, False)
     return float(result["frechet_inception_distance"])
 
 

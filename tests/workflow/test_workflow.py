@@ -245,7 +245,8 @@ def test_a_lost_file_is_made_again(project: Project) -> None:
 def test_jobs_share_the_images_and_measure_the_same(project: Project) -> None:
     results = project.folder / "results" / "smoke"
     before = {path.name: read_json(path)["results"] for path in (results / "eval/nfe3").glob("[!s]*.json")}
-    shutil.rmtree(results / "samples" / "nfe3")
+    for made in ("samples", "eval"):
+        shutil.rmtree(results / made / "nfe3")
     project.edit("params.yaml", "sample: {n: 40}", "sample: {n: 40, shards: 2}")
     project.edit("params.yaml", "evaluate: {resamples: 10}", "evaluate: {resamples: 10, shards: 2}")
     planned = project.planned()
@@ -316,19 +317,24 @@ def test_a_clone_takes_results_from_dvc_and_sees_changes(project: Project, tmp_p
 def test_every_run_of_the_repository_can_be_planned(tmp_path: Path) -> None:
     project = new_project(tmp_path / "project")
     shutil.copy2(ROOT / "params.yaml", project.folder)
+    (project.folder / "zoo").symlink_to(ROOT / "zoo")
     params = load_params(ROOT / "params.yaml")
     for run, settings in params.runs.items():
         n = len(settings.plans.nfe)
         trained = {"extractor": 1} if settings.extractor.name == "classifier" else {}
-        once = dict.fromkeys(("prepare", "train", "stats", "report", "track"), 1)
+        from_zoo = settings.model.zoo is not None
+        made = ("zoo_model", "zoo_stats") if from_zoo else ("prepare", "train", "stats")
+        once = dict.fromkeys((*made, "report", "track"), 1)
         each = dict.fromkeys(("plans", "sample", "evaluate"), n)
         if settings.search.nfe:
             once |= dict.fromkeys(("teacher", "sample_searched", "evaluate_searched"), 1)
             once["search"] = len(settings.search.nfe)
-        made = {"stepaware": len(settings.stepaware.nfe), "align": len(settings.align.nfe)}
-        if any(made.values()):
+        composed = {"stepaware": len(settings.stepaware.nfe), "align": len(settings.align.nfe)}
+        if any(composed.values()):
             once |= dict.fromkeys(("compare", "sample_composed", "evaluate_composed"), 1)
-            once |= {rule: n_made for rule, n_made in made.items() if n_made}
+            once |= {rule: n_made for rule, n_made in composed.items() if n_made}
+        if settings.detect.nfe:
+            once["tell"] = 1
         planned = project.planned(f"results/{run}/report/index.html", f"state/{run}/tracked.json")
         assert planned == {**once, **trained, **each}, run
 

@@ -1,7 +1,7 @@
 from pathlib import Path
 from shutil import which
 
-from fewstep.checks import ConfigError
+from fewstep.checks import ConfigError, UserError
 from fewstep.pipeline import specs
 from fewstep.pipeline.config import load_params, settings
 

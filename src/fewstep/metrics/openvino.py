@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fewstep.checks import ConfigError
 
-INSTALL = "pip install openvino"
+INSTALL = "pip install 'fewstep[openvino]'"
 
 
 def compile_forward(net: nn.Module, shape: tuple[int, int, int], dim: int) -> Callable[[Tensor], Tensor]:

@@ -13,7 +13,6 @@ from fewstep.metrics import extractor as module
 from fewstep.metrics import weights
 from fewstep.metrics.extractor import extract, load_extractor
 from fewstep.metrics.frechet import frechet
-from fewstep.metrics.inception import INPUTS, Inception2015
 from fewstep.metrics.inception_score import inception_score, shuffled_rows
 from fewstep.metrics.kid import mmd2
 from fewstep.metrics.precision_recall import precision_recall
@@ -23,42 +22,18 @@ pytestmark = pytest.mark.slow
 N = 24
 
 
-def smooth_images(seed, gain):
-    """Blobs, not noise: their features differ from image to image."""
-    rng = np.random.default_rng(seed)
-    coarse = torch.from_numpy(rng.uniform(0, 255, (N, 3, 4, 4)) * gain)
-    return torch.nn.functional.interpolate(coarse, size=32, mode="bilinear").round().to(torch.uint8)
-
-
 @pytest.fixture(scope="module")
-def weight_file(tmp_path_factory):
-    """Norms are calibrated, so that activations and features vary through all layers."""
-    rng = torch.Generator().manual_seed(0)
-    net = Inception2015().requires_grad_(False)
-    for value in net.state_dict().values():
-        if value.ndim > 1:
-            value.copy_(torch.randn(value.shape, generator=rng) * (2 / value[0].numel()) ** 0.5)
-    norms = [part for part in net.modules() if isinstance(part, torch.nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = None
-    net.train()(INPUTS["299/bilinear-tf1"](smooth_images(0, 1).float()))
-    path = tmp_path_factory.mktemp("inception") / "weights.pth"
-    torch.save(net.state_dict(), path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def images():
-    return smooth_images(1, 0.8), smooth_images(2, 1)
+def images(smooth_images):
+    return smooth_images(1, 0.8, N), smooth_images(2, 1, N)
 
 
 @pytest.fixture
-def ours(weight_file, images, monkeypatch):
+def ours(inception_weights, images, monkeypatch):
     """Name of an extractor -> features of both sets."""
     monkeypatch.setattr(module.weights, "INCEPTION_2015", weights.INCEPTION_2015._replace(sha256=""))
 
     def of(name):
-        loaded = load_extractor(name, path=weight_file)
+        loaded = load_extractor(name, path=inception_weights)
         return loaded, *(extract(part, loaded) for part in images)
 
     return of
@@ -68,12 +43,12 @@ def distance(x, y):
     return frechet(Statistics.from_features(x), Statistics.from_features(y)).value
 
 
-def test_numbers_of_torch_fidelity(torchvision_operators, weight_file, images, ours):
+def test_numbers_of_torch_fidelity(torchvision_operators, inception_weights, images, ours):
     pytest.importorskip("torch_fidelity", exc_type=ImportError)
     from torch_fidelity import metric_fid, metric_isc, metric_kid, metric_prc
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    net = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], str(weight_file)).eval()
+    net = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], str(inception_weights)).eval()
     spatial = []
     net.Mixed_6d.branch1x1.register_forward_hook(lambda _module, _inputs, output: spatial.append(output))
     with torch.inference_mode():
@@ -108,11 +83,11 @@ def test_numbers_of_torch_fidelity(torchvision_operators, weight_file, images, o
     )
 
 
-def test_distance_of_pytorch_fid(torchvision_operators, weight_file, images, ours, monkeypatch):
+def test_distance_of_pytorch_fid(torchvision_operators, inception_weights, images, ours, monkeypatch):
     inception = pytest.importorskip("pytorch_fid.inception", exc_type=ImportError)
     from pytorch_fid.fid_score import calculate_frechet_distance
 
-    monkeypatch.setattr(inception, "load_state_dict_from_url", lambda *_, **__: torch.load(weight_file))
+    monkeypatch.setattr(inception, "load_state_dict_from_url", lambda *_, **__: torch.load(inception_weights))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torchvision and SciPy, about what it passes them
         net = inception.InceptionV3([3]).eval()
