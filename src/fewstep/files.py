@@ -5,12 +5,12 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fewstep.checks import DataError
+from fewstep.checks import ConfigError, DataError
 
 
 @contextmanager
@@ -31,8 +31,10 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_dir(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; on success it takes the place of `path`, else it is removed."""
-    path = Path(path)
+    """Yield a temporary folder beside `path`; on success it takes the place of `path`, else it is removed.
+    Raises: ConfigError: `path` holds what is not of the kind of the new content, and would be lost.
+    """
+    path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
@@ -43,6 +45,8 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
             if inside.is_file():  # some libraries write files that nobody else can read
                 inside.chmod(0o666 & ~umask)
         if path.exists():
+            suffixes = {inside.suffix for inside in temporary.iterdir() if inside.is_file()}
+            require_replaceable(path, suffixes, names={inside.name for inside in temporary.iterdir()})
             # A folder cannot be replaced by rename: move the old one aside first, then delete it.
             aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
             path.replace(aside / "old")
@@ -52,6 +56,27 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
             temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def require_replaceable(folder: str | Path, suffixes: Set[str], *, names: Set[str] = frozenset()) -> None:
+    """Refuse to put a new folder in the place of one that holds anything else than its like.
+
+    Args: suffixes: of files that may be lost. names: of files and folders that may be lost.
+    Raises: ConfigError: says what the folder holds.
+    """
+    folder = Path(folder).absolute()
+    if not folder.exists():
+        return
+    if not folder.is_dir() or Path.cwd().is_relative_to(folder):
+        kind = "the folder that you are in" if folder.is_dir() else "a file"
+        raise ConfigError(f"{folder} must be a new folder or an earlier result, but is {kind}; name another.")
+    for inside in sorted(folder.iterdir()):
+        is_like = inside.is_file() and inside.suffix in suffixes
+        if not is_like and inside.name not in names and not inside.name.startswith("."):
+            raise ConfigError(
+                f"{folder} must be a new folder or an earlier result, but it holds {inside.name}, which would be "
+                "deleted; name another folder."
+            )
 
 
 def _umask() -> int:

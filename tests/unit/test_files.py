@@ -2,12 +2,13 @@ import math
 
 import pytest
 
-from fewstep.checks import DataError
+from fewstep.checks import ConfigError, DataError
 from fewstep.files import (
     atomic_dir,
     atomic_file,
     canonical_json,
     read_json,
+    require_replaceable,
     require_space,
     sha256_file,
     write_json,
@@ -45,6 +46,25 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
         raise RuntimeError
     assert [p.name for p in target.iterdir()] == ["new"]
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("held", ["model", "photo.png", "x.json/deep"])
+def test_a_folder_of_other_things_is_not_replaced(tmp_path, held):
+    target = tmp_path / "out"
+    (target / held).parent.mkdir(parents=True)
+    (target / held).write_text("precious")
+    with pytest.raises(ConfigError, match=f"holds {held.split('/')[0]}, which would be deleted"):
+        require_replaceable(target, {".json"})
+    with pytest.raises(ConfigError, match="would be deleted"), atomic_dir(target) as temporary:
+        (temporary / "c.json").write_text("{}")
+    assert (target / held).read_text() == "precious"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_folder_one_is_in_is_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="the folder that you are in"), atomic_dir("."):
+        pass
 
 
 @pytest.mark.parametrize("text", ["", '{"x": 1', "\xff\xfe"])

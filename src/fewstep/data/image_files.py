@@ -1,6 +1,7 @@
 """Image files as one array that is decoded piece by piece, when it is sliced."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ from fewstep.data.transforms import to_mode
 
 
 class ImageFiles:
-    """Files of equal size and mode, in the order given."""
+    """Files of equal size and mode, in the order given; `first` is one of those that all must be like."""
 
-    def __init__(self, paths: Sequence[str | Path]) -> None:
+    def __init__(self, paths: Sequence[str | Path], first: str | Path | None = None) -> None:
         self.paths = [Path(path) for path in paths]
+        self.first = Path(first) if first else self.paths[0] if self.paths else Path()
         if not self.paths:
             raise DataError("Image files must be at least one, got none; check the path.")
 
@@ -31,6 +33,15 @@ class ImageFiles:
             )
         return cls(paths)
 
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """(H, W, C) of every file."""
+        return _decode(self.first).shape
+
+    def part(self, rows: slice) -> "ImageFiles":
+        """Some of the files, held to the size of all."""
+        return ImageFiles(self.paths[rows], self.first)
+
     def __len__(self) -> int:
         return len(self.paths)
 
@@ -40,9 +51,9 @@ class ImageFiles:
         """
         images = [_decode(path) for path in self.paths[rows]]
         for path, image in zip(self.paths[rows], images, strict=True):
-            if image.shape != images[0].shape:
+            if image.shape != self.shape:
                 raise DataError(
-                    f"{path} must have the size of the other images, (H, W, C) = {images[0].shape}, but has "
+                    f"{path} must have the size of {self.first}, (H, W, C) = {self.shape}, but has "
                     f"{image.shape}; resize it or leave it out."
                 )
         return np.stack(images)

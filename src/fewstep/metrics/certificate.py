@@ -10,6 +10,9 @@ from fewstep.metrics.uncertainty import SPREADS, Difference, paired_difference
 
 SCHEMA = "fewstep.certificate/2"
 QUANTISATION = "floor(127.5x+128)"
+UNKNOWN_BYTES = "as found"  # images that another program wrote: whoever wrote them vouches for the rounding
+UNKNOWN = {"seeds": "none", "codec": "unknown", "quantisation": UNKNOWN_BYTES, "ema": None, "dtype": None}
+"""Field of the protocol -> how it says that nobody knows."""
 
 
 def build_certificate(
@@ -94,12 +97,22 @@ def protocol_difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> str | Non
     return _difference(a["protocol"], b["protocol"], "protocol")
 
 
+def not_known(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Fields of the protocol that one of two certificates leaves open, as those of another program's images do."""
+    return [
+        name for name, nothing in UNKNOWN.items() if nothing in (a["protocol"][name], b["protocol"][name])
+    ]
+
+
 def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Difference]:
     """Differences A - B of two certificates' distances, with paired intervals.
 
-    Raises: ConfigError: the protocols differ, or no distance is common.
+    Raises: ConfigError: the protocols differ in what is known of both, or no distance is common.
     """
-    difference = protocol_difference(a, b)
+    known = a["protocol"].keys() - set(not_known(a, b))
+    difference = protocol_difference(
+        *({"protocol": {name: c["protocol"][name] for name in known}} for c in (a, b))
+    )
     if difference is not None:
         raise ConfigError(f"Certificates must share one protocol to be compared, but {difference}.")
     found = {}

@@ -24,6 +24,7 @@ from fewstep.metrics.uncertainty import (
     extrapolate,
     half_samples,
     normal_interval,
+    require_extrapolable,
     spread,
     wilson_interval,
 )
@@ -90,12 +91,7 @@ def evaluate_samples(
     Raises: ConfigError: an unknown metric, another extractor, or what a metric needs is not there. DataError:
         images that do not fit the extractor, NaN, too few images.
     """
-    unknown = [name for name in metrics if name not in METRICS]
-    if unknown or not metrics:
-        raise ConfigError(f"metrics must be of {', '.join(METRICS)}; got {', '.join(unknown) or 'none'}.")
-    require_extractor(reference.meta, extractor)
-    for name in _REQUIRE.keys() & set(metrics):
-        _REQUIRE[name](reference, extractor)
+    require_measurable(metrics, reference, extractor, len(samples))
     is_features = isinstance(samples, np.ndarray) and samples.ndim == 2
     features = np.asarray(samples) if is_features else extract(samples, extractor, progress=progress)
     measured = _Measured(features, reference, extractor, level, resamples, seed)
@@ -105,6 +101,18 @@ def evaluate_samples(
         if name in metrics
         for label, record in _RECORDS[name](measured).items()
     }
+
+
+def require_measurable(metrics: Sequence[str], reference: Reference, extractor: Extractor, n: int) -> None:
+    """Raise what `evaluate_samples` raises about all but the images themselves, of which there are `n`."""
+    unknown = [name for name in metrics if name not in METRICS]
+    if unknown or not metrics:
+        raise ConfigError(f"metrics must be of {', '.join(METRICS)}; got {', '.join(unknown) or 'none'}.")
+    require_extractor(reference.meta, extractor)
+    for name in _REQUIRE.keys() & set(metrics):
+        _REQUIRE[name](reference, extractor)
+    if "inf" in metrics:
+        require_extrapolable(n, extractor.dim)
 
 
 @dataclass(frozen=True)
@@ -218,6 +226,8 @@ def _extrapolated(measured: _Measured) -> dict[str, Record]:
 def _memorised(measured: _Measured) -> dict[str, Record]:
     training, heldout = _real_features(measured.reference), measured.reference.heldout
     assert heldout is not None
+    if measured.reference.meta["dataset"]["heldout_split"] == "train":  # the reference is the test split
+        training, heldout = heldout, training
     m = min(len(training), len(heldout), _LARGEST_NEIGHBOURHOOD)
     found = memorisation(measured.features, _subset(training, m, "training"), _subset(heldout, m, "held out"))
     record = {

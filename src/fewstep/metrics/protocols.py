@@ -1,15 +1,14 @@
 """What the numbers of well-known papers mean, as data: to be comparable, a number must have been made alike."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 from fewstep.checks import ConfigError
-from fewstep.metrics.certificate import QUANTISATION
+from fewstep.metrics.certificate import QUANTISATION, UNKNOWN
 
 TRUNCATED = "floor(127.5x+127.5)"
-UNKNOWN_BYTES = "as found"  # images that another program wrote: whoever wrote them vouches for the rounding
 
 
 @dataclass(frozen=True)
@@ -113,12 +112,15 @@ def check(
     extractor: Mapping[str, str],
     reference: Mapping[str, Any],
     quantisation: str,
+    codec: str = "lossless",
+    metrics: Sequence[str] | None = None,
     ema: bool = True,
     runs: int = 1,
 ) -> Protocol:
     """Require that a number was made as a protocol says. The fields are those of a certificate.
 
-    Args: protocol: or its name. extractor: `Extractor.protocol`. reference: `Reference.protocol`. runs:
+    Args: protocol: or its name. extractor: `Extractor.protocol`. reference: `Reference.protocol`. codec:
+        of the images. metrics: that are measured, or None where only the images are asked about. runs:
         independent sets of samples that the number is drawn from.
     Returns: The protocol.
     Raises: ConfigError: no such protocol, or the first field that does not fit: what must hold, what came.
@@ -140,9 +142,16 @@ def check(
         ),
         (
             "quantisation",
-            quantisation in (protocol.quantisation, UNKNOWN_BYTES),
+            quantisation in (protocol.quantisation, UNKNOWN["quantisation"]),
             protocol.quantisation,
             quantisation,
+        ),
+        ("codec", codec in ("lossless", UNKNOWN["codec"]), "lossless", codec),
+        (
+            "metrics",
+            metrics is None or set(protocol.metrics) <= set(metrics),
+            ",".join(protocol.metrics),
+            ",".join(metrics or ()),
         ),
         ("ema", ema, True, ema),
         ("runs", runs == protocol.runs, protocol.runs, runs),

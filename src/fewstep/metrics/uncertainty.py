@@ -159,6 +159,15 @@ class Extrapolation(NamedTuple):
     r2: float
 
 
+def require_extrapolable(n: int, dim: int, *, parts: int = 4) -> None:
+    """Raise DataError where the smallest part of n images has no more of them than features."""
+    if n // parts <= dim:
+        raise DataError(
+            f"FD at infinitely many images needs more than {parts * dim} images, {parts} times the number of "
+            f"features, got {n}; draw more samples or leave inf out of the metrics."
+        )
+
+
 def extrapolate(
     features: NDArray[Any], reference: Statistics, *, parts: int = 4, repeats: int = 4, seed: int = _SEED
 ) -> Extrapolation:
@@ -172,11 +181,7 @@ def extrapolate(
     Raises: DataError: the smallest part has no more images than features; the law holds beyond them.
     """
     n, dim = features.shape
-    if n // parts <= dim:
-        raise DataError(
-            f"FD at infinitely many images needs more than {parts * dim} images, {parts} times the number of "
-            f"features, got {n}; draw more samples or leave inf out of the metrics."
-        )
+    require_extrapolable(n, dim, parts=parts)
     rng = generator(seed, "extrapolate", n)
     inverse, distances = np.empty(parts), np.empty(parts)
     for k in range(1, parts + 1):

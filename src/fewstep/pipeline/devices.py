@@ -8,10 +8,14 @@ import torch
 from fewstep.checks import ConfigError
 
 
-def chosen_device(name: str, *, local_rank: int = 0) -> str:
+def chosen_device(name: str, *, local_rank: int = 0, exact: bool = True) -> str:
     """Resolve `auto`: the GPU of this process where there is one, else the CPU.
+
+    Args: exact: whether float32 means float32, as in all that is certified; GPUs otherwise round convolutions to 10
+        bits (TF32), which is faster and good enough to train with.
     Raises: ConfigError: no such device here.
     """
+    torch.backends.cudnn.allow_tf32 = not exact
     if name == "auto":
         return f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
     try:

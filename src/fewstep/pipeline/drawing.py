@@ -19,6 +19,7 @@ from fewstep.pipeline.environment import environment
 from fewstep.pipeline.parts import Shard, part_ranges
 from fewstep.pipeline.recorded import Record, record
 from fewstep.pipeline.samples import Samples, read_samples, seeds_text, write_samples
+from fewstep.pipeline.specs import RULES, code_hash
 from fewstep.progress import track
 from fewstep.sampling.plan import Plan
 from fewstep.sampling.sample import Costs
@@ -93,7 +94,13 @@ class Drawing:
         shutil.rmtree(self.parts, ignore_errors=True)
 
     def _part(self, plan: Plan, rows: range) -> Path:
-        made_of = [self.model.fingerprint, plan.hash, self._guidance(plan), self.settings.batch_size]
+        made_of = [
+            self._model_files["sha256"],
+            plan.to_json(),
+            self._guidance(plan),
+            self.settings.batch_size,
+            code_hash(RULES["sample"].code),
+        ]
         key = sha256_text(canonical_json(made_of))[:16]
         return self.parts / f"{plan.name}.{key}.{seeds_text(self.seeds[rows[0] : rows[-1] + 1])}.npz"
 
@@ -160,6 +167,7 @@ def _sum_of(metas: list[dict[str, Any]]) -> dict[str, Any]:
     mean = sum(c["network_ms_per_image"] * n for c, n in zip(costs, counts, strict=True)) / sum(counts)
     return {
         **costs[0],
+        "device": " and ".join(sorted({c["device"] for c in costs})),
         "network_ms_per_image": mean,
         "wall_seconds": sum(c["wall_seconds"] for c in costs),
     }

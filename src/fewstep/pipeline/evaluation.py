@@ -2,19 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from fewstep.metrics.certificate import QUANTISATION, build_certificate
-from fewstep.metrics.evaluate import evaluate_samples
+from fewstep.checks import ConfigError
+from fewstep.files import canonical_json
+from fewstep.metrics.certificate import QUANTISATION, UNKNOWN_BYTES, build_certificate
+from fewstep.metrics.evaluate import evaluate_samples, require_measurable
 from fewstep.metrics.extractor import Extractor
-from fewstep.metrics.protocols import UNKNOWN_BYTES, check, find_protocol
+from fewstep.metrics.protocols import check, find_protocol
 from fewstep.metrics.reference import Reference
 from fewstep.pipeline.config import EvaluateSettings
 from fewstep.pipeline.environment import environment
 from fewstep.pipeline.features import FeatureStore
 from fewstep.pipeline.images import ImageSet, open_images
 from fewstep.pipeline.recorded import record, seen_from
+from fewstep.pipeline.samples import parse_seeds
 from fewstep.pipeline.specs import Spec
 
 
@@ -57,15 +61,26 @@ class Evaluation:
         return certified_protocol(images, self.reference, self.extractor, self.settings, self.preset)
 
     def require_preset(self, sets: Sequence[ImageSet]) -> None:
-        """Raise ConfigError where the sets are not what the preset asks for; those of one plan are its runs."""
+        """Raise ConfigError where the sets are not what the preset asks for.
+
+        Sets of one model, plan and guidance are its runs, and so are those of another program.
+        """
         if self.preset is None:
             return
-        protocol = find_protocol(self.preset)
-        plans = [images.meta["plan_hash"] if images.meta else None for images in sets]
-        for images, plan in zip(sets, plans, strict=True):
-            require_preset(
-                self.preset, self.protocol_of(images), runs=plans.count(plan) if protocol.runs > 1 else 1
-            )
+        several = find_protocol(self.preset).runs > 1
+        groups: dict[str, list[ImageSet]] = {}
+        for images in sets:
+            groups.setdefault(_maker(images), []).append(images)
+        for group in groups.values():
+            if several:
+                _require_independent(group)
+            for images in group:
+                require_preset(self.preset, self.protocol_of(images), runs=len(group) if several else 1)
+
+    def require_measurable(self, sets: Sequence[ImageSet]) -> None:
+        """Raise, before hours of work, what `evaluate_samples` would raise after them."""
+        for images in sets:
+            require_measurable(self.settings.metrics, self.reference, self.extractor, len(images.images))
 
     def _files(self, images: ImageSet, beside: Path) -> dict[str, Any]:
         files = {
@@ -108,6 +123,27 @@ def _subject(images: ImageSet, reference: Reference) -> dict[str, Any]:
     }
 
 
+def _maker(images: ImageSet) -> str:
+    """What made the images, as a key."""
+    if images.meta is None:
+        return ""
+    return canonical_json([images.meta["model"], images.meta["plan_hash"], images.meta["guidance"]])
+
+
+def _require_independent(runs: Sequence[ImageSet]) -> None:
+    """Raise ConfigError where two runs share images or seeds."""
+    for one, other in combinations(runs, 2):
+        shared = one.sha256 == other.sha256
+        if not shared and one.meta and other.meta:
+            a, b = parse_seeds(one.seeds), parse_seeds(other.seeds)
+            shared = max(a[0], b[0]) <= min(a[-1], b[-1])
+        if shared:
+            raise ConfigError(
+                f"Runs must be independent, but {one.path} and {other.path} share seeds or images; draw them with "
+                "other --seeds."
+            )
+
+
 def require_preset(name: str, found: Mapping[str, Any], *, runs: int) -> None:
     """Raise ConfigError where a certificate's protocol is not that of the published preset."""
     check(
@@ -116,6 +152,8 @@ def require_preset(name: str, found: Mapping[str, Any], *, runs: int) -> None:
         extractor=found["extractor"],
         reference=found["reference"],
         quantisation=found["quantisation"],
+        codec=found["codec"],
+        metrics=found["evaluation"]["metrics"],
         ema=found["ema"] is not False,
         runs=runs,
     )

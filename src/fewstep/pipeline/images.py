@@ -16,6 +16,7 @@ from fewstep.pipeline.samples import images_sha256, mapped_array, read_samples
 
 LOSSY = {".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".jp2": "jpeg2000", ".avif": "avif"}
 LOSSLESS = "lossless"
+UNKNOWN_CODEC = "unknown"
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class ImageSet:
     """Images, in an array or decoded on demand, and what is known of them.
 
     Attributes: images: uint8 (N, H, W, C). name: for tables. codec: "lossless", or the lossy format they are stored
-        in, which leaves traces that a distance sees. seeds: as `samples.seeds_text`; "none" where it is not known.
+        in, which leaves traces that a distance sees; "unknown" of arrays that may have been such files
+        before. seeds: as `samples.seeds_text`; "none" where it is not known.
         meta: the facts of `fewstep sample`, or None. path: where they were read.
     """
 
@@ -39,7 +41,7 @@ class ImageSet:
         """Images of rows that follow one another, still on disk."""
         wanted = slice(rows[0], rows[-1] + 1)
         if isinstance(self.images, ImageFiles):
-            return ImageFiles(self.images.paths[wanted])
+            return self.images.part(wanted)
         return self.images[wanted]
 
     @cached_property
@@ -63,7 +65,7 @@ def open_images(path: Path) -> ImageSet:
     if path.is_dir():
         if (path / "manifest.json").exists():
             dataset = load_dataset(path)
-            return ImageSet(dataset.images, dataset.name, path)
+            return ImageSet(dataset.images, dataset.name, path, codec=UNKNOWN_CODEC)
         files = ImageFiles.in_folder(path)
         suffixes = {file.suffix.lower() for file in files.paths}
         codecs = sorted({LOSSY.get(suffix, LOSSLESS) for suffix in suffixes})
@@ -101,4 +103,4 @@ def _foreign(path: Path) -> ImageSet:
         raise DataError(
             f"{path}: arr_0 must be uint8 images (N, H, W, C), got {images.dtype} {images.shape}; convert it."
         )
-    return ImageSet(images, path.stem, path)
+    return ImageSet(images, path.stem, path, codec=UNKNOWN_CODEC)

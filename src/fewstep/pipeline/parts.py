@@ -8,11 +8,14 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 
 from fewstep.checks import ConfigError
 
 IMAGES = 4096
 """Images in a part, about."""
+PATIENCE = timedelta(days=1)
+"""How long one worker waits for the others, whose shares differ by whole parts."""
 
 
 @dataclass

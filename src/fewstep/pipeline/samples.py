@@ -59,6 +59,8 @@ def read_samples(path: Path) -> Samples:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             seeds, meta = arrays["seeds"], json.loads(str(arrays["meta"]))
+        if not np.array_equal(seeds, parse_seeds(meta["seeds"])):
+            raise ValueError(f"its seeds are not {meta['seeds']}")
         samples = Samples(mapped_array(path, "arr_0"), seeds, meta)
     except FileNotFoundError:
         raise DataError(
@@ -121,9 +123,29 @@ def seeds_text(seeds: Sequence[int]) -> str:
     return f"{seeds[0]}-{seeds[-1]}"
 
 
+def require_distinct_names(paths: Sequence[Path]) -> None:
+    """Refuse inputs whose results in one folder would overwrite each other.
+    Raises: ConfigError: names the first two of one name.
+    """
+    seen: dict[str, Path] = {}
+    for path in paths:
+        name = stem_of(path)
+        if name in seen:
+            raise ConfigError(
+                f"Results in one folder need names of their own, but {seen[name]} and {path} are both {name}; rename "
+                "one, or do them one by one."
+            )
+        seen[name] = path
+
+
+def stem_of(path: Path) -> str:
+    """What a result is called after its input: the file without its suffix, the folder's whole name."""
+    return path.resolve().name if path.is_dir() else path.stem
+
+
 def files_in(paths: Sequence[Path], suffix: str) -> list[Path]:
     """The files that are meant: those named, and those of that suffix in named folders, without records.
-    Raises: DataError: a path does not exist, a folder has none, or two files have one name.
+    Raises: DataError: a path does not exist, or a folder has none.
     """
     found: list[Path] = []
     for path in paths:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -67,10 +68,13 @@ class World:
 
 
 @contextmanager
-def joined() -> Iterator[World]:
+def joined(patience: timedelta | None = None) -> Iterator[World]:
     """The world that torchrun describes in the environment, connected for the length of the block.
 
     nccl connects processes with a GPU each, gloo processes on CPUs. Without torchrun it is a world of one.
+
+    Args:
+        patience: How long processes wait for each other; None: some minutes, as training should.
 
     Raises:
         ConfigError: A broken environment: some but not all of torchrun's variables.
@@ -87,7 +91,7 @@ def joined() -> Iterator[World]:
     world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"]))
     if torch.cuda.is_available():
         torch.cuda.set_device(world.local_rank)
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=patience)
     try:
         yield world
     finally:

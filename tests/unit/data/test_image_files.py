@@ -31,6 +31,16 @@ def pixel_extractor():
     return Extractor("pixels", 60, "none", "0" * 64, lambda x: x.float().flatten(1))
 
 
+def test_files_far_apart_must_have_one_size(tmp_path):
+    for i in range(8):
+        Image.new("RGB", (4, 4) if i < 4 else (8, 8)).save(tmp_path / f"{i}.png")
+    files = ImageFiles.in_folder(tmp_path)
+    assert files[0:4].shape == (4, 4, 4, 3)
+    for part in (files, files.part(slice(4, 8))):
+        with pytest.raises(DataError, match=r"must have the size of .*0\.png, \(H, W, C\) = \(4, 4, 3\)"):
+            part[0:4] if part is not files else part[4:8]
+
+
 def test_files_are_an_array_in_the_order_of_their_names(folder):
     path, pixels = folder
     files = ImageFiles.in_folder(path)

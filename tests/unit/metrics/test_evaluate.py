@@ -7,7 +7,13 @@ import torch
 
 from fewstep.checks import ConfigError, DataError
 from fewstep.metrics import evaluate as module
-from fewstep.metrics.evaluate import METRICS, evaluate_samples, metric_name, real_baseline
+from fewstep.metrics.evaluate import (
+    METRICS,
+    evaluate_samples,
+    metric_name,
+    real_baseline,
+    require_measurable,
+)
 from fewstep.metrics.extractor import Extractor, Head
 from fewstep.metrics.frechet import frechet
 from fewstep.metrics.inception_score import inception_score
@@ -229,6 +235,27 @@ def test_copies_of_training_images_are_reported(reference):
     assert record["n"] == 450 and record["median_ratio"] < 1e-3
     (record,) = evaluate_samples(draw(400, 9), reference, extractor(), metrics=["mem"]).values()
     assert record["interval"][0] < 0.5 < record["interval"][1]
+
+
+def test_training_images_are_those_of_the_training_split_whichever_is_the_reference(reference):
+    copies = reference.statistics.features[:400]
+    (usual,) = evaluate_samples(copies, reference, extractor(), metrics=["mem"]).values()
+    swapped = from_features(
+        reference.heldout,
+        extractor().protocol,
+        dataset={**DATASET, "split": "test", "heldout_split": "train"},
+        heldout=reference.statistics.features,
+    )
+    (found,) = evaluate_samples(copies, swapped, extractor(), metrics=["mem"]).values()
+    # the same 450 held-out images, and another draw of 450 of the 600: four standard deviations of either
+    assert found["value"] == pytest.approx(usual["value"], abs=8 * (0.75 * 0.25 / 400) ** 0.5)
+    assert found["value"] > 0.75
+
+
+def test_what_cannot_be_measured_is_said_before_the_work(reference):
+    require_measurable(["fd", "inf"], reference, extractor(), 4 * extractor().dim + 4)
+    with pytest.raises(DataError, match="infinitely many"):
+        require_measurable(["fd", "inf"], reference, extractor(), 4 * extractor().dim)
 
 
 def test_metrics_that_are_left_out_cost_nothing(reference, monkeypatch):

@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 
 from fewstep.checks import ConfigError
-from fewstep.metrics.certificate import QUANTISATION
+from fewstep.metrics.certificate import QUANTISATION, UNKNOWN_BYTES
 from fewstep.metrics.evaluate import METRICS, OFFICIAL
 from fewstep.metrics.extractor import EXTRACTORS
-from fewstep.metrics.protocols import PROTOCOLS, TRUNCATED, UNKNOWN_BYTES, check
+from fewstep.metrics.protocols import PROTOCOLS, TRUNCATED, check
 
 DDIM = {
     "n": 50_000,
@@ -51,6 +51,8 @@ def test_a_number_made_alike_fits():
          "number of reference images 50000, got 5000"),
         ("ddim-cifar10-50k", {"quantisation": TRUNCATED}, "quantisation"),
         ("ddim-cifar10-50k", {"ema": False}, "ema True"),
+        ("ddim-cifar10-50k", {"codec": "jpeg"}, "codec lossless, got jpeg"),
+        ("ddim-cifar10-50k", {"metrics": ["kid"]}, "metrics fd, got kid"),
         ("edm-50k", {}, "runs 3, got 1"),
         ("clean-fid", {}, "extractor inception2015-clean"),
         ("adm-lsun-50k", {}, r"dataset lsun-\*"),

@@ -304,7 +304,7 @@ def test_same_inputs_same_bytes(tmp_path: Path) -> None:
         return {str(f.relative_to(out)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
     first = digests(tmp_path / "out")
-    (tmp_path / "out" / "stray.txt").touch()
+    (tmp_path / "out" / "stray.csv").touch()
     assert digests(tmp_path / "out") == first  # and the older report is replaced as a whole
 
 

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fewstep.checks import ConfigError
-from fewstep.files import atomic_dir
+from fewstep.files import atomic_dir, require_replaceable
 from fewstep.pipeline.config import EvaluateSettings, StatsSettings
 from fewstep.pipeline.features import FeatureStore
 from fewstep.pipeline.images import open_images
 from fewstep.pipeline.options import DeviceOption, takes_settings
-from fewstep.pipeline.parts import parse_shard
+from fewstep.pipeline.parts import PATIENCE, parse_shard
 from fewstep.pipeline.recorded import record_dataset
-from fewstep.pipeline.samples import files_in
+from fewstep.pipeline.samples import files_in, require_distinct_names, stem_of
 from fewstep.pipeline.specs import Spec, stamp
 
 if TYPE_CHECKING:
@@ -127,8 +127,11 @@ def evaluate(
     to_folder = out.suffix != ".json"
     if not to_folder and len(paths) > 1:
         raise ConfigError(f"--out must be a folder for {len(paths)} sets of images, got the file {out}.")
+    if to_folder:
+        require_distinct_names(paths)
+        require_replaceable(out, {".json"})
     reference = find_reference(reference)
-    with joined() as world:
+    with joined(patience=PATIENCE) as world:
         chosen = chosen_device(device, local_rank=world.local_rank)
         network = load_extractor(extractor, device=chosen, backend=backend)
         statistics = load_reference(reference, extractor=network)
@@ -136,7 +139,9 @@ def evaluate(
         evaluation = Evaluation(statistics, reference, Path(extractor), network, evaluate, protocol, store)
         mine = parse_shard(shard)
         several = len(paths) > 1
-        evaluation.require_preset([open_images(path) for path in paths])
+        sets = [open_images(path) for path in paths]
+        evaluation.require_preset(sets)
+        evaluation.require_measurable(sets)
         for path in track("features", unit="set")(paths) if several else paths:
             store.make(open_images(path), network, mine, track=None if several else track)
         world.wait()
@@ -150,7 +155,7 @@ def evaluate(
     else:
         with atomic_dir(out) as folder:
             for path in track("evaluate", unit="set")(paths):
-                write_certificate(folder / f"{path.stem}.json", evaluation.certificate(path, out, spec))
+                write_certificate(folder / f"{stem_of(path)}.json", evaluation.certificate(path, out, spec))
             if spec:
                 stamp(spec, folder)
     if features is None:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fewstep.checks import ConfigError
-from fewstep.files import atomic_dir, require_space
+from fewstep.files import atomic_dir, require_replaceable, require_space
 from fewstep.pipeline.config import PlanSettings, SampleSettings
 from fewstep.pipeline.options import DeviceOption, takes_settings
-from fewstep.pipeline.parts import parse_shard
-from fewstep.pipeline.samples import files_in, parse_seeds
+from fewstep.pipeline.parts import PATIENCE, parse_shard
+from fewstep.pipeline.samples import files_in, parse_seeds, require_distinct_names
 from fewstep.pipeline.seeds import require_unseen
 from fewstep.pipeline.specs import Spec, stamp
 
@@ -156,7 +156,10 @@ def sample(
     to_folder = out.suffix != ".npz"
     if not to_folder and len(files) > 1:
         raise ConfigError(f"--out must be a folder for {len(files)} plans, got the file {out}.")
-    with joined() as world:
+    if to_folder:
+        require_distinct_names(files)
+        require_replaceable(out, {".npz", ".json"})
+    with joined(patience=PATIENCE) as world:
         network = load_model(model, device=chosen_device(device, local_rank=world.local_rank))
         require_space(out, len(chosen) * math.prod(network.image_shape) * len(files))
         drawing = Drawing(network, chosen, sample, find(model), out, force)
