@@ -1,7 +1,9 @@
 """Times told to the network: what each objective does to DDIM and to other known samplers, on noises no fit saw.
 
 Run: OMP_NUM_THREADS=1 python benchmarks/aligner.py mixture     closed-form mixtures, networks with biased clocks
-It writes its tables to benchmarks/results/aligner_mixture.md.
+     OMP_NUM_THREADS=1 python benchmarks/aligner.py digits MODEL... --reference STATS --extractor E
+         models of one training but for its seed: what each objective does to DDIM, and how far that varies
+They write benchmarks/results/aligner_{mixture,digits}.md.
 """
 
 import argparse
@@ -9,18 +11,25 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import Tensor
 
 from fewstep.diffusion.denoiser import Model
 from fewstep.diffusion.mixture import GaussianMixture
-from fewstep.diffusion.schedule import VPLinear
+from fewstep.diffusion.schedule import Schedule, VPLinear
 from fewstep.files import atomic_file
+from fewstep.interop.load import load_model
 from fewstep.methods.aligner.align import align
 from fewstep.methods.aligner.fine import Calibration
 from fewstep.methods.aligner.free import FreeTimes
+from fewstep.metrics.extractor import load_extractor
+from fewstep.metrics.frechet import frechet
+from fewstep.metrics.reference import load_reference
+from fewstep.metrics.statistics import Statistics
 from fewstep.pipeline.environment import environment
+from fewstep.pipeline.measure import features_of
 from fewstep.rng import ImageNoise, generator
 from fewstep.sampling.descent import polish, trajectory_gradient
 from fewstep.sampling.plan import Plan
@@ -166,6 +175,66 @@ def _solvers(setting: Setting) -> list[str]:
     return lines
 
 
+class Trained:
+    """A trained model, its fine solutions of noises that no fit saw, and distances to them and to the data."""
+
+    seeds = range(3_000_000, 3_001_500)
+
+    def __init__(self, folder: Path, arguments: argparse.Namespace) -> None:
+        self.task = Task(load_model(folder), batch_size=250)
+        self.extractor = load_extractor(arguments.extractor)
+        self.reference = load_reference(arguments.reference, extractor=self.extractor)
+        self.fine = self.task.solve(PRESETS["unipc-3"](self.schedule, 100), self.seeds)
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.task.model.schedule
+
+    def distances(self, plan: Plan) -> tuple[float, float]:
+        """RMSE to the fine solutions, and Fréchet distance to the data."""
+        apart = float((self.task.solve(plan, self.seeds) - self.fine).square().mean().sqrt())
+        features = features_of(self.task, plan, self.seeds, self.extractor)
+        return apart, frechet(Statistics.from_features(features), self.reference.statistics).value
+
+    def variants(self, plan: Plan) -> list[Plan]:
+        """As it is, by the published objective, by the trajectory, by that and a factor on the noise; ungated."""
+        return [plan] + [
+            align(
+                self.task, plan, seeds=SEEDS, gate_seeds=GATE, objective=name, magnitude=scale, gate="none"
+            ).plan
+            for name, scale in (("paper-sequential", False), ("trajectory", False), ("trajectory", True))
+        ]
+
+
+def run_digits(arguments: argparse.Namespace) -> None:
+    """DDIM of 5 and 8 calls on two grids, for each of the models; mean, lowest and highest over them."""
+    trained = [Trained(folder, arguments) for folder in arguments.models]
+    fine = [one.distances(PRESETS["unipc-3"](one.schedule, 100))[1] for one in trained]
+    lines = [
+        f"{len(trained)} models of one training but for its seed. Cells: RMSE to the fine solver / Fréchet distance to "
+        f"the data of {len(Trained.seeds)} images, means over the models, with the lowest and highest; ungated. "
+        f"The fine solver itself: {_range(fine, 1)}.",
+        "",
+        "| grid, calls | plain | paper (sequential) | trajectory | trajectory and scale |",
+        "|---|---|---|---|---|",
+    ]
+    for grid, n in ((grid, n) for n in (5, 8) for grid in ("uniform-t", "quadratic-t")):
+        plans = [one.variants(PRESETS["ddim"](one.schedule, n, grid=grid)) for one in trained]
+        cells = []
+        for column in zip(*plans, strict=True):
+            found = [one.distances(plan) for one, plan in zip(trained, column, strict=True)]
+            apart, frechets = zip(*found, strict=True)
+            cells.append(f"{_range(apart, 4)} / {_range(frechets, 1)}")
+        lines.append(f"| {grid}, {n} | {' | '.join(cells)} |")
+        print(lines[-1], flush=True)
+    _write("digits", "Aligned times on trained models, unseen noises", lines)
+
+
+def _range(values: Sequence[float], digits: int) -> str:
+    mean, low, high = (f"{value:.{digits}f}" for value in (fmean(values), min(values), max(values)))
+    return f"{mean} [{low}, {high}]"
+
+
 def _write(name: str, title: str, lines: Sequence[str]) -> None:
     facts = ", ".join(f"{key} {value}" for key, value in environment().items() if isinstance(value, str))
     text = "\n".join([f"# {title}", *lines, "", facts, ""])
@@ -180,6 +249,11 @@ def _arguments() -> argparse.Namespace:
     )
     what = parser.add_subparsers(required=True)
     what.add_parser("mixture").set_defaults(run=run_mixture)
+    digits = what.add_parser("digits")
+    digits.set_defaults(run=run_digits)
+    digits.add_argument("models", type=Path, nargs="+")
+    digits.add_argument("--reference", type=Path, required=True)
+    digits.add_argument("--extractor", required=True)
     return parser.parse_args()
 
 

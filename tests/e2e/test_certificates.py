@@ -11,8 +11,13 @@ import pytest
 from e2e.shell import fewstep, made, refused
 from PIL import Image
 
+from fewstep.checks import ConfigError
+from fewstep.metrics import weights
 from fewstep.metrics.certificate import content_sha256, read_certificate
+from fewstep.pipeline import verification
+from fewstep.pipeline.recorded import record
 from fewstep.pipeline.samples import read_samples
+from fewstep.pipeline.verification import Verifier
 
 NAME = "ddim.uniform-t.to-zero.nfe4"
 
@@ -21,6 +26,23 @@ NAME = "ddim.uniform-t.to-zero.nfe4"
 def clone(study, tmp_path):
     """The study in another place."""
     return shutil.copytree(study, tmp_path / "clone")
+
+
+def signed(path, change):
+    """Change a certificate and sign it anew, as somebody who cheats would."""
+    document = json.loads(path.read_text())
+    change(document)
+    document["sha256"] = content_sha256(document)
+    path.write_text(json.dumps(document))
+    return path
+
+
+def failures(done):
+    return [line for line in done.stdout.splitlines() if line.startswith("failed")]
+
+
+def fd(document):
+    return next(record for name, record in document["results"].items() if name.startswith("FD"))
 
 
 def verified(*arguments, cwd):
@@ -53,27 +75,107 @@ def test_one_flipped_byte_is_reported_by_name(clone, path):
     (clone / path).write_bytes(content)
     _, done = verified(f"eval/{NAME}.json", cwd=clone)
     assert done.returncode == 1, done.stdout
-    failed = [line for line in done.stdout.splitlines() if line.startswith("failed")]
-    assert any(path.split("/")[-1] in line for line in failed), done.stdout
+    assert any(path.split("/")[-1] in line for line in failures(done)), done.stdout
+
+
+def test_another_file_of_the_same_images_must_be_named(clone):
+    """A byte of the archive's directory, its time, changes nothing that is read."""
+    path = clone / f"samples/{NAME}.npz"
+    content = bytearray(path.read_bytes())
+    content[content.rindex(b"PK\x01\x02") + 12] ^= 1
+    path.write_bytes(content)
+    _, done = verified(f"eval/{NAME}.json", cwd=clone)
+    assert done.returncode == 1
+    assert [line for line in failures(done) if line.startswith(f"failed  images: {NAME}.npz")] == failures(
+        done
+    )
+    _, done = verified(f"eval/{NAME}.json", "--images", path, cwd=clone)
+    assert done.returncode == 0, done.stdout
+    assert f"not reached  images: {NAME}.npz: another file" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["extractor", "extractor/config.json", "stats.npz", "data", "model", f"samples/{NAME}.npz"],
+)
+def test_what_is_missing_is_no_failure(clone, path):
+    (clone / path).rename(clone / "elsewhere")
+    _, done = verified(f"eval/{NAME}.json", "--resample", cwd=clone)
+    assert done.returncode == 0, done.stdout
+    role = {"stats.npz": "reference"}.get(path, "images" if "npz" in path else path.partition("/")[0])
+    assert f"not reached  {role}: " in done.stdout
+    assert ("held  extractor: its weights" in done.stdout) == (role != "extractor")
+    assert "held  reference: its numbers" in done.stdout or role == "reference"
+
+
+def test_public_weights_that_are_not_here_are_no_failure(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "_places", lambda file: [tmp_path / file.name])
+    monkeypatch.setattr(weights, "_download", lambda url, path: False)
+
+    def looked_at(dtype):
+        certificate = read_certificate(study / f"eval/{NAME}.json")
+        del certificate["files"]["extractor"]
+        certificate["protocol"]["extractor"] |= {"id": "inception2015", "dtype": dtype}
+        return next(
+            line
+            for line in Verifier(certificate, study / "eval", {}, device="cuda").lines()
+            if line.what == "extractor"
+        )
+
+    line = looked_at("float32")
+    assert line.outcome == "not reached"
+    assert "pt_inception" in line.detail
+    (tmp_path / weights.INCEPTION_2015.name).write_bytes(b"damaged")
+    assert looked_at("float32").outcome == "failed"
+
+    asked = []
+
+    def load(name, **options):
+        asked.append(options)
+        raise ConfigError("no such package")
+
+    monkeypatch.setattr(verification, "load_extractor", load)
+    assert looked_at("float32/openvino").outcome == "not reached"
+    assert asked == [{"device": "cpu", "backend": "openvino"}]
 
 
 def test_a_number_that_was_improved_is_found(clone):
     path = clone / f"eval/{NAME}.json"
     document = json.loads(path.read_text())
-    name = next(name for name in document["results"] if name.startswith("FD"))
-    document["results"][name]["value"] *= 0.9
+    fd(document)["value"] *= 0.9
     path.write_text(json.dumps(document))
     assert "sha256 that it states" in refused("verify", path)
-    document["sha256"] = content_sha256(document)
-    path.write_text(json.dumps(document))
-    _, done = verified(path, cwd=clone)
+    _, done = verified(signed(path, lambda d: None), cwd=clone)
     assert done.returncode == 1
-    assert f"failed  {name}" in done.stdout
+    assert "failed  FD-digits" in done.stdout
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        (lambda d: fd(d)["replicates"].append(fd(d)["replicates"].pop(0)), "not the same: replicates"),
+        (lambda d: fd(d)["replicates"].pop(), "not the same: replicates"),
+        (lambda d: fd(d).update(baseline=1.0), "not the same: baseline"),
+        (lambda d: fd(d).update(mean_term=0.0), "not the same: mean_term"),
+        (lambda d: fd(d).update(level=0.5, interval_method="guess"), "not the same: interval_method, level"),
+        (lambda d: d["results"].pop(next(iter(d["results"]))), "measured, but not certified"),
+        (lambda d: d["results"].update(FID=fd(d)), "certified, but not measured"),
+        (lambda d: d["costs"].update(network_ms_per_image=1e-6), "costs.network_ms_per_image"),
+        (lambda d: d["costs"].update(nfe=1), "costs.nfe"),
+        (lambda d: d["costs"].update(device="a phone"), "costs.device"),
+        (lambda d: d.update(costs=None), "costs"),
+        (lambda d: d["subject"]["plan"].update(nfe=1), "nfe is 1 and 4"),
+        (lambda d: d["subject"]["plan"].update(sampler="searched"), "sampler is 'searched' and 'ddim'"),
+        (lambda d: d["subject"]["plan"].update(name="ours"), "name is 'ours'"),
+        (lambda d: d["subject"]["plan"].update(grid="ours"), "grid is 'ours'"),
+        (lambda d: d["subject"]["plan"].update(hash="0" * 64), "hash is '000"),
+        (lambda d: d["subject"]["plan"]["steps"].pop("nodes"), "plan.nodes must be there"),
+        (lambda d: d["subject"]["model"].update(name="ours"), "model.name is 'ours'"),
+        (lambda d: d["subject"]["draw"].update(batch_size=1), "draw.batch_size is 1"),
+        (lambda d: d["subject"].update(model=None, plan=None, draw=None), "draw"),
+        (lambda d: d["subject"]["data"].update(name="cifar10"), "data.name is 'cifar10'"),
+        (lambda d: d["protocol"]["evaluation"].update(resamples=3), "resamples: Input should be"),
+        (lambda d: d["protocol"]["evaluation"].update(metrics=["inf"]), "FD at infinitely many images needs"),
         (lambda d: d["subject"]["plan"]["steps"].update(name="another"), "plan"),
         (lambda d: d["protocol"].update(seeds="60-119"), "protocol.seeds"),
         (lambda d: d["protocol"]["extractor"].update(resize="64/bicubic"), "resize"),
@@ -82,14 +184,80 @@ def test_a_number_that_was_improved_is_found(clone):
     ],
 )
 def test_signed_lies_about_the_images_are_found(clone, change, said):
-    path = clone / f"eval/{NAME}.json"
-    document = json.loads(path.read_text())
-    change(document)
-    document["sha256"] = content_sha256(document)
-    path.write_text(json.dumps(document))
+    _, done = verified(signed(clone / f"eval/{NAME}.json", change), cwd=clone)
+    assert done.returncode == 1
+    assert any(said in line for line in failures(done)), done.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda d: d["subject"]["draw"].update(batch_size=10**9), "batch_size: Input should be"),
+        (lambda d: d["costs"].update(nfe=1), "costs.nfe is 1 and 4"),
+        (lambda d: d["protocol"].update(n=59), "protocol.n is 59 and 60"),
+        (lambda d: fd(d)["replicates"].reverse(), "replicates"),
+    ],
+)
+def test_signed_lies_are_found_without_the_images(clone, change, said):
+    (clone / f"samples/{NAME}.npz").unlink()
+    _, done = verified(signed(clone / f"eval/{NAME}.json", change), "--resample", cwd=clone)
+    assert done.returncode == 1
+    assert any(said in line for line in failures(done)), done.stdout
+
+
+def test_a_changed_model_is_not_drawn_from(clone):
+    config = clone / "model/config.json"
+    document = json.loads(config.read_text())
+    document["shape"] = [1, 8, 4]
+    config.write_text(json.dumps(document))
+    _, done = verified(f"eval/{NAME}.json", "--resample", cwd=clone)
+    assert done.returncode == 1
+    assert "failed  model: config.json" in done.stdout
+    assert "failed  images drawn again: " in done.stdout
+    assert "nothing was drawn" in done.stdout
+    path = signed(clone / f"eval/{NAME}.json", lambda d: d["files"].pop("model"))
+    _, done = verified(path, "--resample", "--model", clone / "model", cwd=clone)
+    assert done.returncode == 1
+    assert "they are (60, 8, 4, 1), those that were measured (60, 8, 8, 1)" in done.stdout
+
+
+def test_other_bytes_without_a_reference_are_not_judged(clone):
+    """Another machine may draw other bytes, too: their metrics would decide."""
+    (clone / f"samples/{NAME}.npz").unlink()
+    (clone / "stats.npz").unlink()
+    path = signed(clone / f"eval/{NAME}.json", lambda d: d["subject"].update(images_sha256="0" * 64))
+    _, done = verified(path, "--resample", cwd=clone)
+    assert done.returncode == 0, done.stdout
+    assert "not reached  images drawn again: not the same bytes" in done.stdout
+
+
+def test_images_that_were_drawn_by_force_are_drawn_again(clone):
+    plan = clone / f"plans/{NAME}.json"
+    document = json.loads(plan.read_text())
+    document["model"]["fingerprint"] = "0" * 64
+    plan.write_text(json.dumps(document))
+    draw = ("sample", "model", plan, "--seeds", "0-59", "--out", "forced.npz")
+    assert "sample with force" in refused(*draw, cwd=clone)
+    made(*draw, "--force", cwd=clone)
+    assert measured(clone, clone / "forced.npz", out=clone / "forced.json").returncode == 0
+    _, done = verified("forced.json", "--resample", cwd=clone)
+    assert done.returncode == 0, done.stdout
+    assert "images drawn again: the same, to the byte" in done.stdout
+
+
+def test_the_scheduler_of_a_network_of_diffusers_counts(clone, pipelines):
+    """All that is read is looked at, also beside the folder that was named."""
+    folder = shutil.copytree(pipelines["ddim"], clone / "pipeline")
+    files = record(folder / "unet", beside=clone / "eval")
+    path = signed(clone / f"eval/{NAME}.json", lambda d: d["files"].update(model=files))
+    _, done = verified(path, cwd=clone)
+    assert done.returncode == 0, done.stdout
+    assert "held  model: scheduler_config.json" in done.stdout
+    scheduler = folder / "scheduler/scheduler_config.json"
+    scheduler.write_text(scheduler.read_text().replace("v_prediction", "epsilon"))
     _, done = verified(path, cwd=clone)
     assert done.returncode == 1
-    assert any(said in line for line in done.stdout.splitlines() if line.startswith("failed")), done.stdout
+    assert [line.partition(": /")[0] for line in failures(done)] == ["failed  model: scheduler_config.json"]
 
 
 def test_the_model_alone_is_enough_to_draw_the_images_again(study, tmp_path):
@@ -131,6 +299,18 @@ def test_compare_says_which_is_better(study, tmp_path):
     assert "not distinguishable" in same
 
 
+def test_times_of_different_devices_are_not_compared(clone):
+    path = clone / f"eval/{NAME}.json"
+
+    def slower(document):
+        document["costs"]["network_ms_per_image"] *= 2
+
+    other = signed(shutil.copy(path, clone / "other.json"), slower)
+    assert "2.00x" in made("compare", path, other)
+    signed(other, lambda d: d["costs"].update(device="another chip"))
+    assert "2.00x" not in made("compare", path, other)
+
+
 def test_numbers_of_different_n_refuse_to_be_compared(study, tmp_path):
     made(
         "sample",
@@ -169,13 +349,18 @@ def test_images_of_any_program_are_measured_alike(study, tmp_path):
         found = read_certificate(tmp_path / f"e/{name}.json")
         assert found["results"] == own["results"]
         assert found["subject"]["model"] is None
-        assert found["protocol"]["codec"] == "lossless"
+        assert found["protocol"]["codec"] == ("lossless" if name == "png" else "unknown")
     for name in ("png", "bare"):
         assert verified(tmp_path / f"e/{name}.json", cwd=tmp_path)[1].returncode == 0
     (tmp_path / "png/a/003.png").write_bytes((tmp_path / "png/a/004.png").read_bytes())
     _, done = verified(tmp_path / "e/png.json", cwd=tmp_path)
     assert "failed  images" in done.stdout
-    assert "protocol" in refused("compare", tmp_path / "e/bare.json", study / f"eval/{NAME}.json")
+    said = made("compare", tmp_path / "e/bare.json", study / f"eval/{NAME}.json")
+    assert "+0 [+0, +0]" in said, "what nobody knows of bare images does not stand in the way"
+    assert "taken as equal: seeds, codec, quantisation, ema, dtype" in said
+    assert "codec is 'lossless' and 'jpeg'" in refused(
+        "compare", tmp_path / "e/jpeg.json", study / f"eval/{NAME}.json"
+    )
 
 
 def test_a_measurement_goes_on_where_it_was_stopped(study, tmp_path, monkeypatch):

@@ -6,19 +6,23 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.data.manifest import ARRAYS, read_manifest
-from fewstep.files import sha256_file
+from fewstep.files import read_json, sha256_file
 
 Record = dict[str, Any]
 """`path`, relative to the folder of the result, and `sha256`: name below that path ("" for itself) -> hash."""
 
 _SUFFIXES = {".safetensors", ".json"}
+_INDEX, _SCHEDULERS = "model_index.json", ("scheduler/scheduler_config.json", "scheduler_config.json")
 _NOT_READ = {"card.json", "spec.json", "zoo.json"}  # they tell of the making, and nothing depends on them
 
 
 def record(path: Path, *, beside: Path) -> Record:
-    """Record a file, or the weights and descriptions in the folder of a model."""
-    inside = sorted(_files(path)) if path.is_dir() else [path]
-    names = {file.relative_to(path).as_posix() if path.is_dir() else "": sha256_file(file) for file in inside}
+    """Record a file, or the weights and descriptions of a model, of which some may stand beside its folder."""
+    if path.is_dir():
+        found = sorted({*_files(path), *_beside(path)})
+        names = {_seen_from(file, path): sha256_file(file) for file in found}
+    else:
+        names = {"": sha256_file(path)}
     return {"path": _seen_from(path, beside), "sha256": names}
 
 
@@ -46,3 +50,16 @@ def _files(folder: Path) -> Iterator[Path]:
         for path in folder.rglob("*")
         if path.suffix in _SUFFIXES and path.name not in _NOT_READ and path.is_file()
     )
+
+
+def _beside(folder: Path) -> Iterator[Path]:
+    """What is read beside the folder of a network that diffusers has saved: the rest of its pipeline."""
+    if (folder / _INDEX).exists() or not (folder / "config.json").exists():
+        return
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict) or "_class_name" not in config:
+        return
+    if (folder.parent / _INDEX).exists():
+        yield from _files(folder.parent)
+    else:
+        yield from filter(Path.exists, (folder.parent / name for name in _SCHEDULERS))

@@ -1,40 +1,30 @@
 """Everything of a certificate that can be derived again, line by line: files, facts, metrics, images."""
 
+import os
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import numpy as np
+from pydantic import ValidationError
 
-from fewstep.checks import UserError
+from fewstep.checks import ConfigError, DataError, UserError
 from fewstep.files import sha256_file
-from fewstep.metrics.certificate import protocol_difference
 from fewstep.metrics.evaluate import evaluate_samples
 from fewstep.metrics.extractor import Extractor, load_extractor
 from fewstep.metrics.protocols import find_protocol
 from fewstep.metrics.reference import Reference, load_reference
+from fewstep.pipeline.agreement import SAME_IMAGES, Line, Outcome, agreement, compared
 from fewstep.pipeline.config import EvaluateSettings, SampleSettings
 from fewstep.pipeline.drawing import Drawing
 from fewstep.pipeline.evaluation import certified_protocol, require_preset
 from fewstep.pipeline.features import FeatureStore
 from fewstep.pipeline.images import ImageSet, open_images
 from fewstep.pipeline.samples import parse_seeds
+from fewstep.sampling.plan import plan_from_json
 
-Outcome = Literal["held", "failed", "not reached"]
-
-SAME_IMAGES = 1e-4
-"""Relative difference of a metric on the same images that another machine's rounding may cause: features of two
-processors differ by about 1e-6."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """One thing that was looked at."""
-
-    what: str
-    outcome: Outcome
-    detail: str = ""
+S = TypeVar("S", EvaluateSettings, SampleSettings)
 
 
 @dataclass(frozen=True)
@@ -55,15 +45,38 @@ class Verifier:
     def lines(self, *, resample: bool = False) -> Iterator[Line]:
         """Each line as soon as it is known; files come first, metrics after them."""
         yield Line("certificate", "held", "its content has the hash that it states")
+        yield from self._plan()
+        outcomes: dict[str, set[Outcome]] = {}
         for role in sorted(self.certificate["files"]):
-            yield from self._files(role)
-        images = yield from self._images()
+            found = list(self._files(role))
+            outcomes[role] = {line.outcome for line in found}
+            yield from found
+        images = yield from self._images(same_file=outcomes.get("images") == {"held"})
         measured = yield from self._instruments()
         if measured is not None and images is not None:
             yield from self._protocol(images, *measured)
             yield from self._metrics(images, *measured, what="metrics of these images", tolerance=SAME_IMAGES)
         if resample:
-            yield from self._resampled(images, measured)
+            yield from self._resampled(images, measured, changed="failed" in outcomes.get("model", ()))
+
+    def _plan(self) -> Iterator[Line]:
+        """What the certificate tells of its plan, for tables, is what the plan itself says."""
+        stated = self.certificate["subject"]["plan"]
+        if stated is None:
+            return
+        try:
+            plan = plan_from_json(stated["steps"])
+        except UserError as error:
+            yield Line("plan", "failed", str(error))
+            return
+        found = {
+            "hash": plan.hash,
+            "name": plan.name,
+            "sampler": plan.sampler,
+            "grid": plan.provenance.get("grid", ""),
+            "nfe": plan.nfe,
+        }
+        yield compared("plan", {name: stated[name] for name in found}, found, "as its nodes and steps say")
 
     def _place(self, role: str) -> Path | None:
         if role in self.places:
@@ -71,74 +84,136 @@ class Verifier:
         recorded = self.certificate["files"].get(role)
         return None if recorded is None else self.folder / recorded["path"]
 
+    def _hashes(self, role: str, place: Path) -> dict[Path, str]:
+        """Each file of a role, and the hash that it should have."""
+        recorded = self.certificate["files"].get(role, {"sha256": {}})["sha256"]
+        # some files of a model of diffusers stand beside the folder of its network
+        return {Path(os.path.normpath(place / name)): digest for name, digest in sorted(recorded.items())}
+
+    def _missing(self, role: str) -> str | None:
+        """Why a role cannot be reached, or None."""
+        place = self._place(role)
+        if place is None:
+            return "the certificate does not say where it stands"
+        absent = next((path for path in (place, *self._hashes(role, place)) if not path.exists()), None)
+        return None if absent is None else f"there is no {absent}"
+
     def _files(self, role: str) -> Iterator[Line]:
         place = self._place(role)
         assert place is not None
-        for name, digest in sorted(self.certificate["files"][role]["sha256"].items()):
-            path = place / name if name else place
+        for path, digest in self._hashes(role, place).items():
             what = f"{role}: {path.name}"
             if not path.is_file():
                 yield Line(what, "not reached", f"there is no {path}")
             elif (found := sha256_file(path)) == digest:
                 yield Line(what, "held", "the bytes are those it names")
-            elif role == "images":
+            elif role == "images" and role in self.places:
                 yield Line(what, "not reached", "another file; its images and facts are looked at below")
             else:
                 yield Line(
                     what, "failed", f"{path} has the sha256 {found[:12]}..., not {digest[:12]}...: changed"
                 )
 
-    def _images(self) -> Generator[Line, None, ImageSet | None]:
+    def _images(self, *, same_file: bool) -> Generator[Line, None, ImageSet | None]:
         """Yields lines, returns the images or None."""
-        place, subject = self._place("images"), self.certificate["subject"]
-        if place is None or not place.exists():
-            yield Line("images", "not reached", f"there is no {place}")
+        place, missing = self._place("images"), self._missing("images")
+        if place is None or missing is not None:
+            yield Line("images", "not reached", missing or "")
             return None
         try:
             images = open_images(place)
         except UserError as error:
             yield Line("images", "failed", str(error))
             return None
-        if images.sha256 != subject["images_sha256"]:
+        if images.sha256 != self.certificate["subject"]["images_sha256"]:
             yield Line("images", "failed", f"{place} holds other images than those that were measured")
             return None
         yield Line("images", "held", f"{len(images.images)} images, seeds {images.seeds}")
-        wrong = None if images.meta is None else _other_facts(subject, images.meta)
-        if wrong is not None:
-            yield Line("facts of the images", "failed", wrong)
+        yield self._facts(images.meta, timed=same_file)
         return images
+
+    def _facts(self, meta: Mapping[str, Any] | None, *, timed: bool) -> Line:
+        """What the certificate tells of how the images were made; times only where they are of this very run."""
+        subject, costs = self.certificate["subject"], self.certificate["costs"]
+        certified = {
+            "model": subject["model"],
+            "plan": subject["plan"] and subject["plan"]["steps"],
+            "draw": subject["draw"],
+            "costs": _counts(costs, timed=timed),
+        }
+        found: dict[str, Any] = dict.fromkeys(certified)
+        if meta is not None:
+            found = {
+                "model": {"fingerprint": meta["model"]["fingerprint"], "name": meta["model"]["name"]},
+                "plan": meta["plan"],
+                "draw": {"guidance": meta["guidance"], "batch_size": meta["batch_size"]},
+                "costs": _counts(meta["costs"], timed=timed),
+            }
+        return compared("facts of the images", certified, found, "model, plan, draw and costs")
 
     def _instruments(self) -> Generator[Line, None, tuple[Reference, Extractor] | None]:
         """Yields lines, returns the reference and the extractor, or None."""
-        protocol = self.certificate["protocol"]
-        place, folder = self._place("reference"), self._place("extractor")
-        name = protocol["extractor"]["id"] if folder is None else folder
-        if place is None or not place.exists():
-            yield Line("reference", "not reached", f"there is no {place}")
+        extractor = yield from self._extractor()
+        reference = yield from self._reference()
+        return None if reference is None or extractor is None else (reference, extractor)
+
+    def _extractor(self) -> Generator[Line, None, Extractor | None]:
+        certified, folder = self.certificate["protocol"]["extractor"], self._place("extractor")
+        missing = None if folder is None else self._missing("extractor")
+        if missing is not None:
+            yield Line("extractor", "not reached", missing)
+            return None
+        in_openvino = certified["dtype"].endswith("/openvino")
+        try:
+            extractor = load_extractor(
+                certified["id"] if folder is None else folder,
+                device="cpu" if in_openvino else self.device,
+                backend="openvino" if in_openvino else "torch",
+            )
+        except UserError as error:
+            # public weights or OpenVINO that this machine does not have; damaged ones are a DataError
+            yield Line("extractor", "not reached" if isinstance(error, ConfigError) else "failed", str(error))
+            return None
+        line = compared("extractor", certified, extractor.protocol, "its weights have the hash it names")
+        yield line
+        return extractor if line.outcome == "held" else None
+
+    def _reference(self) -> Generator[Line, None, Reference | None]:
+        protocol, place, missing = (
+            self.certificate["protocol"],
+            self._place("reference"),
+            self._missing("reference"),
+        )
+        if place is None or missing is not None:
+            yield Line("reference", "not reached", missing or "")
             return None
         try:
-            backend = "openvino" if protocol["extractor"]["dtype"].endswith("/openvino") else "torch"
-            extractor = load_extractor(name, device=self.device, backend=backend)
-            reference = load_reference(place, extractor=extractor)
+            reference = load_reference(place)
         except UserError as error:
-            yield Line("reference and extractor", "failed", str(error))
+            yield Line("reference", "failed", str(error))
             return None
-        for what, found in (("reference", reference.protocol), ("extractor", extractor.protocol)):
-            problem = protocol_difference({"protocol": protocol[what]}, {"protocol": found})
-            if problem is not None:
-                yield Line(what, "failed", f"certified and found: {problem.removeprefix('protocol.')}")
-                return None
-            yield Line(what, "held", "its numbers and weights have the hashes it names")
-        return reference, extractor
+        data = {name: reference.meta["dataset"][name] for name in ("name", "fingerprint")}
+        line = compared(
+            "reference",
+            {
+                "reference": protocol["reference"],
+                "extractor": protocol["extractor"],
+                "data": self.certificate["subject"]["data"],
+            },
+            {"reference": reference.protocol, "extractor": reference.meta["extractor"], "data": data},
+            "its numbers have the hash it names",
+        )
+        yield line
+        return reference if line.outcome == "held" else None
 
     def _protocol(self, images: ImageSet, reference: Reference, extractor: Extractor) -> Iterator[Line]:
         certified = self.certificate["protocol"]
-        found = certified_protocol(images, reference, extractor, self._settings(), certified["preset"])
-        problem = protocol_difference(self.certificate, {"protocol": found})
-        if problem is None:
-            yield Line("protocol", "held", "as these files give it")
-        else:
-            yield Line("protocol", "failed", f"certified and found: {problem}")
+        try:
+            found = certified_protocol(images, reference, extractor, self._settings(), certified["preset"])
+        except UserError as error:
+            yield Line("protocol", "failed", str(error))
+            return
+        yield compared("protocol", {"protocol": certified}, {"protocol": found}, "as these files give it")
         if certified["preset"] is not None:
             try:
                 require_preset(certified["preset"], certified, runs=find_protocol(certified["preset"]).runs)
@@ -147,7 +222,7 @@ class Verifier:
                 yield Line("preset", "failed", str(error))
 
     def _settings(self) -> EvaluateSettings:
-        return EvaluateSettings(**self.certificate["protocol"]["evaluation"])
+        return _section(EvaluateSettings, self.certificate["protocol"]["evaluation"])
 
     def _metrics(
         self,
@@ -161,69 +236,88 @@ class Verifier:
         """One line a metric; a tolerance of None asks for a value within the certified interval."""
         store = None if self.features is None else FeatureStore(self.features)
         try:
-            features = _features(images, extractor, store)
+            settings = self._settings()
+            found = evaluate_samples(
+                _features(images, extractor, store),
+                reference,
+                extractor,
+                metrics=settings.metrics,
+                level=settings.level,
+                resamples=settings.resamples,
+                seed=settings.seed,
+            )
         except UserError as error:
             yield Line(what, "failed", str(error))
             return
-        settings = self._settings()
-        found = evaluate_samples(
-            features,
-            reference,
-            extractor,
-            metrics=settings.metrics,
-            level=settings.level,
-            resamples=settings.resamples,
-            seed=settings.seed,
-        )
-        for name, record in self.certificate["results"].items():
-            yield _agreement(name, record, found.get(name), tolerance)
+        certified = self.certificate["results"]
+        for name in [*certified, *(name for name in found if name not in certified)]:
+            yield agreement(name, certified.get(name), found.get(name), tolerance)
 
     def _resampled(
-        self, images: ImageSet | None, measured: tuple[Reference, Extractor] | None
+        self, images: ImageSet | None, measured: tuple[Reference, Extractor] | None, *, changed: bool
     ) -> Iterator[Line]:
-        drawn = yield from self._drawn()
+        """Args: changed: whether a file of the model is not as it was; no images are drawn then."""
+        drawn = yield from self._drawn(changed=changed)
         if drawn is None:
             return
-        subject = self.certificate["subject"]
-        if drawn.sha256 == subject["images_sha256"]:
-            yield Line("images drawn again", "held", "the same, to the byte")
+        again = "images drawn again"
+        yield self._facts(drawn.meta, timed=False)
+        if images is None and measured is not None:
+            yield from self._protocol(drawn, *measured)
+        if drawn.sha256 == self.certificate["subject"]["images_sha256"]:
+            yield Line(again, "held", "the same, to the byte")
             if images is not None or measured is None:
                 return  # their metrics have been looked at, or cannot be
             yield from self._metrics(drawn, *measured, what="metrics", tolerance=SAME_IMAGES)
             return
         detail = "not the same bytes, as on another machine"
         if images is not None:
-            apart = np.abs(np.asarray(drawn.images, np.int16) - np.asarray(images.images, np.int16))
+            one, other = np.asarray(drawn.images[:], np.int16), np.asarray(images.images[:], np.int16)
+            if one.shape != other.shape:
+                yield Line(again, "failed", f"they are {one.shape}, those that were measured {other.shape}")
+                return
+            apart = np.abs(one - other)
             detail = f"{(apart > 0).mean():.2%} of the values differ, by up to {int(apart.max())} levels"
         if measured is None:
-            yield Line("images drawn again", "failed", f"{detail}; without a reference that cannot be judged")
+            yield Line(
+                again, "not reached", f"{detail}; without reference and extractor that cannot be judged"
+            )
             return
-        yield Line("images drawn again", "held", f"{detail}; their metrics decide")
+        yield Line(again, "held", f"{detail}; their metrics decide")
         yield from self._metrics(drawn, *measured, what="metrics of new images", tolerance=None)
 
-    def _drawn(self) -> Generator[Line, None, ImageSet | None]:
+    def _drawn(self, *, changed: bool) -> Generator[Line, None, ImageSet | None]:
         """Yields lines, returns the images that model, plan and seeds give, or None."""
         from fewstep.interop.load import load_model
-        from fewstep.sampling.plan import plan_from_json
 
-        subject, place = self.certificate["subject"], self._place("model")
-        if subject["plan"] is None or place is None or not place.exists():
-            yield Line("images drawn again", "not reached", f"there is no model at {place}")
+        what, subject = "images drawn again", self.certificate["subject"]
+        place, missing = self._place("model"), self._missing("model")
+        if None in (subject["model"], subject["plan"], subject["draw"]):
+            missing = "the certificate does not say how they were made"
+        if place is None or missing is not None:
+            yield Line(what, "not reached", missing or "")
             return None
         try:
-            model = load_model(place, device=self.device)
-            if model.fingerprint != subject["model"]["fingerprint"]:
-                yield Line("images drawn again", "failed", f"{place} is another model")
+            model = None if changed else load_model(place, device=self.device)
+            if model is None or model.fingerprint != subject["model"]["fingerprint"]:
+                yield Line(what, "failed", f"{place} is another model; nothing was drawn")
                 return None
             plan = plan_from_json(subject["plan"]["steps"])
-            settings = SampleSettings(**subject["draw"])
+            settings = _section(SampleSettings, subject["draw"])
             seeds = parse_seeds(self.certificate["protocol"]["seeds"])
-            samples = Drawing(model, seeds, settings, place, self.folder / "drawn.npz").draw(plan)
+            # what was drawn by force is drawn again: nothing new is reported
+            drawing = Drawing(model, seeds, settings, place, self.folder / "drawn.npz", force=True)
+            samples = drawing.draw(plan)
         except UserError as error:
-            yield Line("images drawn again", "failed", str(error))
+            yield Line(what, "failed", str(error))
             return None
         return ImageSet(
-            samples.images, plan.name, place, seeds=samples.meta["seeds"], stated_sha256=samples.sha256
+            samples.images,
+            plan.name,
+            place,
+            seeds=samples.meta["seeds"],
+            meta=samples.meta,
+            stated_sha256=samples.sha256,
         )
 
 
@@ -236,38 +330,18 @@ def _features(images: ImageSet, extractor: Extractor, store: FeatureStore | None
     return extract(images.images, extractor, progress=track("features", unit="batch"))
 
 
-def _other_facts(subject: Mapping[str, Any], meta: Mapping[str, Any]) -> str | None:
-    """The first fact about the images that the certificate tells otherwise."""
-    pairs = {
-        "model": (subject["model"] and subject["model"]["fingerprint"], meta["model"]["fingerprint"]),
-        "plan": (subject["plan"] and subject["plan"]["steps"], meta["plan"]),
-        "guidance": (subject["draw"] and subject["draw"]["guidance"], meta["guidance"]),
-    }
-    for name, (certified, found) in pairs.items():
-        if certified != found:
-            return f"the {name} is {certified!r:.60} in the certificate and {found!r:.60} beside the images"
-    return None
+def _section(kind: type[S], values: Mapping[str, Any]) -> S:
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DataError(
+            f"{'.'.join(map(str, first['loc']))}: {first['msg']}; got {first['input']!r:.60}."
+        ) from None
 
 
-def _agreement(
-    name: str, certified: Mapping[str, Any], found: Mapping[str, Any] | None, tolerance: float | None
-) -> Line:
-    if found is None:
-        return Line(name, "failed", "certified, but this measurement does not give it")
-    value, again = certified["value"], found["value"]
-    interval = certified.get("interval")
-    detail = f"certified {value:.6g}, found {again:.6g}"
-    if tolerance is not None:
-        same = abs(again - value) <= tolerance * max(abs(value), 1e-3)
-        parts = same and _intervals_agree(interval, found.get("interval"), tolerance)
-        return Line(name, "held" if parts else "failed", detail)
-    inside = interval is not None and interval[0] <= again <= interval[1]
-    return Line(name, "held" if inside else "failed", f"{detail}, interval {interval}")
-
-
-def _intervals_agree(certified: list[float] | None, found: list[float] | None, tolerance: float) -> bool:
-    if certified is None or found is None:
-        return certified == found
-    width = max(abs(certified[1] - certified[0]), abs(certified[1]), 1e-3)
-    # a spread of replicates is a difference of like numbers: its rounding is larger than theirs
-    return all(abs(a - b) <= 10 * tolerance * width for a, b in zip(certified, found, strict=True))
+def _counts(costs: Mapping[str, Any] | None, *, timed: bool) -> Mapping[str, Any] | None:
+    """Costs that are the same on every machine, or all of them."""
+    if costs is None or timed:
+        return costs
+    return {name: costs[name] for name in ("nfe", "network_calls")}

@@ -81,7 +81,7 @@ def compare(
     from rich.table import Table
 
     from fewstep.metrics.certificate import compare as difference_of
-    from fewstep.metrics.certificate import read_certificate
+    from fewstep.metrics.certificate import not_known, read_certificate
 
     if len(certificates) < 2:
         raise ConfigError(
@@ -108,6 +108,11 @@ def compare(
         for line in lines:
             table.add_row(*line)
         Console(width=None if sys.stdout.isatty() else 160).print(table)
+    for path, other in others:
+        if unknown := not_known(first[1], other):
+            typer.echo(
+                f"not known of both {first[0].stem} and {path.stem}, taken as equal: {', '.join(unknown)}"
+            )
 
 
 def protocols() -> None:
@@ -133,7 +138,8 @@ def protocols() -> None:
 
 
 def _pace(first: dict[str, Any], other: dict[str, Any]) -> str:
-    """Network time an image as a ratio, where both say it."""
-    if not first["costs"] or not other["costs"] or not first["costs"]["network_ms_per_image"]:
+    """Network time an image as a ratio, where both say it of one device."""
+    one, another = first["costs"], other["costs"]
+    if not one or not another or one["device"] != another["device"] or not one["network_ms_per_image"]:
         return ""
-    return f"{other['costs']['network_ms_per_image'] / first['costs']['network_ms_per_image']:.2f}x"
+    return f"{another['network_ms_per_image'] / one['network_ms_per_image']:.2f}x"
