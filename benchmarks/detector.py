@@ -5,10 +5,11 @@ Writes benchmarks/results/detector_{NAME}.md. Distances are those of the same sa
 """
 
 import argparse
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
 import torch
 
 from fewstep.files import atomic_file
@@ -20,7 +21,7 @@ from fewstep.metrics.reference import load_reference
 from fewstep.metrics.statistics import Statistics
 from fewstep.pipeline.config import DetectSettings
 from fewstep.pipeline.detection import run_detection
-from fewstep.pipeline.detections import Detection, percent, sentences
+from fewstep.pipeline.detections import Detection, agreement, percent, sentences
 from fewstep.pipeline.environment import environment
 from fewstep.pipeline.samples import files_in, read_samples
 from fewstep.progress import track
@@ -39,16 +40,21 @@ def main(args: argparse.Namespace) -> None:
         classifiers=args.classifiers,
     )
     found = run_detection(files, args.data, args.features, settings, device="cpu", track=track)
-    distances = _distances(files, args)
+    distances, measured = _distances(files, args)
     record = found.record
+    made_by = {f"model {one['model'][:12]}, seeds {one['seeds']}" for one in record["generators"]}
     networks = ", ".join(
         f"{one['id']} (weights {one['weights_sha256'][:8]})" for one in record["protocol"]["networks"]
     )
     lines = [
         f"# The detector on {record['data']['name']}",
         "",
+        f"`{shlex.join(['python', 'benchmarks/detector.py', *sys.argv[1:]])}`",
+        "",
+        f"Generators: {'; '.join(sorted(made_by))}, of which the first {settings.images} are told. {measured}",
+        "",
         f"{settings.images} images of each class; bank of {settings.bank} other real images, k = {settings.k}; "
-        f"{networks}; {settings.folds} folds, {settings.repeats} times; no file format. Real images take "
+        f"{networks}; {settings.folds} folds, repeated {settings.repeats} times. Real images take "
         f"{record['data']['levels']} byte values; generated ones are "
         f"{'rounded to them' if settings.same_levels else 'as they are'}.",
         "",
@@ -73,16 +79,22 @@ def main(args: argparse.Namespace) -> None:
     print("\n".join(lines))
 
 
-def _distances(files: Sequence[Path], args: argparse.Namespace) -> dict[str, float]:
-    """FD of each generator, all images of its file, ascending."""
+def _distances(files: Sequence[Path], args: argparse.Namespace) -> tuple[dict[str, float], str]:
+    """FD of each generator, all images of its file, ascending; and between what they are."""
     extractor = load_taps(args.features).pooled
     reference = load_reference(args.reference, extractor=extractor)
-    found = {}
+    found, numbers = {}, set()
     for path in track("FD", unit="file")(files):
         samples = read_samples(path)
+        numbers.add(f"{len(samples.images):,}")
         features = Statistics.from_features(extract(samples.images, extractor))
         found[samples.meta["plan_name"]] = frechet(features, reference.statistics).value
-    return dict(sorted(found.items(), key=lambda item: item[1]))
+    known = reference.protocol
+    said = (
+        f"FD: features {extractor.id}, {' or '.join(sorted(numbers))} images of each generator against "
+        f"{known['n']:,} of {known['name']}, split {known['split']} (statistics {known['sha256'][:12]})."
+    )
+    return dict(sorted(found.items(), key=lambda item: item[1])), said
 
 
 def _cell(row, name: str) -> str:
@@ -106,8 +118,8 @@ def _headline(found: Detection, distances: dict[str, float]) -> list[str]:
             f"{_cell(row, 'accuracy_minus_null')} | {_cell(row, 'auroc')} | {_cell(row, 'auroc_minus_null')} | "
             f"{_cell(row, 'tpr')} |"
         )
-    ranks = rows.loc[list(distances), "auroc"].rank().corr(pd.Series(distances).rank())
-    return [*lines, "", f"Rank correlation of AUROC and FD over {len(distances)} generators: {ranks:.2f}."]
+    said = agreement(list(rows.loc[list(distances), "auroc"]), list(distances.values()))
+    return [*lines, "", *said] if said else lines
 
 
 def _baselines(found: Detection, distances: dict[str, float]) -> list[str]:

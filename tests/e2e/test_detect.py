@@ -46,7 +46,7 @@ def test_the_record_names_what_numbers_depend_on(detected, study):
     out, _ = detected
     record = json.loads((out / "detection.json").read_text())
     dataset, files = load_dataset(study / "data"), files_in([study / "samples"], ".npz")
-    assert record["schema"] == "fewstep.detection/1"
+    assert record["schema"] == "fewstep.detection/2"
     assert record["data"]["fingerprint"] == dataset.fingerprint
     assert [record["data"][name] for name in ("n_bank", "n_real", "n_null", "levels")] == [20, 50, 50, 17]
     assert [one["images_sha256"] for one in record["generators"]] == [read_samples(f).sha256 for f in files]
@@ -58,6 +58,12 @@ def test_the_record_names_what_numbers_depend_on(detected, study):
     told = record["identification"]
     assert told["chance"] == pytest.approx(1 / 3)
     assert np.allclose(np.sum(told["confusion"], 1), 1)
+    names = {one["name"] for one in record["generators"]}
+    for which in ("easiest", "hardest"):
+        told = record["extremes"][which]
+        assert {told["name"], *told["not_told_apart_from"]} <= names
+    trained = len(load_dataset(study / "data", "train")) / len(dataset)
+    assert record["data"]["trained_on"] == pytest.approx(trained)
     assert record["transfer"].keys() == {one["name"] for one in record["generators"]}
 
 
@@ -86,6 +92,7 @@ def test_only_what_is_wanted_is_measured(study, tmp_path):
          "false", "--out", tmp_path / "d")  # fmt: skip
     found = read_detection(tmp_path / "d")
     assert [one["sampler"] for one in found.record["generators"]] == ["ddim"]
+    assert found.record["data"]["trained_on"] == 0
     assert set(found.table["protocol"]) == {"fair"}
     assert set(found.table["features"]) == {"multilid", "lid", POOLED}
     assert set(found.table["classifier"]) == {"logistic", "forest"}
@@ -96,9 +103,10 @@ def test_images_of_the_bank_among_the_generated_are_counted(study, tmp_path):
     """All real images pretend to be generated: those that the bank holds are found again, and none is refused."""
     real = load_dataset(study / "data")
     samples = read_samples(files_in([study / "samples"], ".npz")[0])
-    rows = np.arange(0, 1700, 2)
+    meta = {**samples.meta, "seeds": "0-849"}
     write_samples(
-        tmp_path / "s.npz", Samples(np.array(real.images[rows]), rows.astype(np.int64), samples.meta)
+        tmp_path / "s.npz",
+        Samples(np.array(real.images[: 2 * 850 : 2]), np.arange(850, dtype=np.int64), meta),
     )
     made("detect", tmp_path / "s.npz", "--data", study / "data", "--features", study / "extractor", "--images", 840,
          "--bank", 100, "--classifiers", "logistic", "--untrained", "false", "--published", "false",
@@ -119,8 +127,15 @@ def test_what_cannot_be_measured_is_one_sentence(study, tmp_path):
     assert "must be less than bank and images" in refused("detect", file, *given, "--k", 100)
     assert "--match must fit" in refused("detect", file, *given, *SMALL, "--match", "heun*")
     shutil.copy(file, tmp_path / "copy.npz")
+    assert "--folds must be at most images, 20; got 25" in refused(
+        "detect", file, *given, "--images", 20, "--bank", 20, "--k", 5, "--folds", 25
+    )
     assert "must differ in name" in refused("detect", file, tmp_path / "copy.npz", *given, *SMALL)
     samples = read_samples(file)
+    meta = {**samples.meta, "seeds": "1-60", "plan_name": "later"}
+    write_samples(tmp_path / "later.npz", Samples(np.array(samples.images), samples.seeds + 1, meta))
+    said = refused("detect", file, tmp_path / "later.npz", *given, *SMALL)
+    assert "same seeds" in said and "of later with 1" in said
     write_samples(
         tmp_path / "wide.npz", Samples(np.repeat(samples.images, 2, 2), samples.seeds, samples.meta)
     )
@@ -141,3 +156,4 @@ def test_a_detection_becomes_a_section_of_the_report(detected, study):
         one["id"] for one in found.record["protocol"]["networks"]
     ]
     assert panel.facts["images of the bank among others"] == "none"
+    assert "trained on 80.2 % of all images of digits" in panel.facts["layers"]

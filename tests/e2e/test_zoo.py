@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from e2e.shell import made, refused
 
-from fewstep.interop.zoo import zoo_folder
+from fewstep.interop.zoo import write_checksums, zoo_folder
 from fewstep.metrics.certificate import read_certificate
 from fewstep.metrics.reference import load_reference
 from fewstep.pipeline.samples import read_samples
@@ -41,6 +41,45 @@ def test_an_unknown_or_damaged_model_is_one_sentence(tmp_path, monkeypatch):
     for arguments in (("zoo", TINY), ("plan", "ddim", "--model", TINY, "--nfe", 2, "--out", "p.json")):
         assert "config.json must have the sha256" in refused(*arguments, cwd=tmp_path)
     assert not (tmp_path / "p.json").exists()
+
+
+def test_what_is_wrong_with_a_zoo_is_one_sentence(tmp_path, monkeypatch):
+    for option in ("--out", "--statistics"):
+        assert "need a NAME" in refused("zoo", option, "zz", cwd=tmp_path)
+    own = shutil.copytree(zoo_folder(), tmp_path / "own")
+    monkeypatch.setenv("FEWSTEP_ZOO", str(own))
+    (own / TINY / "metrics.jsonl").unlink()
+    write_checksums(own / TINY, licence="none")
+    assert "must hold metrics.jsonl to be copied" in refused("zoo", TINY, "--out", "zz", cwd=tmp_path)
+    (own / TINY / "card.json").write_text('{"data": null, "parameters": "many"}')
+    assert "a number as 'parameters'" in refused("zoo", cwd=tmp_path)
+    (own / TINY / "card.json").write_text('{"data": null}')
+    assert TINY in made("zoo", cwd=tmp_path)
+    write_checksums(own / TINY, licence="none")
+    assert "data: " not in made("zoo", TINY, cwd=tmp_path)
+    monkeypatch.setenv("FEWSTEP_ZOO", "gone")
+    assert "$FEWSTEP_ZOO must be a folder" in refused("zoo", cwd=tmp_path)
+    assert not (tmp_path / "zz").exists()
+
+
+def test_training_does_not_start_from_damaged_weights(study, tmp_path, monkeypatch):
+    own = shutil.copytree(zoo_folder(), tmp_path / "own")
+    monkeypatch.setenv("FEWSTEP_ZOO", str(own))
+    (own / TINY / "model.safetensors").write_bytes(b"")
+    start = (
+        "train",
+        "--data",
+        study / "data",
+        "--out",
+        "m",
+        "--checkpoints",
+        "c",
+        "--channels",
+        8,
+        "--start",
+    )
+    for named in (TINY, own / TINY):
+        assert "model.safetensors must have the sha256" in refused(*start, named, cwd=tmp_path)
 
 
 def test_named_models_are_sampled_and_recorded_where_they_stand(tmp_path):

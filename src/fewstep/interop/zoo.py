@@ -1,8 +1,9 @@
 """The model zoo: trained models and reference statistics that have a name, and checksums that they must keep to."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ REFERENCES = "reference"
 """The folder of the zoo that holds statistics, `DATASET.EXTRACTOR.npz`."""
 
 _OF_CHECKOUT = Path(__file__).parents[3] / "zoo"
+_KINDS: dict[type, str] = {dict: "an object", list: "a list", str: "a text", Real: "a number"}
 _NOT_SUMMED = {CHECKSUMS, "README.md"}  # what is said about a model may be put better without changing it
 
 
@@ -23,13 +25,15 @@ _NOT_SUMMED = {CHECKSUMS, "README.md"}  # what is said about a model may be put 
 class Entry:
     """One model of the zoo, and what its card says of it; None where it says nothing.
 
-    Attributes: dataset: its name. megabytes: of the weights' file, 10^6 bytes. metric, value: the first number of the
-        card's `metrics`, a mapping from name to number or to a record with `value`.
+    Attributes: dataset: its name. images: how many it has to train on. megabytes: of the weights' file, 10^6 bytes.
+        metric, value: the first number of the card's `metrics`, a mapping from name to number or to a record with
+        `value`.
     """
 
     name: str
     folder: Path
     dataset: str | None
+    images: int | None
     parameters: int | None
     images_seen: int | None
     megabytes: float
@@ -38,18 +42,21 @@ class Entry:
 
 
 def zoo_folder() -> Path:
-    """The first that exists of $FEWSTEP_ZOO, ./zoo and the zoo of the checkout that this code stands in.
+    """$FEWSTEP_ZOO where it is set; otherwise ./zoo, or else the zoo of the checkout that this code stands in.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is no such folder.
     """
     given = os.environ.get("FEWSTEP_ZOO")
-    places = [*([Path(given)] if given else []), Path("zoo"), _OF_CHECKOUT]
-    for place in places:
+    for place in [Path(given)] if given else [Path("zoo"), _OF_CHECKOUT]:
         if place.is_dir():
             return place
+    if given:
+        raise ConfigError(
+            f"$FEWSTEP_ZOO must be a folder, but there is none at {given}; set it anew or unset it."
+        )
     raise ConfigError(
-        f"The zoo must be the folder $FEWSTEP_ZOO ({given or 'not set'}), ./zoo or {_OF_CHECKOUT}, but none of them "
+        f"The zoo must be the folder $FEWSTEP_ZOO (not set), ./zoo or {_OF_CHECKOUT}, but none of them "
         "exists; set FEWSTEP_ZOO to the zoo folder of a checkout."
     )
 
@@ -68,28 +75,45 @@ def _models() -> dict[str, Path]:
 
 
 def _entry(folder: Path) -> Entry:
-    card = read_json(folder / CARD) if (folder / CARD).exists() else {}
-    if not isinstance(card, dict):
-        raise DataError(f"{folder / CARD} must be a JSON object, got {type(card).__name__}; copy it again.")
-    metric, value = _first_metric(card.get("metrics"))
-    weights = folder / WEIGHTS
+    path, weights = folder / CARD, folder / WEIGHTS
+    card = mapping(path)
+    data, metrics = field(card, "data", dict, path) or {}, field(card, "metrics", dict, path) or {}
+    metric, value = next(iter(metrics.items()), (None, None))
     return Entry(
         folder.name,
         folder,
-        dataset=(card.get("data") or {}).get("name"),
-        parameters=card.get("parameters"),
-        images_seen=card.get("images_seen"),
+        dataset=field(data, "name", str, path),
+        images=field(data, "n", Real, path),
+        parameters=field(card, "parameters", Real, path),
+        images_seen=field(card, "images_seen", Real, path),
         megabytes=weights.stat().st_size / 1e6 if weights.exists() else 0.0,
         metric=metric,
-        value=value,
+        value=field(value if isinstance(value, dict) else {"value": value}, "value", Real, path),
     )
 
 
-def _first_metric(metrics: Any) -> tuple[str | None, float | None]:
-    if not isinstance(metrics, Mapping) or not metrics:
-        return None, None
-    name, found = next(iter(metrics.items()))
-    return name, found["value"] if isinstance(found, Mapping) else found
+def mapping(path: Path) -> dict[str, Any]:
+    """The content of a JSON file, nothing where there is no file.
+
+    Raises:
+        DataError: It is damaged, or no JSON object.
+    """
+    found = read_json(path) if path.exists() else {}
+    if not isinstance(found, dict):
+        raise DataError(f"{path} must be a JSON object, got {type(found).__name__}; copy it again.")
+    return found
+
+
+def field(record: Mapping[str, Any], name: str, kind: type, path: Path) -> Any:
+    """A field of what a file holds, None where it is absent or null.
+
+    Raises:
+        DataError: It is of another kind than dict, list, str or Real, as was wanted.
+    """
+    value = record.get(name)
+    if value is None or isinstance(value, kind):
+        return value
+    raise DataError(f"{path} must hold {_KINDS[kind]} as {name!r}, got {value!r}; copy it again.")
 
 
 def references() -> dict[str, Path]:
@@ -105,7 +129,8 @@ def find(name_or_path: str | Path) -> Path:
     """The folder of a model: an existing path is itself; NAME and zoo/NAME are models of the zoo.
 
     Raises:
-        DataError: Neither; says which models the zoo has.
+        DataError: Neither; says which models the zoo has. Or a model of the zoo without checksums.
+        ConfigError: $FEWSTEP_ZOO is no folder.
     """
     path = Path(name_or_path)
     if path.exists():
@@ -113,8 +138,11 @@ def find(name_or_path: str | Path) -> Path:
     known = _if_any(_models)
     name = path.relative_to("zoo") if path.is_relative_to("zoo") else path
     if str(name) in known:
+        _sums(known[str(name)], (WEIGHTS, CONFIG))
         return known[str(name)]
     has = f", or a model of the zoo: {', '.join(known)}" if known else ""
+    if not known and len(name.parts) == 1:
+        has = f", or set $FEWSTEP_ZOO to the zoo folder of a checkout if {name} is a model of the zoo"
     raise DataError(f"no model folder at {path}; give a folder with {WEIGHTS} and {CONFIG}{has}.")
 
 
@@ -122,7 +150,8 @@ def find_reference(name_or_path: str | Path) -> Path:
     """The file of reference statistics: an existing file is itself; DATASET and DATASET.EXTRACTOR are of the zoo.
 
     Raises:
-        DataError: Neither, a name that stands for several, or a file of the zoo that is not as it was.
+        DataError: Neither, a name that stands for several, or a file of the zoo that is not as it was or has no
+            checksum. ConfigError: $FEWSTEP_ZOO is no folder.
     """
     path = Path(name_or_path)
     if path.is_file():
@@ -130,7 +159,7 @@ def find_reference(name_or_path: str | Path) -> Path:
     known = _if_any(references)
     meant = [name for name in known if str(path) in (name, name.partition(".")[0])]
     if len(meant) == 1:
-        verify(known[meant[0]].parent)
+        verify(known[meant[0]].parent, known[meant[0]].name)
         return known[meant[0]]
     if meant:
         raise DataError(f"{path} must name one file of statistics; name one of {', '.join(meant)}.")
@@ -139,10 +168,12 @@ def find_reference(name_or_path: str | Path) -> Path:
 
 
 def _if_any(listed: Callable[[], dict[str, Path]]) -> dict[str, Path]:
-    """What the zoo has; nothing where there is no zoo, since a path may be meant."""
+    """What the zoo has; nothing where there is no zoo and none was set, since a path may be meant."""
     try:
         return listed()
     except ConfigError:
+        if os.environ.get("FEWSTEP_ZOO"):
+            raise
         return {}
 
 
@@ -158,16 +189,20 @@ def digest(folder: str | Path) -> str:
     return sha256_file(path)
 
 
-def verify(folder: str | Path) -> tuple[str, ...]:
+def verify(folder: str | Path, *required: str) -> tuple[str, ...]:
     """Compare files with the checksums that stand beside them; a folder without checksums has nothing to keep to.
+
+    Args:
+        folder: Of a model, or of statistics.
+        *required: Names of files that must have a checksum.
 
     Returns:
         The names of the files that were compared.
 
     Raises:
-        DataError: A file is missing or has changed, or the checksums cannot be read.
+        DataError: A file is missing or has changed, a checksum is missing, or they cannot be read.
     """
-    sums: dict[str, str] = _read_checksums(folder)["sha256"]
+    sums = _sums(folder, required)
     for name, digest in sorted(sums.items()):
         file = Path(folder) / name
         if not file.is_file():
@@ -178,6 +213,16 @@ def verify(folder: str | Path) -> tuple[str, ...]:
                 "copy it again, for it is damaged or was changed."
             )
     return tuple(sorted(sums))
+
+
+def _sums(folder: str | Path, required: Iterable[str]) -> dict[str, str]:
+    sums: dict[str, str] = _read_checksums(folder)["sha256"]
+    if missing := [name for name in required if name not in sums]:
+        raise DataError(
+            f"{Path(folder) / CHECKSUMS} must state checksums of {' and '.join(missing)}, but has none; copy the zoo "
+            "again, or name the folder by its path to do without."
+        )
+    return sums
 
 
 def licence_of(folder: str | Path) -> str | None:

@@ -437,6 +437,8 @@ class DetectSettings(Section):
             raise ValueError(
                 f"k: must be less than bank and images, {self.bank} and {self.images}; got {self.k}"
             )
+        if self.folds > self.images:
+            raise ValueError(f"folds: must be at most images, {self.images}; got {self.folds}")
         for name in ("nfe", "match", "classifiers"):
             values = getattr(self, name)
             if len(set(values)) < len(values):

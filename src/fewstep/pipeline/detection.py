@@ -8,11 +8,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fewstep.checks import ConfigError
-from fewstep.data.packed import load_dataset
-from fewstep.methods.multilid.detect import Identification, Separation, Splits, identify, separate
+from fewstep.data.packed import Dataset, load_dataset
+from fewstep.files import read_json
+from fewstep.methods.multilid.detect import (
+    Identification,
+    Separation,
+    Splits,
+    identify,
+    not_told_apart,
+    separate,
+)
 from fewstep.methods.multilid.features import COLUMNS, Array, duplicates
 from fewstep.methods.multilid.protocol import (
     NULL,
@@ -26,6 +35,7 @@ from fewstep.methods.multilid.protocol import (
 )
 from fewstep.methods.multilid.taps import Taps, load_taps
 from fewstep.metrics.extractor import extract
+from fewstep.nets import CARD
 from fewstep.pipeline.detections import FAIR, POOLED, PUBLISHED, SCHEMA, Detection
 from fewstep.pipeline.environment import environment
 from fewstep.pipeline.samples import read_samples
@@ -38,8 +48,10 @@ UNTRAINED = "resnet18-random"
 
 _KEYS = ("network", "features", "protocol", "classifier")
 _INTERVALS = (
-    "out-of-fold predictions, conditional on the bank; accuracy and sensitivity: Wilson over distinct images; "
-    "AUROC: DeLong; minus null: normal, differences paired over the real images that both share"
+    "out-of-fold predictions, conditional on the bank; accuracy: Wilson over distinct images; sensitivity: the same, "
+    "with the spread of its threshold; AUROC: DeLong; minus null: normal, differences paired over the real images that "
+    "both share; all variances doubled for the training of the classifiers, which is too much where classes lie far "
+    "apart"
 )
 
 
@@ -60,7 +72,8 @@ def run_detection(
     Raises: DataError: too few images, or of another shape. ConfigError: no such network, or no plan matches.
     """
     generators, images = _generated(files, settings)
-    sides, real = _sides(data, images, settings)
+    dataset = load_dataset(data)  # all splits: one draw decides who is bank, query and control
+    sides, real = _sides(dataset, images, settings)
     networks = _networks(features, settings, device)
     for network in networks:
         network.require(tuple(sides.bank.shape[1:]))
@@ -74,14 +87,18 @@ def run_detection(
             **settings.model_dump(mode="json", exclude={"nfe", "match"}),
             "headline": head,
             "intervals": _INTERVALS,
-            "codec": "uint8 arrays of one shape, no file format",
             "networks": [network.protocol for network in networks],
         },
-        "data": {**real, "equal_to_bank": {name: measured.equal[name] for name in (REAL, NULL)}},
+        "data": {
+            **real,
+            "equal_to_bank": {name: measured.equal[name] for name in (REAL, NULL)},
+            "trained_on": _share_trained_on(features, dataset),
+        },
         "generators": generators,
         "results": measured.rows,
         "identification": _told(measured.told),
         "transfer": measured.transfer,
+        "extremes": measured.extremes,
         "environment": environment(),
         "spec_key": spec_key,
     }
@@ -89,10 +106,11 @@ def run_detection(
 
 
 class _Measured(NamedTuple):
-    """Rows of all results; of the headline, transfer and identification; images equal to one of the bank."""
+    """Rows of all results; of the headline, what follows; images equal to one of the bank."""
 
     rows: list[dict[str, Any]]
     transfer: dict[str, dict[str, float]]
+    extremes: dict[str, dict[str, Any]]
     told: Identification
     equal: dict[str, int]
 
@@ -112,9 +130,32 @@ def _measure(
             rows += [{**one, **_row(name, told, found[NULL], settings.level)} for name, told in found.items()]
             if one == head:
                 told = identify(columns, classifier, splits, settings.level)
-                measured = _Measured(rows, transfer, told, equal)
+                measured = _Measured(rows, transfer, _extremes(found, settings.level), told, equal)
     assert measured is not None  # the headline is among what is described
     return measured
+
+
+def _extremes(found: Mapping[str, Separation], level: float) -> dict[str, dict[str, Any]]:
+    """The generators of the highest and lowest accuracy, and those that may be as easy, or as hard, to tell."""
+    accuracy = {name: told.accuracy(level).value for name, told in found.items() if name != NULL}
+    chosen = {
+        "easiest": max(accuracy, key=accuracy.__getitem__),
+        "hardest": min(accuracy, key=accuracy.__getitem__),
+    }
+    return {
+        which: {"name": name, "not_told_apart_from": not_told_apart(found, name, level)}
+        for which, name in chosen.items()
+    }
+
+
+def _share_trained_on(features: str, dataset: Dataset) -> float:
+    """Share of the dataset whose images the network was trained on; 0 where it is of other images or untrained."""
+    card = Path(features) / CARD
+    known = read_json(card) if card.is_file() else {}
+    data = known.get("data") if isinstance(known, dict) else None
+    if not isinstance(data, dict) or data.get("fingerprint") != dataset.fingerprint:
+        return 0.0
+    return float(data["n"]) / len(dataset)
 
 
 def _networks(features: str, settings: "DetectSettings", device: str) -> list[Taps]:
@@ -129,6 +170,7 @@ def _generated(
     """Facts and images of every generator that matches."""
     facts: list[dict[str, Any]] = []
     images: dict[str, Tensor] = {}
+    seeds: dict[str, NDArray[np.int64]] = {}
     for path in files:
         samples = read_samples(path)
         meta = samples.meta
@@ -152,16 +194,28 @@ def _generated(
                 "images_sha256": samples.sha256,
             }
         )
+        seeds[name] = samples.seeds[: settings.images]
         images[name] = torch.from_numpy(samples.images[: settings.images].transpose(0, 3, 1, 2).copy())
     if not images:
         raise ConfigError(f"--match must fit the name of a plan, but none fits {', '.join(settings.match)}.")
+    _require_same(seeds)
     return facts, images
 
 
+def _require_same(seeds: Mapping[str, NDArray[np.int64]]) -> None:
+    first, *others = seeds
+    for other in others:
+        n = min(len(seeds[first]), len(seeds[other]))  # too few images are another mistake
+        if (seeds[first][:n] != seeds[other][:n]).any():
+            raise ConfigError(
+                f"Generators must have the same seeds, so that no noise is both learnt from and judged, but those of "
+                f"{first} begin with {seeds[first][0]}, of {other} with {seeds[other][0]}; draw one of them anew."
+            )
+
+
 def _sides(
-    data: Path, generated: Mapping[str, Tensor], settings: "DetectSettings"
+    dataset: Dataset, generated: Mapping[str, Tensor], settings: "DetectSettings"
 ) -> tuple[Sides, dict[str, Any]]:
-    dataset = load_dataset(data)  # all splits: one draw decides who is bank, query and control
     rows = real_rows(len(dataset), images=settings.images, bank=settings.bank, seed=settings.seed)
     bank, real, null = (dataset.batch(part) for part in rows)
     facts = {

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -12,7 +13,7 @@ from fewstep.checks import DataError
 from fewstep.files import read_json, write_json
 from fewstep.methods.multilid.protocol import NULL
 
-SCHEMA = "fewstep.detection/1"
+SCHEMA = "fewstep.detection/2"
 RECORD, TABLE = "detection.json", "detection.parquet"
 FAIR, PUBLISHED = "fair", "published"
 POOLED = "pooled"
@@ -105,15 +106,14 @@ def print_detection(detection: Detection, stream: TextIO | None = None) -> None:
 
 def sentences(detection: Detection) -> list[str]:
     """The outcome in words."""
-    record, found = detection.record, detection.headline()
-    told = record["identification"]
-    first, last = (found.loc[found["accuracy_minus_null"].agg(what)] for what in ("idxmax", "idxmin"))
+    record, rows = detection.record, detection.headline().set_index("generator")
+    told, extremes = record["identification"], record["extremes"]
+    easiest, hardest = (_extreme(extremes[which], rows) for which in ("easiest", "hardest"))
     leaks = leak(detection)
     leaks = leaks[leaks["classifier"] == record["protocol"]["headline"]["classifier"]]
     return [
-        f"Easiest to tell from real images is {first['generator']}, {_points(first)} above its null control, "
-        f"hardest is {last['generator']}, {_points(last)}, with {record['protocol']['images']} images of each and "
-        f"{record['data']['n_bank']} real ones to compare with.",
+        f"Easiest to tell from real images is {easiest}; hardest is {hardest}; points are above the null control, with "
+        f"{record['protocol']['images']} images of each and {record['data']['n_bank']} real ones to compare with.",
         f"Which of {len(told['classes'])} classes an image is of is said rightly in "
         f"{percent(told['accuracy']['value'])} % of cases; chance is {percent(told['chance'])} %.",
         *(
@@ -125,9 +125,21 @@ def sentences(detection: Detection) -> list[str]:
     ]
 
 
-def _points(row: pd.Series) -> str:
+def _extreme(found: Mapping[str, Any], rows: pd.DataFrame) -> str:
+    row, like = rows.loc[found["name"]], found["not_told_apart_from"]
     bounds = (row["accuracy_minus_null_low"], row["accuracy_minus_null_high"])
-    return f"{percent(row['accuracy_minus_null'])} points [{', '.join(map(percent, bounds))}]"
+    points = (
+        f"{found['name']}, {percent(row['accuracy_minus_null'])} points [{', '.join(map(percent, bounds))}]"
+    )
+    return f"{points}, not told apart from {', '.join(like)}" if like else points
+
+
+def agreement(auroc: Sequence[float], fd: Sequence[float]) -> list[str]:
+    """Whether what is nearer to real images is also harder to tell; Spearman's, of five generators and more."""
+    if len(auroc) < 5:
+        return []
+    rank = pd.Series(auroc).rank().corr(pd.Series(fd).rank())
+    return [f"Over {len(auroc)} plans the rank correlation of AUROC and FD is {rank:.2f}."]
 
 
 def percent(share: float) -> str:

@@ -74,13 +74,27 @@ def test_the_zoo_is_the_environments_then_the_working_directorys_then_the_checko
 
 
 def test_without_a_zoo_all_places_are_named_and_paths_still_mean_paths(nowhere, tmp_path, monkeypatch):
-    monkeypatch.setenv("FEWSTEP_ZOO", "/gone")
-    with pytest.raises(ConfigError, match=r"FEWSTEP_ZOO \(/gone\), \./zoo or .*site-packages/zoo"):
+    with pytest.raises(ConfigError, match=r"FEWSTEP_ZOO \(not set\), \./zoo or .*site-packages/zoo"):
         zoo_folder()
-    with pytest.raises(DataError, match=r"no model folder at m; give a folder .*config\.json\.$"):
-        find("m")
+    for name in ("m", "zoo/m"):
+        with pytest.raises(
+            DataError, match=rf"no model folder at {name}; .*set \$FEWSTEP_ZOO to .* if m is a model"
+        ):
+            find(name)
+    with pytest.raises(DataError, match=r"no model folder at runs/m; give a folder .*config\.json\.$"):
+        find("runs/m")
     with pytest.raises(DataError, match=r"no such file; make it with fewstep stats\.$"):
         find_reference("m")
+    assert find(tmp_path) == tmp_path
+
+
+def test_a_zoo_that_is_set_must_exist(tmp_path, monkeypatch):
+    """No other zoo takes its place: a model of one name may be another there."""
+    (tmp_path / "zoo").mkdir()
+    monkeypatch.setenv("FEWSTEP_ZOO", "/gone")
+    for named in (zoo_folder, lambda: find(TINY), lambda: find_reference(STATISTICS)):
+        with pytest.raises(ConfigError, match=r"\$FEWSTEP_ZOO must be a folder, but there is none at /gone"):
+            named()
     assert find(tmp_path) == tmp_path
 
 
@@ -117,10 +131,29 @@ def test_checksums_are_written_again_after_a_change(own):
     assert (found.metric, found.value) == ("FD-x#500", 469.0)
 
 
+@pytest.mark.parametrize("sums", [None, {}, {"model.safetensors": "0" * 64}])
+def test_a_name_stands_for_what_checksums_hold(own, sums):
+    path = own / TINY / "zoo.json"
+    path.unlink()
+    if sums is not None:
+        path.write_text(json.dumps({"schema": "fewstep.zoo/1", "sha256": sums}))
+    with pytest.raises(DataError, match=r"zoo\.json must state checksums of .*config\.json, but has none"):
+        fs.load_model(TINY)
+
+
+def test_statistics_need_a_checksum_of_their_own(own):
+    file = own / "reference" / f"{STATISTICS}.npz"
+    file.rename(file.with_name("other.npz"))
+    write_checksums(file.parent, licence="none")
+    shutil.copy(file.with_name("other.npz"), file)
+    with pytest.raises(DataError, match=rf"must state checksums of {STATISTICS}\.npz"):
+        find_reference(STATISTICS)
+
+
 def test_a_folder_without_checksums_has_nothing_to_keep_to(own):
     (own / TINY / "zoo.json").unlink()
     assert verify(own / TINY) == () and zoo.licence_of(own / TINY) is None
-    assert fs.load_model(TINY).name == TINY
+    assert fs.load_model(own / TINY).name == TINY
     with pytest.raises(DataError, match="must be a folder with files"):
         write_checksums(own / "nothing", licence="none")
 
@@ -145,6 +178,28 @@ def test_entries_say_what_the_card_says(own):
     assert tiny.megabytes == weights / 1e6
     (own / TINY / "card.json").unlink()
     assert entries()[0].dataset is None
+
+
+@pytest.mark.parametrize(
+    "card, message",
+    [
+        ({"data": []}, "an object as 'data'"),
+        ({"data": {"n": "many"}}, "a number as 'n'"),
+        ({"parameters": "992643"}, "a number as 'parameters'"),
+        ({"metrics": {"FD": {"value": "low"}}}, "a number as 'value'"),
+        ([], "a JSON object"),
+    ],
+)
+def test_a_card_of_other_kinds_is_one_sentence(own, card, message):
+    (own / TINY / "card.json").write_text(json.dumps(card))
+    with pytest.raises(DataError, match=rf"card\.json must .*{message}"):
+        entries()
+
+
+def test_a_card_may_leave_anything_out(own):
+    (own / TINY / "card.json").write_text(json.dumps({"data": None, "metrics": {"FD": {}}}))
+    (tiny,) = entries()
+    assert (tiny.dataset, tiny.images, tiny.metric, tiny.value) == (None, None, "FD", None)
 
 
 def test_statistics_are_found_by_dataset_or_by_full_name(own, tmp_path):

@@ -15,6 +15,14 @@ from fewstep.rng import generator
 
 FALSE_ALARMS = 0.05
 
+TRAINING = 2.0
+"""Factor of the variance over images for the training that varies with them, too.
+
+Without signal it is two: each pair of images counts twice, one learnt from and the other judged. Where classes lie far
+apart training hardly matters, and intervals are too wide. A little below the correction of [nadeau2003inference],
+1 + folds / (folds - 1), which held more than it promised.
+"""
+
 _FOREST_TREES, _FOREST_STATE = 100, 21  # as published
 
 
@@ -40,7 +48,8 @@ CLASSIFIERS: dict[str, Callable[[], Any]] = {"logistic": _logistic, "forest": _f
 class Splits:
     """Repeated cross-validation.
 
-    All classes share the fold of a position, so that images of one noise by several samplers are never on both sides.
+    All classes share the fold of a position: where the position is that of a noise, images of one noise by several
+    samplers are never on both sides.
     """
 
     folds: int
@@ -97,57 +106,79 @@ class Separation:
 
     Attributes: correct: share of repeats in which each image was put on its side, ties by half. placed: share of the
         other class that each image is on the right side of; their mean is the area under the ROC curve. caught:
-        share of the others above the threshold of FALSE_ALARMS.
+        share of the others above the threshold of FALSE_ALARMS. slack: standard deviation of that share through the
+        threshold, which some real images have set. widening: factor of all variances; TRAINING, if scores were learnt
+        from the other images.
     """
 
     correct: tuple[Array, Array]
     placed: tuple[Array, Array]
     caught: float
+    slack: float
+    widening: float
 
     @classmethod
-    def of(cls, real: Array, others: Array) -> "Separation":
+    def of(cls, real: Array, others: Array, *, widening: float = 1.0) -> "Separation":
         """From scores, larger for what looks generated: (repeats, n) and (repeats, m)."""
+        spread = (FALSE_ALARMS * (1 - FALSE_ALARMS) / real.shape[1]) ** 0.5
+        few, some, many = (
+            float(np.mean([_caught(*scores, alarms) for scores in zip(real, others, strict=True)]))
+            for alarms in (FALSE_ALARMS - spread, FALSE_ALARMS, FALSE_ALARMS + spread)
+        )
         return cls(
             (_right(0.5 - real), _right(others - 0.5)),
             (
                 np.mean([1 - _below(one, other) for one, other in zip(real, others, strict=True)], 0),
                 np.mean([_below(other, one) for one, other in zip(real, others, strict=True)], 0),
             ),
-            float(np.mean([_caught(*scores) for scores in zip(real, others, strict=True)])),
+            caught=some,
+            slack=(many - few) / 2,  # the slope of the ROC curve, times the spread of the false alarms
+            widening=widening,
         )
 
     def accuracy(self, level: float) -> Estimate:
         """Balanced accuracy; Wilson's interval over distinct images, repeats not counted as new ones."""
         real, others = self.correct
         value = float(real.mean() + others.mean()) / 2
-        return Estimate(value, wilson_interval(value, len(real) + len(others), level))
+        return Estimate(value, wilson_interval(value, (len(real) + len(others)) / self.widening, level))
 
     def auroc(self, level: float) -> Estimate:
         """Area under the ROC curve with the interval of [delong1988comparing], Wilson's where all are told apart."""
-        value, spread = float(self.placed[0].mean()), _spread(*self.placed)
+        value, spread = float(self.placed[0].mean()), self._widened(*self.placed)
         if spread == 0:  # perfect on these images, which is not yet certain
-            return Estimate(value, wilson_interval(value, min(map(len, self.placed)), level))
+            return Estimate(value, wilson_interval(value, min(map(len, self.placed)) / self.widening, level))
         low, high = normal_interval(value, spread, level)
         return Estimate(value, Interval(max(low, 0.0), min(high, 1.0)))
 
     def sensitivity(self, level: float) -> Estimate:
-        """Others found where FALSE_ALARMS of the real images raise one; the threshold is taken as given."""
-        return Estimate(self.caught, wilson_interval(self.caught, len(self.correct[1]), level))
+        """Others found where FALSE_ALARMS of the real images raise one.
 
-    def minus(self, null: "Separation", level: float) -> tuple[Estimate, Estimate]:
-        """Accuracy and area minus those of the null control, whose real images are the same.
+        Wilson's interval of as many images as would vary by chance and threshold together.
+        """
+        m = len(self.correct[1])
+        share = (self.caught * m + 1) / (m + 2)  # none or all of them caught is not yet certain
+        own = share * (1 - share)
+        n = own / (own / m + self.slack**2) / self.widening
+        return Estimate(self.caught, wilson_interval(self.caught, n, level))
+
+    def minus(self, other: "Separation", level: float, *, paired: bool = False) -> tuple[Estimate, Estimate]:
+        """Accuracy and area minus those of another class against the same real images.
 
         Both are means over images, so that differences of the shared ones, image by image, give the interval.
+        Args: paired: the classes' own images belong together, too, one noise at each position.
         """
-        accuracy = self.accuracy(level).value - null.accuracy(level).value
-        auroc = self.auroc(level).value - null.auroc(level).value
+        accuracy = self.accuracy(level).value - other.accuracy(level).value
+        auroc = self.auroc(level).value - other.auroc(level).value
+        correct = self._widened(*_differences(self.correct, other.correct, paired)) / 2
+        placed = self._widened(*_differences(self.placed, other.placed, paired))
         return (
-            Estimate(
-                accuracy,
-                normal_interval(accuracy, _spread_of_difference(self.correct, null.correct) / 2, level),
-            ),
-            Estimate(auroc, normal_interval(auroc, _spread_of_difference(self.placed, null.placed), level)),
+            Estimate(accuracy, normal_interval(accuracy, correct, level)),
+            Estimate(auroc, normal_interval(auroc, placed, level)),
         )
+
+    def _widened(self, *groups: Array) -> float:
+        """Standard deviation of the sum of means of independent groups."""
+        return float(np.sqrt(self.widening * sum(rows.var(ddof=1) / len(rows) for rows in groups)))
 
 
 def _right(margin: Array) -> Array:
@@ -164,18 +195,15 @@ def _below(scores: Array, others: Array) -> Array:
     return share
 
 
-def _caught(real: Array, others: Array) -> float:
-    threshold = np.sort(real)[len(real) - 1 - int(FALSE_ALARMS * len(real))]
+def _caught(real: Array, others: Array, alarms: float) -> float:
+    threshold = np.sort(real)[len(real) - 1 - int(alarms * len(real))]
     return float((others > threshold).mean())
 
 
-def _spread(*groups: Array) -> float:
-    """Standard deviation of the sum of means of independent groups."""
-    return float(np.sqrt(sum(rows.var(ddof=1) / len(rows) for rows in groups)))
-
-
-def _spread_of_difference(one: tuple[Array, Array], null: tuple[Array, Array]) -> float:
-    return _spread(one[0] - null[0], one[1], null[1])
+def _differences(one: tuple[Array, Array], other: tuple[Array, Array], paired: bool) -> tuple[Array, ...]:
+    """Groups whose means add up to that of the one minus that of the other."""
+    shared = one[0] - other[0]
+    return (shared, one[1] - other[1]) if paired else (shared, one[1], -other[1])
 
 
 def separate(
@@ -194,7 +222,7 @@ def separate(
         scores = probabilities(
             [columns[REAL], columns[name]], classifier, splits, others=[columns[other] for other in others]
         )[..., 1]
-        found[name] = Separation.of(scores[:, 0], scores[:, 1])
+        found[name] = Separation.of(scores[:, 0], scores[:, 1], widening=TRAINING)
         if name != NULL:
             right = float(_right(0.5 - scores[:, 0]).mean())
             transfer[name] = {
@@ -202,6 +230,17 @@ def separate(
                 for i, other in enumerate([name, *others])
             }
     return found, transfer
+
+
+def not_told_apart(found: Mapping[str, Separation], name: str, level: float) -> list[str]:
+    """Generators that may be as easy to tell from real images as a named one.
+
+    Their images at one position are of one noise. All that are left out are so with the level, taken together.
+    """
+    others = [other for other in found if other not in (name, NULL)]
+    joint = 1 - (1 - level) / max(len(others), 1)
+    apart = {other: found[name].minus(found[other], joint, paired=True)[0].interval for other in others}
+    return [other for other, (low, high) in apart.items() if low <= 0 <= high]
 
 
 @dataclass(frozen=True)
@@ -224,5 +263,5 @@ def identify(columns: Mapping[str, Array], classifier: str, splits: Splits, leve
     said = np.eye(len(names))[shares.argmax(-1)]
     confusion: Array = said.mean((0, 2))
     value = float(np.trace(confusion)) / len(names)
-    n = len(names) * shares.shape[2]
+    n = len(names) * shares.shape[2] / TRAINING
     return Identification(names, confusion, Estimate(value, wilson_interval(value, n, level)))

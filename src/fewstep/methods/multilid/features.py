@@ -12,7 +12,7 @@ from fewstep.progress import Progress
 Array = NDArray[np.float64]
 
 TILE_BYTES = 2**30
-"""Memory for maps of the bank; a larger bank is taken in pieces, and queries go through the network for each."""
+"""Size of the bank's maps in float64; a larger bank is taken in pieces, and queries go through the network for each."""
 
 _EQUAL = 1e-6  # of the norm: matrix products leave some 1e-8 of it between a map and itself
 _FLOOR = 1e-9  # before logarithms: distances are 0 between equal images only
@@ -22,7 +22,8 @@ def nearest(queries: Tensor, bank: Tensor, taps: Taps, k: int, *, progress: Prog
     """Euclidean distances to the k nearest images of the bank, ascending; exactly 0 where maps are equal.
 
     Args: queries, bank: uint8 (N, C, H, W) and (M, C, H, W), M >= k. progress: wraps the batches.
-    Returns: (N, L, k) float64. Memory is bounded by TILE_BYTES and one batch, whatever N and M are.
+    Returns: (N, L, k) float64. Beside it no more memory is taken than twice TILE_BYTES, for the maps that are put
+        together, and a batch.
     """
     size = BATCH.get(torch.device(taps.pooled.device).type, 64)
     found = torch.full((len(queries), len(taps.layers), k), torch.inf, dtype=torch.float64)

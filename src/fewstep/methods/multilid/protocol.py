@@ -27,11 +27,6 @@ class Sides:
     bank: Tensor
     queries: dict[str, Tensor]
 
-    @property
-    def generators(self) -> list[str]:
-        """The names of the generators."""
-        return [name for name in self.queries if name not in (REAL, NULL)]
-
 
 def real_rows(total: int, *, images: int, bank: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Rows of real images for the bank, the queries and the null control, which never meet.
@@ -55,10 +50,14 @@ def make_sides(
     """Put the classes together.
 
     Args: same_levels: round generated images to the byte values that real ones take.
-    Raises: DataError: some images are not bytes or are of another shape than the real ones, or a generator has
-        another number of them.
+    Raises: DataError: some images are not bytes or are of another shape than the real ones, a generator has fewer
+        of them, or the name of a class of real ones.
     """
     for name, images in generated.items():
+        if name in (REAL, NULL):
+            raise DataError(
+                f"Generators must not be named {REAL!r} or {NULL!r}, as real images are; rename the plan {name!r}."
+            )
         if images.dtype != torch.uint8 or images.shape[1:] != real.shape[1:]:
             raise DataError(
                 f"Real and generated images must have one form, uint8 (C, H, W) = {tuple(real.shape[1:])}; {name} has "
@@ -107,7 +106,8 @@ def published_distances(
     The nearest neighbour is dropped for all: for real images of the minibatch it is the image itself, for all others
     a true neighbour, so that real images are described by neighbours 1..k and others by neighbours 2..k+1.
 
-    Args: size: images of a minibatch; where it does not divide their number, minibatches are a little larger.
+    Args: size: images of a minibatch at least; where it does not divide their number, minibatches are larger, but
+        less than twice as large.
     """
     n = len(sides.queries[REAL])
     parts = np.array_split(np.arange(n), max(n // size, 1))

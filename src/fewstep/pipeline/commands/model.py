@@ -76,7 +76,7 @@ def train(
             attention=model.attention,
             dropout=model.dropout,
             n_classes=len(dataset.classes or ()) if model.class_conditional else 0,
-        ).to(chosen_device(device, local_rank=world.local_rank))
+        ).to(chosen_device(device, local_rank=world.local_rank, exact=False))
         started_from = None if start is None else _copied(start, net)
         several = len(model.widths) > 1
         with _live(metrics, tracking, spec, leads=world.leads):
@@ -185,11 +185,12 @@ def extractor(
 
 def _copied(folder: Path, net: "UNet") -> str:
     """Fill a network with the weights of a model folder; returns their hash."""
-    from fewstep.interop.zoo import find
+    from fewstep.interop.zoo import find, verify
     from fewstep.nets import WEIGHTS
     from fewstep.nets.folder import fill, read_weights
 
     folder = find(folder)
+    verify(folder)
     fill(net, read_weights(folder / WEIGHTS), source=folder / WEIGHTS)
     return sha256_file(folder / WEIGHTS)
 

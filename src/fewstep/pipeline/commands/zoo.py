@@ -3,12 +3,12 @@
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fewstep.checks import DataError
-from fewstep.files import atomic_dir, atomic_file, read_json
+from fewstep.checks import ConfigError, DataError
+from fewstep.files import atomic_dir, atomic_file
 from fewstep.nets import CARD, CONFIG, WEIGHTS
 from fewstep.pipeline.options import takes_settings
 from fewstep.pipeline.specs import Spec, stamp
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from fewstep.interop.zoo import Entry
 
+_FILES = (WEIGHTS, CONFIG, CARD, "metrics.jsonl")
 _FACTS = {"steps": "training steps", "seconds_of_training": "seconds of training", "device": "trained on"}
 """What a card may say beside the columns of the table."""
 
@@ -44,6 +45,10 @@ def zoo(
 
     from fewstep.interop.zoo import entries, references, zoo_folder
 
+    if name is None and (out or statistics):
+        raise ConfigError(
+            "--out and --statistics need a NAME of whose files to copy; fewstep zoo lists them."
+        )
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     models = {entry.name: entry for entry in entries()}
     if name is not None:
@@ -66,10 +71,13 @@ def zoo(
 
 
 def _copy_model(folder: Path, out: Path, spec: Spec | None) -> None:
+    if missing := [name for name in _FILES if not (folder / name).is_file()]:
+        raise DataError(
+            f"{folder} must hold {' and '.join(missing)} to be copied, but does not; copy the zoo again."
+        )
     with atomic_dir(out) as copy:
-        for name in (WEIGHTS, CONFIG, CARD, "metrics.jsonl"):
-            if (folder / name).exists():
-                shutil.copyfile(folder / name, copy / name)
+        for name in _FILES:
+            shutil.copyfile(folder / name, copy / name)
         if spec:
             stamp(spec, copy)
 
@@ -108,18 +116,19 @@ def _cells(entry: "Entry") -> tuple[str, ...]:
 
 def _told(entry: "Entry") -> dict[str, str]:
     """Everything about one model, after its files have been compared with their checksums."""
-    from fewstep.interop.zoo import licence_of, verify
+    from fewstep.interop.zoo import field, licence_of, mapping, verify
 
-    checked = verify(entry.folder)
-    config, card = _mapping(entry.folder / "config.json"), _mapping(entry.folder / "card.json")
+    checked = verify(entry.folder, WEIGHTS, CONFIG)
+    path = entry.folder / CONFIG
+    config, card = mapping(path), mapping(entry.folder / CARD)
     name, dataset, parameters, seen, megabytes, quality = _cells(entry)
     facts = {
         "model": name,
         "folder": str(entry.folder),
-        "data": f"{dataset}, {card['data']['n']:,} images" if "n" in card.get("data", {}) else dataset,
-        "shape": " x ".join(map(str, config.get("shape", ()))),
+        "data": dataset if entry.images is None else f"{dataset}, {entry.images:,} images",
+        "shape": " x ".join(map(str, field(config, "shape", list, path) or ())),
         "prediction": str(config.get("prediction", "")),
-        "schedule": str(config.get("schedule", {}).get("type", "")),
+        "schedule": str((field(config, "schedule", dict, path) or {}).get("type", "")),
         "classes": str(config.get("n_classes") or "none"),
         "parameters": parameters,
         "images seen": seen,
@@ -127,13 +136,6 @@ def _told(entry: "Entry") -> dict[str, str]:
         "weights": f"{megabytes} MB",
         "quality": quality,
         "licence": licence_of(entry.folder) or "",
-        "checksums": f"held for {', '.join(checked)}" if checked else "there are none",
+        "checksums": f"held for {', '.join(checked)}",
     }
     return {what: fact for what, fact in facts.items() if fact}
-
-
-def _mapping(path: Path) -> dict[str, Any]:
-    found = read_json(path) if path.exists() else {}
-    if not isinstance(found, dict):
-        raise DataError(f"{path} must be a JSON object, got {type(found).__name__}; copy it again.")
-    return found

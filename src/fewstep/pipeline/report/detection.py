@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
 from fewstep.checks import DataError
-from fewstep.pipeline.detections import POOLED, PUBLISHED, Detection, leak, percent, sentences
+from fewstep.pipeline.detections import POOLED, PUBLISHED, Detection, agreement, leak, percent, sentences
 from fewstep.pipeline.report.figures import COLOURS, FAINT, MUTED, house_style, inline_svg
 from fewstep.pipeline.report.results import Results, number
 
@@ -30,7 +30,8 @@ class DetectionPanel:
         sentences: the outcome in words.
         rows: one per generator, easiest to tell first: generator, nfe, fd, accuracy, null, minus_null, auroc, found
             (at 5 % false alarms), ratios (without the scale), lid, pooled, untrained, published; printable.
-        leaks: one per network: network, accuracy of the published protocol's null control, and the fair one's.
+        leaks: null controls of the published protocol, one per network and classifier: network, classifier, accuracy,
+            auroc.
         facts: what the numbers depend on.
         figures: name of the file -> figure.
         svgs: the same for the page, by `distance` (absent where no generator has a certificate) and `confusion`.
@@ -82,21 +83,13 @@ def detection_panel(detection: Detection, results: Results) -> DetectionPanel:
             label="How far images are told from real ones, above the null control, against the FD of their sampler.",
         )
     return DetectionPanel(
-        sentences=[*sentences(detection), *_agreement(measured)],
+        sentences=[*sentences(detection), *agreement(list(measured["auroc"]), list(measured["fd"]))],
         rows=[_row(detection, row) for row in table.sort_values("auroc", ascending=False).to_dict("records")],
         leaks=_leaks(detection),
         facts=_facts(record),
         figures=figures,
         svgs=svgs,
     )
-
-
-def _agreement(measured: pd.DataFrame) -> list[str]:
-    """Whether what is nearer to real images is also harder to tell; Spearman's, of five samplers and more."""
-    if len(measured) < 5:
-        return []
-    rank = measured["auroc"].rank().corr(measured["fd"].rank())
-    return [f"Over {len(measured)} plans the rank correlation of AUROC and FD is {rank:.2f}."]
 
 
 def _title(row: Mapping[str, Any], what: str) -> str:
@@ -155,7 +148,7 @@ def _facts(record: Mapping[str, Any]) -> dict[str, str]:
         "bank": f"{data['n_bank']} other real images of {data['name']}; {protocol['k']} nearest",
         "byte values": f"{data['levels']} in real images; generated ones are "
         f"{'rounded to them' if protocol['same_levels'] else 'as they are'}",
-        "layers": f"{', '.join(protocol['networks'][0]['layers'])} of {head['network']}",
+        "layers": f"{', '.join(protocol['networks'][0]['layers'])} of {head['network']}{_trained_on(data)}",
         "classifier": f"{head['classifier']}; {protocol['folds']} folds, repeated {protocol['repeats']} times",
         "intervals": f"{100 * protocol['level']:g} %: {protocol['intervals']}",
         "images of the bank among others": ", ".join(
@@ -168,6 +161,11 @@ def _facts(record: Mapping[str, Any]) -> dict[str, str]:
         )
         or "none",
     }
+
+
+def _trained_on(data: Mapping[str, Any]) -> str:
+    share = data["trained_on"]
+    return f", which was trained on {percent(share)} % of all images of {data['name']}" if share else ""
 
 
 def distance_figure(measured: pd.DataFrame, results: Results) -> Figure:

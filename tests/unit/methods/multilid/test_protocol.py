@@ -40,6 +40,13 @@ def test_images_of_another_form_or_too_few_are_refused():
         make_sides(small, small, small, {"ddim": small[:29]})
 
 
+@pytest.mark.parametrize("name", [REAL, NULL])
+def test_a_generator_cannot_take_the_place_of_real_images(name):
+    small = noise_images(30, seed=0, side=8)
+    with pytest.raises(DataError, match=f"must not be named .* rename the plan '{name}'"):
+        make_sides(small, small, small, {"ddim": small, name: small})
+
+
 def test_generated_images_take_the_levels_of_real_ones():
     """Real images of values 0, 16, ..., 240 beside bytes: rounding leaves no other value and moves none by over 15."""
     coarse, fine = noise_images(40, seed=0) // 16 * 16, noise_images(40, seed=1)
