@@ -1,7 +1,7 @@
 """Times told to the network: what each objective does to DDIM and to other known samplers, on noises no fit saw.
 
 Run: OMP_NUM_THREADS=1 python benchmarks/aligner.py mixture     closed-form mixtures, networks with biased clocks
-     OMP_NUM_THREADS=1 python benchmarks/aligner.py digits MODEL... --reference STATS --extractor E
+     OMP_NUM_THREADS=1 python benchmarks/aligner.py digits MODEL... --images DATA --reference STATS --extractor E
          models of one training but for its seed: what each objective does to DDIM, and how far that varies
 They write benchmarks/results/aligner_{mixture,digits}.md.
 """
@@ -10,12 +10,15 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
 import torch
 from torch import Tensor
 
+from fewstep.data.packed import load_dataset
+from fewstep.data.pixels import to_unit
 from fewstep.diffusion.denoiser import Model
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import Schedule, VPLinear
@@ -178,12 +181,18 @@ def _solvers(setting: Setting) -> list[str]:
 class Trained:
     """A trained model, its fine solutions of noises that no fit saw, and distances to them and to the data."""
 
+    fitted, gated = range(192), range(1_000_000, 1_000_192)
     seeds = range(3_000_000, 3_001_500)
 
     def __init__(self, folder: Path, arguments: argparse.Namespace) -> None:
         self.task = Task(load_model(folder), batch_size=250)
         self.extractor = load_extractor(arguments.extractor)
         self.reference = load_reference(arguments.reference, extractor=self.extractor)
+        dataset = load_dataset(arguments.images, "train")
+        rows = torch.randperm(len(dataset), generator=generator(0, "images"))[
+            : len(self.fitted) + len(self.gated)
+        ]
+        self.images = to_unit(dataset.batch(rows))
         self.fine = self.task.solve(PRESETS["unipc-3"](self.schedule, 100), self.seeds)
 
     @property
@@ -198,12 +207,22 @@ class Trained:
 
     def variants(self, plan: Plan) -> list[Plan]:
         """As it is, by the published objective, by the trajectory, by that and a factor on the noise; ungated."""
-        return [plan] + [
-            align(
-                self.task, plan, seeds=SEEDS, gate_seeds=GATE, objective=name, magnitude=scale, gate="none"
-            ).plan
-            for name, scale in (("paper-sequential", False), ("trajectory", False), ("trajectory", True))
-        ]
+        fit = partial(
+            align,
+            self.task,
+            plan,
+            seeds=self.fitted,
+            gate_seeds=self.gated,
+            images=self.images,
+            substeps=4,
+            gate="none",
+        )
+        made = (
+            fit(objective="paper-sequential"),
+            fit(objective="trajectory"),
+            fit(objective="trajectory", magnitude=True),
+        )
+        return [plan, *(found.plan for found in made)]
 
 
 def run_digits(arguments: argparse.Namespace) -> None:
@@ -252,6 +271,7 @@ def _arguments() -> argparse.Namespace:
     digits = what.add_parser("digits")
     digits.set_defaults(run=run_digits)
     digits.add_argument("models", type=Path, nargs="+")
+    digits.add_argument("--images", type=Path, required=True)
     digits.add_argument("--reference", type=Path, required=True)
     digits.add_argument("--extractor", required=True)
     return parser.parse_args()

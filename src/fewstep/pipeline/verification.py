@@ -22,6 +22,7 @@ from fewstep.pipeline.evaluation import certified_protocol, require_preset
 from fewstep.pipeline.features import FeatureStore
 from fewstep.pipeline.images import ImageSet, open_images
 from fewstep.pipeline.samples import parse_seeds
+from fewstep.pipeline.seeds import require_unseen
 from fewstep.sampling.plan import plan_from_json
 
 S = TypeVar("S", EvaluateSettings, SampleSettings)
@@ -77,6 +78,10 @@ class Verifier:
             "nfe": plan.nfe,
         }
         yield compared("plan", {name: stated[name] for name in found}, found, "as its nodes and steps say")
+        try:
+            require_unseen(plan, parse_seeds(self.certificate["protocol"]["seeds"]))
+        except UserError as error:
+            yield Line("seeds", "failed", str(error))
 
     def _place(self, role: str) -> Path | None:
         if role in self.places:
