@@ -114,7 +114,7 @@ def sentences(detection: Detection) -> list[str]:
     return [
         f"Easiest to tell from real images is {easiest}; hardest is {hardest}; points are above the null control, with "
         f"{record['protocol']['images']} images of each and {record['data']['n_bank']} real ones to compare with.",
-        f"Which of {len(told['classes'])} classes an image is of is said rightly in "
+        f"Of {len(told['classes'])} classes, that of an image is said rightly in "
         f"{percent(told['accuracy']['value'])} % of cases; chance is {percent(told['chance'])} %.",
         *(
             f"Through {row['network']} the published protocol tells real images from real images in "
