@@ -230,6 +230,7 @@ def run_digits(arguments: argparse.Namespace) -> None:
     trained = [Trained(folder, arguments) for folder in arguments.models]
     fine = [one.distances(PRESETS["unipc-3"](one.schedule, 100))[1] for one in trained]
     lines = [
+        "",
         f"{len(trained)} models of one training but for its seed. Cells: RMSE to the fine solver / Fréchet distance to "
         f"the data of {len(Trained.seeds)} images, means over the models, with the lowest and highest; ungated. "
         f"The fine solver itself: {_range(fine, 1)}.",
