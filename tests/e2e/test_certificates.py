@@ -177,7 +177,10 @@ def test_a_number_that_was_improved_is_found(clone):
         (lambda d: d["protocol"]["evaluation"].update(resamples=3), "resamples: Input should be"),
         (lambda d: d["protocol"]["evaluation"].update(metrics=["inf"]), "FD at infinitely many images needs"),
         (lambda d: d["subject"]["plan"]["steps"].update(name="another"), "plan"),
-        (lambda d: d["subject"]["plan"]["steps"]["provenance"].update(seeds={"trials": [50, 99]}), "searched on"),
+        (
+            lambda d: d["subject"]["plan"]["steps"]["provenance"].update(seeds={"trials": [50, 99]}),
+            "searched on",
+        ),
         (lambda d: d["protocol"].update(seeds="60-119"), "protocol.seeds"),
         (lambda d: d["protocol"]["extractor"].update(resize="64/bicubic"), "resize"),
         (lambda d: d["subject"].update(images_sha256="0" * 64), "other images"),

@@ -268,11 +268,12 @@ def _parent_record(run: str, folder: Path, report: Mapping[str, Any], commit: st
 def _training_record(folder: Path) -> _Record:
     stamp = _stamp(folder / "model")
     curve = folder / "model" / "metrics.jsonl"
+    settings = _stamped_settings(folder / "model")
     return _Record(
         key=stamp["key"],
         name=f"train {stamp['key'][:8]}",
-        tags={"snakemake.rule": "train"},
-        params=_flat({name: stamp["settings"][name] for name in ("model", "train")}),
+        tags={"snakemake.rule": stamp["rule"]},
+        params=_flat({name: settings[name] for name in ("model", "train")}),
         points=[point for row in _rows(curve) for point in _row_points(row)],
         files=[curve],
     )
@@ -406,9 +407,21 @@ def _settings_of(folder: Path, report: Mapping[str, Any]) -> dict[str, Any]:
     places += [f"{name}/nfe{report['plans']['nfe'][0]}" for name in ("plans", "samples", "eval")]
     for place in places:
         if (folder / place).exists():
-            settings |= _stamp(folder / place)["settings"]
+            settings |= _stamped_settings(folder / place)
     settings.pop("tracking", None)
     return _flat(settings)
+
+
+def _stamped_settings(folder: Path) -> dict[str, Any]:
+    """What results were made with; a model of the zoo was trained elsewhere, with the settings of its card."""
+    stamp = _stamp(folder)
+    settings: dict[str, Any] = dict(stamp["settings"])
+    if stamp["rule"] == "zoo":
+        trained: dict[str, Any] = read_json(folder / "card.json")["settings"]
+        return trained | {"model": trained["model"] | {"zoo": settings["model"]["zoo"]}}
+    if stamp["rule"] == "zoo-stats":
+        del settings["model"]  # read for the name in the zoo alone
+    return settings
 
 
 def _stamp(folder: Path) -> dict[str, Any]:

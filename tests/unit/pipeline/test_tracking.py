@@ -264,3 +264,20 @@ def test_the_environment_names_the_store(monkeypatch: pytest.MonkeyPatch) -> Non
     assert tracking_uri("sqlite:///mlflow.db") == "http://server:5000"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert tracking_uri("sqlite:///mlflow.db") == "sqlite:///mlflow.db"
+
+
+def test_a_model_of_the_zoo_is_recorded_with_the_settings_of_its_training(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEWSTEP_ZOO", str(Path(__file__).parents[3] / "zoo"))
+    from_zoo = {"zoo": "cifar10-32-tiny"}
+    settings = Settings.model_validate(
+        {"model": from_zoo, "extractor": {"name": "effnet-lite0-p320"}, "evaluate": {"metrics": ["fd"]}}
+    )
+    for place, rule in (("model", "zoo"), ("reference", "zoo-stats"), ("samples", "sample")):
+        (tmp_path / place).mkdir()
+        stamp(make_spec("z", rule, settings), tmp_path / place)
+    trained = {"model": {"channels": 32}, "train": {"steps": 5}}
+    write_json(tmp_path / "model" / "card.json", {"settings": trained})
+    found = tracking._stamped_settings(tmp_path / "model")
+    assert found == {"model": {"channels": 32, **from_zoo}, "train": {"steps": 5}}
+    assert "model" not in tracking._stamped_settings(tmp_path / "reference")
+    assert tracking._stamped_settings(tmp_path / "samples")["sample"]["n"] == settings.sample.n
