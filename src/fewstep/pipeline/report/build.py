@@ -14,7 +14,7 @@ from fewstep.pipeline.report import figures
 from fewstep.pipeline.report.composition import composition_panel
 from fewstep.pipeline.report.detection import detection_panel
 from fewstep.pipeline.report.images import SampleFile, read_sample_files, shared_seeds, strip
-from fewstep.pipeline.report.page import Background, Panel, Samples, describe, render
+from fewstep.pipeline.report.page import Background, Panel, Samples, render
 from fewstep.pipeline.report.results import Results, flat_metrics, number, read_results, reference_row
 from fewstep.pipeline.report.search import search_panels
 from fewstep.pipeline.searches import read_composition, read_searches
@@ -161,7 +161,11 @@ def _save_figures(results: Results, samples: Samples, background: Background, fo
         figures.save(figures.distance_figure(results, lines, x="ms"), folder / "fd_vs_ms")
     for panel in samples.panels:
         rows = panel.rows if samples.reference is None else [samples.reference, *panel.rows]
-        strips = {f"{describe(row)}\nNFE {row['nfe']}, FD {number(row['fd'])}": image for row, image in rows}
+        # grid and numbers on a line of their own, as long names would run into the images
+        strips = {
+            f"{row['sampler']}\n{row['grid']}, NFE {row['nfe']}, FD {number(row['fd'])}": image
+            for row, image in rows
+        }
         title = f"{results.model['name']}: same seeds, {panel.nfe} evaluations"
         figures.save(
             figures.samples_figure(strips, columns=len(samples.seeds), title=title),
