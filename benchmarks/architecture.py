@@ -61,14 +61,29 @@ MEASURED = 64  # images at once
 CHANNELS = (24, 48, 8)  # lowest, highest, step
 MULTIPLIERS = ("1-2-2", "1-2-2-2", "1-2-3", "1-1-2-2")
 ATTENTION = ("none", "8", "16-8")
+PATCHES = (1, 2)
 PREDICTIONS = ("eps", "v")
 RATES = (2e-4, 3e-3)
 BATCHES = (16, 32, 64)
-ZOO = {"channels": 32, "multipliers": "1-2-2-2", "blocks": 1, "attention": "8", "weighting": "uniform"}
+ZOO = {"channels": 32, "multipliers": "1-2-2-2", "blocks": 1, "attention": "8", "patch": 1, "weighting": "uniform"}
 SEEDS = [
     (f"zoo, {prediction}, {lr:g}", {**ZOO, "prediction": prediction, "lr": lr, "batch_size": 32})
     for lr in (6e-4, 1e-3)
     for prediction in PREDICTIONS
+] + [
+    (
+        f"patches, {channels}, {multipliers}",
+        {
+            **ZOO,
+            "patch": 2,
+            "channels": channels,
+            "multipliers": multipliers,
+            "prediction": "v",
+            "lr": 1e-3,
+            "batch_size": 32,
+        },
+    )
+    for channels, multipliers in ((32, "1-2-2"), (48, "1-2-2"), (40, "1-1-2-2"))
 ]
 
 
@@ -224,6 +239,7 @@ def suggest(trial: optuna.Trial) -> dict[str, Any]:
         "multipliers": numbers(trial.suggest_categorical("multipliers", MULTIPLIERS)),
         "blocks": trial.suggest_int("blocks", 1, 2),
         "attention": numbers(trial.suggest_categorical("attention", ATTENTION)),
+        "patch": trial.suggest_categorical("patch", PATCHES),
     }
     trial.suggest_categorical("prediction", PREDICTIONS)
     trial.suggest_categorical("weighting", tuple(WEIGHTINGS))
@@ -253,7 +269,7 @@ def run(args: argparse.Namespace) -> None:
     while len(trained(study)) < args.trials and cpu_hours(study) < args.until:
         draws = generator(SEED, "trial", len(study.get_trials(deepcopy=False)), os.getpid())
         study.sampler = optuna.samplers.TPESampler(
-            multivariate=True, constant_liar=True, n_startup_trials=16, seed=draws.initial_seed() % (1 << 31)
+            multivariate=True, constant_liar=True, n_startup_trials=10, seed=draws.initial_seed() % (1 << 31)
         )
         trial = study.ask()
         try:
@@ -284,7 +300,7 @@ def cpu_hours(study: optuna.Study) -> float:
 
 
 COLUMNS = (
-    "| trial | loss | prediction | weighting | lr | batch | channels | multipliers | blocks | attention | parameters "
+    "| trial | loss | prediction | weighting | lr | batch | channels | multipliers | blocks | attention | patch | parameters "
     "| images/s | images seen | eps error |"
 )
 RULE = "|" + "---|" * (COLUMNS.count("|") - 1)
@@ -295,7 +311,7 @@ def row(trial: FrozenTrial) -> str:
     name = f"{trial.number} ({facts['seed']})" if "seed" in facts else str(trial.number)
     return (
         f"| {name} | {trial.value:.5f} | {p['prediction']} | {p['weighting']} | {p['lr']:.2e} | {p['batch_size']} "
-        f"| {p['channels']} | {p['multipliers']} | {p['blocks']} | {p['attention']} | {facts['parameters']:,} "
+        f"| {p['channels']} | {p['multipliers']} | {p['blocks']} | {p['attention']} | {p['patch']} | {facts['parameters']:,} "
         f"| {facts['images_per_second']:.1f} | {facts['images_seen']:,} | {facts['eps_error']:.4f} |"
     )
 

@@ -29,18 +29,21 @@ class UNet(nn.Module):
 
     Args:
         image_size: Side of the images in pixels; decides on which levels there is attention. Any input whose
-            sides are multiples of `2 ** (levels - 1)` is accepted.
+            sides are multiples of `patch * 2 ** (levels - 1)` is accepted.
         in_channels: Channels of the input.
         channels: Width of the first level.
-        multipliers: Width of each level in units of `channels`; every level halves the side.
+        multipliers: Width of each level in units of `channels`; every level halves the side
+            of the one before; the first has `image_size / patch`.
         blocks: Residual blocks per level, on the way down and on the way up.
-        attention: Sides in pixels at which blocks are followed by self-attention.
+        attention: Sides of the levels at which blocks are followed by self-attention.
         n_classes: Number of classes; the label `n_classes` means "no label". 0: no class embedding.
         dropout: Probability, inside the residual blocks.
         head_channels: Width of one attention head.
         groups: Upper bound of the groups of a normalisation; each keeps 4 channels or more.
         out_channels: Channels of the output; as many as `in_channels` when None.
         time_channels: Sinusoids of the time, an even number; as many as `channels` when None.
+        patch: Side of the squares of pixels that enter and leave as the channels of one. The first level, the most
+            expensive per weight, is left out [hoogeboom2023simple].
 
     Raises:
         ConfigError: A value that cannot be built.
@@ -60,6 +63,7 @@ class UNet(nn.Module):
         groups: int = 32,
         out_channels: int | None = None,
         time_channels: int | None = None,
+        patch: int = 1,
     ) -> None:
         super().__init__()
         self.image_size, self.in_channels, self.channels = image_size, in_channels, channels
@@ -72,6 +76,7 @@ class UNet(nn.Module):
         )
         self.out_channels = in_channels if out_channels is None else out_channels
         self.time_channels = channels if time_channels is None else time_channels
+        self.patch = patch
         self._check()
 
         width = 4 * channels
@@ -80,7 +85,7 @@ class UNet(nn.Module):
         self.label = nn.Embedding(n_classes + 1, width) if n_classes else None
 
         widths = [channels * m for m in self.multipliers]
-        sides = [image_size >> level for level in range(len(widths))]
+        sides = self._sides()
 
         def level(inputs: Sequence[int], width_out: int, side: int, down: bool = False) -> nn.ModuleList:
             """One level: a residual block per entry of `inputs`, attention after each where asked."""
@@ -98,7 +103,7 @@ class UNet(nn.Module):
                 for i, width_in in enumerate(inputs)
             )
 
-        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(in_channels * patch**2, widths[0], 3, padding=1)
         above = [widths[0], *widths[:-1]]
         self.encoder = nn.ModuleList(
             level([above[i]] + [w] * (blocks - 1), w, sides[i], down=i > 0) for i, w in enumerate(widths)
@@ -111,7 +116,10 @@ class UNet(nn.Module):
             level([below[i] + w] + [2 * w] * (blocks - 1), w, sides[i]) for i, w in enumerate(widths)
         )
         self.norm_out = Norm(widths[0], groups)
-        self.conv_out = zeroed(nn.Conv2d(widths[0], self.out_channels, 3, padding=1))
+        self.conv_out = zeroed(nn.Conv2d(widths[0], self.out_channels * patch**2, 3, padding=1))
+
+    def _sides(self) -> list[int]:
+        return [self.image_size // self.patch >> level for level in range(len(self.multipliers))]
 
     def _check(self) -> None:
         """Refuse values that would fail later with an obscure message."""
@@ -125,13 +133,15 @@ class UNet(nn.Module):
             raise ConfigError(f"channels must be a positive multiple of 4; got {self.channels}.")
         if self.time_channels < 2 or self.time_channels % 2:
             raise ConfigError(f"time_channels must be even and positive; got {self.time_channels}.")
-        factor = 2 ** (levels - 1)
+        if self.patch < 1:
+            raise ConfigError(f"patch must be 1 or more; got {self.patch}.")
+        factor = self.patch * 2 ** (levels - 1)
         if self.image_size < factor or self.image_size % factor:
             raise ConfigError(
-                f"image_size must be a multiple of {factor} for {levels} levels; got {self.image_size}. "
-                "Use fewer multipliers or another size."
+                f"image_size must be a multiple of {factor} for {levels} levels of patches of side {self.patch}; "
+                f"got {self.image_size}. Use fewer multipliers, smaller patches or another size."
             )
-        sides = [self.image_size >> level for level in range(levels)]
+        sides = self._sides()
         if unknown := [side for side in self.attention if side not in sides]:
             raise ConfigError(f"attention must name sides among {sides}; got {unknown}.")
         if not 0.0 <= self.dropout < 1.0:
@@ -157,6 +167,7 @@ class UNet(nn.Module):
             "groups": self.groups,
             "out_channels": self.out_channels,
             "time_channels": self.time_channels,
+            "patch": self.patch,
         }
 
     def forward(self, x: Tensor, time: Tensor | float, label: Tensor | None = None) -> Tensor:
@@ -195,10 +206,10 @@ class UNet(nn.Module):
 
     def encode(self, x: Tensor, emb: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The way down: the features that enter the middle and, per block, the ones kept for the way up."""
-        h = self.conv_in(x)
+        h = self.conv_in(F.pixel_unshuffle(x, self.patch))
         skips: list[Tensor] = []
         for i, level in enumerate(self.encoder):
-            side = (x.shape[-2] >> i, x.shape[-1] >> i)
+            side = (x.shape[-2] // self.patch >> i, x.shape[-1] // self.patch >> i)
             emb_level = pooled(emb, side)
             for block in blocks_of(level):
                 h = block(h, emb_level)
@@ -222,8 +233,7 @@ class UNet(nn.Module):
             emb_level = pooled(emb, side)
             for block in blocks_of(level):
                 h = block(torch.cat([h, remaining.pop()], dim=1), emb_level)
-        out: Tensor = self.conv_out(F.silu(self.norm_out(h)))
-        return out
+        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch)
 
 
 class Block(nn.Module):

@@ -130,7 +130,10 @@ class ModelSettings(Section):
         default=[1, 2], min_length=1, max_length=6, description="channel factor of each resolution level"
     )
     blocks: int = Field(default=1, ge=1, le=8, description="residual blocks per level")
-    attention: list[Positive] = Field(default=[4], description="image sides at which attention is used")
+    attention: list[Positive] = Field(default=[4], description="sides of the levels at which attention is used")
+    patch: Positive = Field(
+        default=1, description="side of the squares of pixels that enter the network as the channels of one"
+    )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout in residual blocks")
     class_conditional: bool = Field(default=False, description="give the network the labels of the dataset")
     schedule: ScheduleSettings = Field(default_factory=ScheduleSettings)

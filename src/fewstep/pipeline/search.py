@@ -419,11 +419,18 @@ def _polished(
     )
     if search.reference is not None and search.extractor is not None:
         n = settings.frechet_images
+
+        def judge(plan: Plan) -> float:
+            return search.distance(plan, seeds.validation[:n])
+
+        # fine solutions need not be nearer to the images than a known solver of some calls
+        if settings.frechet_iterations and judge(start.plan) < judge(free.plan()):
+            free = FreePlan(start.plan, search.space.schedule)
         tier(
             "frechet",
             frechet_gradient(search.task, FrechetLoss(search.reference.statistics), search.extractor.of_unit),
             lambda i: seeds.polish[i * n : (i + 1) * n],
-            lambda plan: search.distance(plan, seeds.validation[:n]),
+            judge,
             settings.frechet_iterations,
             settings.frechet_lr,
             checks=1,  # the distance of few images is too noisy to choose the best of many by

@@ -31,9 +31,9 @@ def images(*shape: int) -> Tensor:
     return torch.randn(shape, generator=generator(2))
 
 
-@pytest.mark.parametrize("n_classes", [0, 3])
-def test_a_constant_map_of_times_equals_the_scalar(n_classes: int):
-    net, x = small(n_classes=n_classes), images(3, 1, 8, 8)
+@pytest.mark.parametrize("changes", [{}, {"n_classes": 3}, {"patch": 2}])
+def test_a_constant_map_of_times_equals_the_scalar(changes: dict[str, int]):
+    net, x, n_classes = small(**changes), images(3, 1, 8, 8), changes.get("n_classes", 0)
     label = torch.tensor([0, 2, 1]) if n_classes else None
     scalar = net(x, 321.5, label)
     # float32: the sums over 8 x 8 pixels are taken in another order
@@ -65,20 +65,30 @@ def test_a_map_of_times_is_not_its_mean():
     n_classes=st.integers(0, 3),
     in_channels=st.integers(1, 3),
     factor=st.integers(1, 2),
+    patch=st.integers(1, 3),
     data=st.data(),
 )
 @settings(max_examples=15, deadline=None)
-def test_shapes(channels, multipliers, blocks, n_classes, in_channels, factor, data):
-    side = factor * 2 ** (len(multipliers) - 1)
-    sides = [side >> level for level in range(len(multipliers))]
+def test_shapes(channels, multipliers, blocks, n_classes, in_channels, factor, patch, data):
+    side = patch * factor * 2 ** (len(multipliers) - 1)
+    sides = [side // patch >> level for level in range(len(multipliers))]
     attention = data.draw(st.lists(st.sampled_from(sides), unique=True))
-    net = UNet(side, in_channels, channels, multipliers, blocks, attention, n_classes)
+    net = UNet(side, in_channels, channels, multipliers, blocks, attention, n_classes, patch=patch)
     x = images(2, in_channels, side, 2 * side)
     assert net(x, 7.0).shape == x.shape
     again = UNet(**net.config())
     assert {k: v.shape for k, v in again.state_dict().items()} == {
         k: v.shape for k, v in net.state_dict().items()
     }
+
+
+def test_a_patch_is_one_pixel_of_a_network_without_patches():
+    net, x = small(patch=2), images(2, 1, 8, 8)
+    inner = UNet(**{**net.config(), "patch": 1, "image_size": 4, "in_channels": 4, "out_channels": 4})
+    inner.load_state_dict(net.state_dict())
+    folded = x.reshape(2, 4, 2, 4, 2).permute(0, 2, 4, 1, 3).reshape(2, 4, 4, 4)
+    out = inner(folded, 10.0).reshape(2, 2, 2, 4, 4).permute(0, 3, 1, 4, 2).reshape(2, 1, 8, 8)
+    assert torch.allclose(net(x, 10.0), out, atol=1e-5)
 
 
 def test_the_untrained_output_is_zero():
@@ -155,6 +165,8 @@ def test_weights_follow_the_seed_alone():
     [
         ({"channels": 6}, "multiple of 4"),
         ({"image_size": 9}, "multiple of 2"),
+        ({"patch": 0}, "patch must be 1 or more"),
+        ({"patch": 3}, "multiple of 6 for 2 levels of patches of side 3"),
         ({"attention": [16]}, r"sides among \[8, 4\]"),
         ({"multipliers": []}, "positive multipliers"),
         ({"dropout": 1.0}, "dropout"),

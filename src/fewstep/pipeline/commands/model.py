@@ -74,6 +74,7 @@ def train(
             multipliers=model.multipliers,
             blocks=model.blocks,
             attention=model.attention,
+            patch=model.patch,
             dropout=model.dropout,
             n_classes=len(dataset.classes or ()) if model.class_conditional else 0,
         ).to(chosen_device(device, local_rank=world.local_rank, exact=False))
