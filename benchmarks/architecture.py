@@ -65,7 +65,14 @@ PATCHES = (1, 2)
 PREDICTIONS = ("eps", "v")
 RATES = (2e-4, 3e-3)
 BATCHES = (16, 32, 64)
-ZOO = {"channels": 32, "multipliers": "1-2-2-2", "blocks": 1, "attention": "8", "patch": 1, "weighting": "uniform"}
+ZOO = {
+    "channels": 32,
+    "multipliers": "1-2-2-2",
+    "blocks": 1,
+    "attention": "8",
+    "patch": 1,
+    "weighting": "uniform",
+}
 SEEDS = [
     (f"zoo, {prediction}, {lr:g}", {**ZOO, "prediction": prediction, "lr": lr, "batch_size": 32})
     for lr in (6e-4, 1e-3)

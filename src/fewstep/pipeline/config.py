@@ -130,7 +130,9 @@ class ModelSettings(Section):
         default=[1, 2], min_length=1, max_length=6, description="channel factor of each resolution level"
     )
     blocks: int = Field(default=1, ge=1, le=8, description="residual blocks per level")
-    attention: list[Positive] = Field(default=[4], description="sides of the levels at which attention is used")
+    attention: list[Positive] = Field(
+        default=[4], description="sides of the levels at which attention is used"
+    )
     patch: Positive = Field(
         default=1, description="side of the squares of pixels that enter the network as the channels of one"
     )

@@ -18,6 +18,8 @@ from fewstep.checks import ConfigError, DataError
 from fewstep.files import atomic_file
 
 SCHEMA = "fewstep.samples/2"
+FACTS = ("model", "plan", "plan_hash", "plan_name", "nfe", "guidance", "batch_size", "dtype", "costs")
+"""What else must be said of images for a certificate."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,10 @@ def read_samples(path: Path) -> Samples:
         raise DataError(
             f"{path} must hold uint8 images (N, H, W, C) of {SCHEMA}; got {images.dtype} {images.shape} "
             f"of {samples.meta.get('schema')!r}."
+        )
+    if missing := [fact for fact in FACTS if fact not in samples.meta]:
+        raise DataError(
+            f"{path} must be written by fewstep sample, but it lacks {', '.join(missing)}; make it again."
         )
     return samples
 
