@@ -251,7 +251,7 @@ class SearchSettings(Section):
     polish_noises: int = Field(default=48, ge=1, description="noises of such a step")
     polish_lr: float = Field(default=0.03, gt=0, le=1, description="learning rate of these steps")
     frechet_iterations: int = Field(
-        default=24, ge=0, description="gradient steps on the distance between sets"
+        default=60, ge=0, description="gradient steps on the distance between sets"
     )
     frechet_lr: float = Field(default=0.01, gt=0, le=1, description="learning rate of these steps")
     frechet_images: int = Field(default=320, ge=16, description="images of such a step, new ones each time")
