@@ -307,8 +307,8 @@ def cpu_hours(study: optuna.Study) -> float:
 
 
 COLUMNS = (
-    "| trial | loss | prediction | weighting | lr | batch | channels | multipliers | blocks | attention | patch | parameters "
-    "| images/s | images seen | eps error |"
+    "| trial | loss | prediction | weighting | lr | batch | channels | multipliers | blocks | attention | patch "
+    "| parameters | images/s | images seen | eps error |"
 )
 RULE = "|" + "---|" * (COLUMNS.count("|") - 1)
 
@@ -318,8 +318,8 @@ def row(trial: FrozenTrial) -> str:
     name = f"{trial.number} ({facts['seed']})" if "seed" in facts else str(trial.number)
     return (
         f"| {name} | {trial.value:.5f} | {p['prediction']} | {p['weighting']} | {p['lr']:.2e} | {p['batch_size']} "
-        f"| {p['channels']} | {p['multipliers']} | {p['blocks']} | {p['attention']} | {p['patch']} | {facts['parameters']:,} "
-        f"| {facts['images_per_second']:.1f} | {facts['images_seen']:,} | {facts['eps_error']:.4f} |"
+        f"| {p['channels']} | {p['multipliers']} | {p['blocks']} | {p['attention']} | {p['patch']} "
+        f"| {facts['parameters']:,} | {facts['images_per_second']:.1f} | {facts['images_seen']:,} | {facts['eps_error']:.4f} |"
     )
 
 

@@ -1,9 +1,14 @@
 """fewstep: the best sampler for a diffusion model and a step budget, and how sure we are."""
 
+import os
 from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
+
+# Read by OpenMP when torch is loaded. By default its threads wait for each other spinning, which on a machine that
+# is shared keeps the very thread from running that is waited for: small networks become twenty times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # Public names and where they live; loaded on first use, so that reading settings does not import torch.
 _PUBLIC = {

@@ -12,7 +12,8 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from fewstep.progress import Track
 from fewstep.sampling.descent import Gradient, frechet_gradient, polish, trajectory_gradient
 from fewstep.sampling.linear import linear_form
 from fewstep.sampling.plan import Plan
-from fewstep.sampling.presets import PRESETS, Grid
+from fewstep.sampling.presets import ANALYTIC, PRESETS, Grid, analytical
 from fewstep.sampling.task import Task, batches, distances
 
 SCHEMA = "fewstep.search/1"
@@ -129,19 +130,23 @@ class Search:
         return "error" if self.reference is None else "fd"
 
     def known(self) -> list[Candidate]:
-        """Every preset on every grid, the dynamic-programming grid among them, that makes `nfe` calls."""
-        schedule, nfe, to_zero = self.space.schedule, self.space.nfe, self.space.to_zero
-        grids: dict[str, Grid] = {name: name for name in GRIDS}
-        grids["gits"] = self.teacher.grid(nfe, to_zero=to_zero)
+        """Every preset on every grid, the dynamic-programming grid among them, that makes `nfe` calls.
+
+        Where the space has an analytical first step, each of them with that, too: one step more for the same calls.
+        """
         found: dict[str, Candidate] = {}
-        for preset, make in PRESETS.items():
-            for grid, spacing in grids.items():
+        schedule, nfe, to_zero = self.space.schedule, self.space.nfe, self.space.to_zero
+        for ending in ("", ANALYTIC) if self.space.analytic else ("",):
+            grids: dict[str, Grid] = {name: name for name in GRIDS}
+            grids["gits"] = self.teacher.grid(nfe + bool(ending), to_zero=to_zero)
+            for (preset, make), (grid, spacing) in product(PRESETS.items(), grids.items()):
+                made = partial(analytical, make) if ending else make
                 try:
-                    plan = make(schedule, nfe, grid=spacing, to_zero=to_zero)
+                    plan = made(schedule, nfe, grid=spacing, to_zero=to_zero)
                 except ConfigError:  # not every preset can make every number of calls
                     continue
                 if plan.nfe == nfe and not plan.stochastic:
-                    found.setdefault(plan.hash, Candidate(f"{preset}.{grid}", plan))
+                    found.setdefault(plan.hash, Candidate(f"{preset}.{grid}{ending}", plan))
         return list(found.values())
 
     def distances(self, x0: Tensor, seeds: Sequence[int]) -> Tensor:

@@ -22,7 +22,7 @@ from fewstep.diffusion.grids import GRIDS
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import EDM, Cosine, DDPMTable, Flow, VPLinear
 from fewstep.rng import generator
-from fewstep.sampling.presets import PRESETS, unipc
+from fewstep.sampling.presets import PRESETS, analytical, unipc
 from fewstep.sampling.sample import solve
 from fewstep.sampling.solver import Values
 
@@ -372,3 +372,24 @@ def test_values_go_out_and_back():
     for name in ("dpmpp-3m", "ipndm-3", "unipc-2"):
         plan = PRESETS[name](VP, 6)
         assert Values.of(plan).put_into(plan, VP) == plan
+
+
+@pytest.mark.parametrize("preset", ["ddim", "dpmpp-2m", "unipc-2-bh1", "ipndm-3"])
+def test_an_analytical_first_step_is_a_call_at_pure_noise_that_says_zero(preset):
+    """Around a mean of 0, whose x0_hat at t_max is 0 but for alpha: the same images with one call less."""
+    calls = []
+
+    def eps(x_t, t, label=None):
+        calls.append(float(t.reshape(-1)[0]))
+        sigma, alpha = VP.sigma(t).reshape(-1, 1), VP.alpha(t).reshape(-1, 1)
+        return sigma * x_t / (sigma**2 + (0.1 * alpha) ** 2)
+
+    model = Model(eps, schedule=VP, prediction="eps", shape=(2,))
+    x_T = torch.randn(8, 2, generator=generator(0), dtype=torch.float64)
+    ends, make = [], partial(PRESETS[preset], grid="uniform-lambda")
+    for made, nfe in ((analytical(make, VP, 5), 5), (make(VP, 6), 6)):
+        calls.clear()
+        ends.append(solve(model, made, x_T))
+        assert len(calls) == made.nfe == nfe
+    # alpha at t_max is 0.0066, and x0_hat there 7e-5 of the noise
+    assert torch.allclose(*ends, atol=1e-3)

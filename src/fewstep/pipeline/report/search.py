@@ -5,6 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from fewstep.pipeline.samples import parse_seeds
 from fewstep.pipeline.searches import Finalist, FinishedSearch, Point, Record
 from fewstep.sampling.linear import Row, linear_form
 from fewstep.sampling.plan import Plan, Step
-from fewstep.sampling.presets import PRESETS
+from fewstep.sampling.presets import ANALYTIC, PRESETS, analytical
 
 BARS = 10
 NODE = 7.5  # points across a node at full width
@@ -166,7 +167,8 @@ def best_preset_plan(search: FinishedSearch, results: Results) -> dict[str, Plan
     for sampler, grid, wanted in named:
         for to_zero in (True, False):
             try:
-                plan = PRESETS[sampler](schedule, search.nfe, grid=grid, to_zero=to_zero)
+                make = partial(analytical, PRESETS[sampler]) if grid.endswith(ANALYTIC) else PRESETS[sampler]
+                plan = make(schedule, search.nfe, grid=grid.removesuffix(ANALYTIC), to_zero=to_zero)
             except (KeyError, ConfigError):  # of another origin, or on a grid of its own
                 continue
             if plan.hash == wanted:
