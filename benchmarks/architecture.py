@@ -319,7 +319,8 @@ def row(trial: FrozenTrial) -> str:
     return (
         f"| {name} | {trial.value:.5f} | {p['prediction']} | {p['weighting']} | {p['lr']:.2e} | {p['batch_size']} "
         f"| {p['channels']} | {p['multipliers']} | {p['blocks']} | {p['attention']} | {p['patch']} "
-        f"| {facts['parameters']:,} | {facts['images_per_second']:.1f} | {facts['images_seen']:,} | {facts['eps_error']:.4f} |"
+        f"| {facts['parameters']:,} | {facts['images_per_second']:.1f} | {facts['images_seen']:,} "
+        f"| {facts['eps_error']:.4f} |"
     )
 
 
