@@ -67,7 +67,7 @@ class Seeds:
         first = [settings.seed + k * SEED_BLOCK for k in range(4)]
         return cls(
             range(first[0], first[0] + settings.noises),
-            range(first[1], first[1] + max(settings.noises, settings.frechet_images)),
+            range(first[1], first[1] + max(settings.noises, settings.finalist_images)),
             range(first[2], first[2] + settings.finalist_images),
             range(first[3], first[3] + settings.frechet_iterations * settings.frechet_images),
         )
@@ -426,7 +426,8 @@ def _polished(
         n = settings.frechet_images
 
         def judge(plan: Plan) -> float:
-            return search.distance(plan, seeds.validation[:n])
+            # the distance of as few images as a step has is too noisy to see what the steps have gained
+            return search.distance(plan, seeds.validation[: settings.finalist_images])
 
         # fine solutions need not be nearer to the images than a known solver of some calls
         if settings.frechet_iterations and judge(start.plan) < judge(free.plan()):
