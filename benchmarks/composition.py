@@ -1,8 +1,8 @@
 """What alignment, narrower steps and both together buy on a trained model, on images that nothing was fitted to.
 
-Run: composition.py align MODEL [PLAN...] --images DATA --reference STATS --extractor E
+Run: composition.py align MODEL [PLAN...] --images DATA --reference STATS --extractor E --keep FOLDER
      composition.py widths MODEL [PLAN...]    what narrow networks and plans cost
-     composition.py compare MODEL PLAN... --reference STATS --extractor E
+     composition.py compare MODEL PLAN... --reference STATS --extractor E --keep FOLDER
 Each writes benchmarks/results/composition_{align,widths,compare}_{NAME}.md.
 """
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from measured import Measured, Value
 
 from fewstep.data.packed import load_dataset
 from fewstep.data.pixels import to_unit
@@ -21,14 +22,11 @@ from fewstep.interop.load import load_model
 from fewstep.methods.ddsm.cost import latencies, macs
 from fewstep.methods.ddsm.widths import widths_of
 from fewstep.metrics.extractor import load_extractor
-from fewstep.metrics.frechet import frechet
 from fewstep.metrics.reference import load_reference
-from fewstep.metrics.statistics import Statistics
-from fewstep.metrics.uncertainty import half_samples, normal_interval, paired_difference, spread
+from fewstep.metrics.uncertainty import paired_difference
 from fewstep.pipeline.alignment import Aligning
 from fewstep.pipeline.config import AlignSettings
 from fewstep.pipeline.environment import environment
-from fewstep.pipeline.measure import features_of
 from fewstep.progress import track
 from fewstep.rng import generator
 from fewstep.sampling.plan import Plan, load_plan
@@ -37,43 +35,35 @@ from fewstep.sampling.task import Task
 
 RESULTS = Path(__file__).parent / "results"
 FIRST = 10_000_000  # seed of the reported images
-PRESET_NFE = (10,)
+ALIGNED = ("ddim:uniform-t:10", "dpmpp-2m:uniform-t:10", "unipc-2:uniform-t:10")
 KNOWN = ("dpmpp-2m", "unipc-2", "unipc-3", "ipndm-3")
 KNOWN_GRIDS = ("uniform-t", "quadratic-t", "uniform-lambda")
 ROUNDS = 5
 
 
-class Measure:
-    """Fréchet distances of a model's plans on reported seeds, with replicates."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.task = Task(load_model(args.model), batch_size=250)
-        self.extractor = load_extractor(args.extractor)
-        self.reference = load_reference(args.reference, extractor=self.extractor)
-        self.seeds = range(FIRST, FIRST + args.n)
-
-    def __call__(self, plan: Plan):
-        features = features_of(self.task, plan, self.seeds, self.extractor)
-        value = frechet(Statistics.from_features(features), self.reference.statistics).value
-        return value, half_samples(features, self.reference.statistics)
-
-
-def _cell(value, parts) -> str:
-    low, high = normal_interval(value, spread(parts))
-    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+def _measured(args: argparse.Namespace) -> Measured:
+    task = Task(load_model(args.model), batch_size=args.batch_size)
+    extractor = load_extractor(args.extractor)
+    reference = load_reference(args.reference, extractor=extractor)
+    return Measured(task, reference, extractor, first=FIRST, keep=args.keep)
 
 
 def run_align(args: argparse.Namespace) -> None:
     """DDIM, known samplers and given plans, as they are and aligned."""
-    measure = Measure(args)
-    task, schedule = measure.task, measure.task.model.schedule
-    plans = [
-        PRESETS[name](schedule, nfe, grid="uniform-t", to_zero=True)
-        for nfe in PRESET_NFE
-        for name in ("ddim", "dpmpp-2m", "unipc-2")
-    ]
+    measured = _measured(args)
+    task = measured.task
+    plans = []
+    for preset in args.presets:
+        name, grid, nfe = preset.split(":")
+        plans.append(PRESETS[name](task.model.schedule, int(nfe), grid=grid, to_zero=True))
     plans += [load_plan(path) for path in args.plans]
-    settings = AlignSettings(objectives=["trajectory", "paper-sequential"], choice_images=args.choice)
+    settings = AlignSettings(
+        objectives=["trajectory", "paper-sequential"],
+        noises=args.noises,
+        gate_noises=args.noises,
+        choice_images=args.choice,
+        batch_size=args.batch_size,
+    )
     dataset = load_dataset(args.images, "train")
     rows = torch.randperm(len(dataset), generator=generator(settings.seed, "images"))
     images = to_unit(dataset.batch(rows[: settings.noises + settings.gate_noises]))
@@ -88,27 +78,28 @@ def run_align(args: argparse.Namespace) -> None:
             plan,
             settings,
             images=images,
-            reference=measure.reference,
-            extractor=measure.extractor,
+            reference=measured.reference,
+            extractor=measured.extractor,
             track=track,
         ).run()
         seconds = time.monotonic() - started
-        before = measure(plan)
+        found.plan.save(args.keep / f"{found.plan.name}.json")
+        before = measured(plan, args.n)
         if found.plan.hash == plan.hash:
             cells = ["as it was", "", "1", found.record["why"], "0"]
         else:
-            after = measure(found.plan)
-            difference = paired_difference(after[0], before[0], after[1], before[1])
+            after = measured(found.plan, args.n)
+            difference = paired_difference(after.fd, before.fd, after.replicates, before.replicates)
             low, high = difference.interval
             moved = sum(node.t_cond is not None for node in found.plan.nodes)
             cells = [
-                _cell(*after),
+                str(after),
                 f"{difference.value:.2f} [{low:.2f}, {high:.2f}]",
-                f"{after[0] / before[0]:.2f}",
+                f"{after.fd / before.fd:.2f}",
                 found.record["chosen"],
                 str(moved),
             ]
-        lines.append(f"| {plan.name} | {_cell(*before)} | {' | '.join(cells)} | {seconds:.0f} s |")
+        lines.append(f"| {plan.name} | {before} | {' | '.join(cells)} | {seconds:.0f} s |")
         print(lines[-1], flush=True)
     _write(args, "align", f"Aligned times, FD of {args.n:,} images of unseen seeds", lines)
 
@@ -151,39 +142,47 @@ def run_widths(args: argparse.Namespace) -> None:
 
 def run_compare(args: argparse.Namespace) -> None:
     """Plans beside DDIM in 50 calls and the fastest known sampler that is as good as it."""
-    measure = Measure(args)
-    schedule = measure.task.model.schedule
+    measured = _measured(args)
+    schedule = measured.task.model.schedule
     target = PRESETS["ddim"](schedule, 50, grid="uniform-t", to_zero=True)
-    goal = measure(target)
-    known = []
+    goal = measured(target, args.n)
+    looked_at_goal = measured(target, args.look).fd if args.look else goal.fd
+    known: list[tuple[Plan, Value]] = []
     for nfe in args.nfe:
-        for name in KNOWN:
-            for grid in KNOWN_GRIDS:
-                plan = PRESETS[name](schedule, nfe, grid=grid, to_zero=True)
-                known.append((plan, *measure(plan)))
-                print(plan.name, f"{known[-1][1]:.2f}", flush=True)
-        if any(value <= goal[0] for _, value, _ in known):
+        looked = [
+            (plan, measured(plan, args.look or args.n))
+            for name in KNOWN
+            for grid in KNOWN_GRIDS
+            for plan in [PRESETS[name](schedule, nfe, grid=grid, to_zero=True)]
+        ]
+        for plan, value in looked:
+            print(plan.name, f"{value.fd:.2f}", flush=True)
+        plan, value = min(looked, key=lambda row: row[1].fd)
+        if value.fd <= looked_at_goal:
+            value = measured(plan, args.n)
+        if value.fd <= goal.fd:
+            known.append((plan, value))
             break
-    best = min(
-        (row for row in known if row[1] <= goal[0]), key=lambda row: (row[0].nfe, row[1]), default=None
-    )
     plans = [load_plan(path) for path in args.plans]
-    rows = [(target, *goal), *([best] if best else []), *((plan, *measure(plan)) for plan in plans)]
-    ms = _milliseconds(measure.task, [row[0] for row in rows])
+    rows = [(target, goal), *known, *((plan, measured(plan, args.n)) for plan in plans)]
+    ms = _milliseconds(measured.task, [plan for plan, _ in rows])
     lines = [
         "| plan | calls | widths | FD | minus DDIM 50 | ms per image | times as fast as DDIM 50 | as the preset |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for (plan, value, parts), own in zip(rows, ms, strict=True):
-        low, high = paired_difference(value, goal[0], parts, goal[1]).interval
-        of_preset = f"{ms[1] / own:.2f}" if best else ""
+    for (plan, value), own in zip(rows, ms, strict=True):
+        low, high = paired_difference(value.fd, goal.fd, value.replicates, goal.replicates).interval
+        of_preset = f"{ms[1] / own:.2f}" if known else ""
         widths = "".join(map(str, widths_of(plan))) if plan.narrows else "full"
         lines.append(
-            f"| {plan.name} | {plan.nfe} | {widths} | {_cell(value, parts)} | [{low:.2f}, {high:.2f}] | {own:.3f} | "
+            f"| {plan.name} | {plan.nfe} | {widths} | {value} | [{low:.2f}, {high:.2f}] | {own:.3f} | "
             f"{ms[0] / own:.1f} | {of_preset} |"
         )
     _write(
-        args, "compare", f"Quality and time, FD of {args.n:,} images of unseen seeds, batches of 250", lines
+        args,
+        "compare",
+        f"Quality and time, FD of {args.n:,} images of unseen seeds, batches of {args.batch_size}",
+        lines,
     )
 
 
@@ -225,13 +224,22 @@ def _arguments() -> argparse.Namespace:
         if run is not run_widths:
             command.add_argument("--reference", type=Path, required=True)
             command.add_argument("--extractor", required=True)
+            command.add_argument("--keep", type=Path, required=True, help="folder of features, to go on from")
+            command.add_argument("--batch-size", type=int, default=250)
         if run is run_align:
             command.add_argument("--images", type=Path, required=True)
+            command.add_argument("--presets", nargs="*", default=ALIGNED, help="name:grid:calls")
+            command.add_argument(
+                "--noises", type=int, default=256, help="to fit by, and as many for the gate"
+            )
             command.add_argument(
                 "--choice", type=int, default=2000, help="images by which an alignment is chosen"
             )
         if run is run_compare:
             command.add_argument("--nfe", type=int, nargs="*", default=[6, 8, 10, 12, 15, 20])
+            command.add_argument(
+                "--look", type=int, default=0, help="images of a first look at known samplers"
+            )
     return parser.parse_args()
 
 

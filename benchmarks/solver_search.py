@@ -2,7 +2,7 @@
 
 Run: OMP_NUM_THREADS=1 python benchmarks/solver_search.py mixture     the closed-form mixture, held-out error
      OMP_NUM_THREADS=1 python benchmarks/solver_search.py samplers    best-so-far of the search's samplers on it
-     OMP_NUM_THREADS=1 python benchmarks/solver_search.py model MODEL --reference stats.npz --extractor NAME
+     OMP_NUM_THREADS=1 python benchmarks/solver_search.py model MODEL --reference STATS --extractor E --keep FOLDER
 Each writes its table to benchmarks/results/solver_search_<what>.md; the last one under the name given by --name.
 """
 
@@ -11,35 +11,35 @@ import math
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from measured import Measured
 
-from fewstep.data.pixels import to_u8
 from fewstep.diffusion.denoiser import Model
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import VPLinear
-from fewstep.files import atomic_file
+from fewstep.files import atomic_file, canonical_json, read_json, sha256_text, write_json
 from fewstep.interop.load import load_model
 from fewstep.methods.s3.free import FreePlan
 from fewstep.methods.s3.space import Space, plan_of
 from fewstep.methods.s3.teacher import make_teacher
-from fewstep.metrics.extractor import extract, load_extractor
-from fewstep.metrics.frechet import frechet
-from fewstep.metrics.reference import load_reference
-from fewstep.metrics.statistics import Statistics
-from fewstep.metrics.uncertainty import half_samples, normal_interval, paired_difference, spread
+from fewstep.metrics.extractor import Extractor, load_extractor
+from fewstep.metrics.reference import Reference, load_reference
+from fewstep.metrics.uncertainty import paired_difference
 from fewstep.pipeline import study as studies
 from fewstep.pipeline.config import SearchSettings
 from fewstep.pipeline.environment import environment
 from fewstep.pipeline.search import Search, Seeds, run_search
 from fewstep.progress import track
 from fewstep.sampling.descent import polish, trajectory_gradient
-from fewstep.sampling.plan import Plan
+from fewstep.sampling.plan import Plan, load_plan
 from fewstep.sampling.presets import PRESETS
 from fewstep.sampling.sample import solve
-from fewstep.sampling.task import Task, batches, distances
+from fewstep.sampling.task import Task, distances
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (1_000_000_000, 2_000_000_000, 3_000_000_000)
@@ -177,68 +177,85 @@ def _sampler_curve(
 
 
 def run_model(arguments: argparse.Namespace) -> None:
-    """FD of searched plans over that of the best preset, on seeds from 0."""
-    model = load_model(arguments.model)
+    """FD of searched plans over that of the best preset, on seeds that no search saw."""
+    task = Task(load_model(arguments.model), batch_size=arguments.batch_size)
     extractor = load_extractor(arguments.extractor)
     reference = load_reference(arguments.reference, extractor=extractor)
-    settings = {
-        name: getattr(arguments, name)
-        for name in SearchSettings.model_fields
-        if getattr(arguments, name, None)
-    }
-    n, lines = arguments.n, []
-    features: dict[str, np.ndarray] = {}
-
-    def fd(plan: Plan, count: int) -> tuple[float, np.ndarray]:
-        key = f"{plan.hash}/{count}"
-        if key not in features:
-            task = Task(model, batch_size=arguments.batch_size)
-            images = [to_u8(task.solve(plan, part)) for part in batches(range(count), arguments.batch_size)]
-            features[key] = np.concatenate([extract(part, extractor) for part in images])
-        made = features[key]
-        return frechet(Statistics.from_features(made), reference.statistics).value, made
-
-    def replicates(made: np.ndarray) -> np.ndarray:
-        return half_samples(made, reference.statistics, resamples=50, seed=0)
-
+    measured = Measured(task, reference, extractor, first=arguments.first, keep=arguments.keep)
+    given = {name: getattr(arguments, name, None) for name in SearchSettings.model_fields}
+    given = {name: value for name, value in given.items() if value is not None}
+    lines = []
     for nfe in arguments.nfe:
         runs = []
         for seed in SEEDS[: arguments.seeds]:
-            chosen = SearchSettings(**{**settings, "seed": seed, "batch_size": arguments.batch_size})
-            seeds = Seeds.of(chosen)
-            task = Task(model, batch_size=arguments.batch_size)
-            started = time.monotonic()
-            teacher = make_teacher(
-                task, seeds.trials, seeds.validation[: chosen.noises], nfe=chosen.teacher_nfe, to_zero=True
-            )
-            search = Search(task, teacher, Space(model.schedule, nfe), chosen, reference, extractor)
-            with tempfile.TemporaryDirectory() as folder:
-                found = run_search(search, storage=f"{folder}/journal.log", work=Path(folder), track=track)
-            assert found is not None
-            runs.append((found, time.monotonic() - started, task.calls))
+            settings = SearchSettings(**{**given, "seed": seed})
+            runs.append(_searched(task.model, nfe, settings, reference, extractor, arguments))
         # the presets are given every advantage: the best of all on the very seeds that are reported on
-        looked = sorted(search.known(), key=lambda c: fd(c.plan, arguments.look)[0])[: arguments.best]
-        preset = min(looked, key=lambda c: fd(c.plan, n)[0])
-        theirs, made = fd(preset.plan, n)
-        base = replicates(made)
-        low, high = normal_interval(theirs, spread(base), 0.95)
-        for found, seconds, calls in runs:
-            ours, own = fd(found.plan, n)
-            rep = replicates(own)
-            mine = normal_interval(ours, spread(rep), 0.95)
-            apart = paired_difference(ours, theirs, rep.tolist(), base.tolist(), 0.95).interval
+        presets = {plan.hash: plan for run in runs for plan in run.presets}.values()
+        looked = sorted(presets, key=lambda plan: measured(plan, arguments.look).fd)[: arguments.best]
+        preset, theirs = min(((p, measured(p, arguments.n)) for p in looked), key=lambda row: row[1].fd)
+        for run in runs:
+            ours = measured(run.plan, arguments.n)
+            apart = paired_difference(ours.fd, theirs.fd, ours.replicates, theirs.replicates, 0.95).interval
             lines.append(
-                f"| {nfe} | {preset.name} | {theirs:.1f} [{low:.1f}, {high:.1f}] | {found.record['winner']} "
-                f"| {ours:.1f} [{mine.low:.1f}, {mine.high:.1f}] | {ours / theirs:.2f} "
-                f"| [{apart.low:.1f}, {apart.high:.1f}] | {seconds:.0f} | {calls:,} |"
+                f"| {nfe} | {preset.name} | {theirs} | {run.winner} | {ours} | {ours.fd / theirs.fd:.2f} "
+                f"| [{apart.low:.1f}, {apart.high:.1f}] | {run.seconds:.0f} | {run.calls:,} |"
             )
             print(lines[-1], flush=True)
     head = [
         "| NFE | best preset | its FD | searched | its FD | ratio | difference | seconds | network calls |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    title = f"{model.name}: FD-{extractor.id} of {n} images on seeds from 0, which no search saw"
+    title = (
+        f"{task.model.name}: FD-{extractor.id} of {arguments.n:,} images on seeds from {arguments.first:,}, "
+        "which no search saw"
+    )
     _write(arguments.name, title, [*head, *lines])
+
+
+class Run(NamedTuple):
+    """A search that has ended: its plan, the presets to beat, and what it cost."""
+
+    plan: Plan
+    winner: str
+    presets: list[Plan]
+    seconds: float
+    calls: int
+
+
+def _searched(
+    model: Model,
+    nfe: int,
+    settings: SearchSettings,
+    reference: Reference,
+    extractor: Extractor,
+    arguments: argparse.Namespace,
+) -> Run:
+    """The search of `arguments.keep`, which goes on where it was broken off; seconds are those of the last start."""
+    identity = sha256_text(canonical_json([model.fingerprint, settings.model_dump(mode="json")]))
+    folder = arguments.keep / f"nfe{nfe}-{identity[:12]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "run.json").exists():
+        seeds, task = Seeds.of(settings), Task(model, batch_size=settings.batch_size)
+        started = time.monotonic()
+        teacher = make_teacher(
+            task, seeds.trials, seeds.validation[: settings.noises], nfe=settings.teacher_nfe, to_zero=True
+        )
+        search = Search(task, teacher, Space(model.schedule, nfe), settings, reference, extractor)
+        found = run_search(search, storage=f"{folder}/journal.log", work=folder, track=track)
+        assert found is not None
+        seconds = time.monotonic() - started
+        known = {c.plan.hash: replace(c.plan, name=c.name) for c in search.known()}
+        best = [row["hash"] for row in found.record["finalists"][: settings.finalists]]
+        presets = [known[hash] for hash in (best if arguments.finalists_only else known)]
+        found.plan.save(folder / "plan.json")
+        for i, preset in enumerate(presets):
+            preset.save(folder / "presets" / f"{i}.json")
+        facts = {"winner": found.record["winner"], "seconds": seconds, "calls": task.calls}
+        write_json(folder / "run.json", facts)
+    facts = read_json(folder / "run.json")
+    presets = [load_plan(path) for path in sorted((folder / "presets").iterdir())]
+    return Run(load_plan(folder / "plan.json"), facts["winner"], presets, facts["seconds"], facts["calls"])
 
 
 def _write(name: str, title: str, lines: Sequence[str]) -> None:
@@ -264,8 +281,17 @@ def _arguments() -> argparse.Namespace:
     model.add_argument("--nfe", type=int, nargs="+", default=[4, 5, 6, 8, 10])
     model.add_argument("--seeds", type=int, default=3, help="searches per NFE")
     model.add_argument("--n", type=int, default=10_000, help="images that are reported on")
-    model.add_argument("--look", type=int, default=1000, help="images of a first look at every preset")
+    model.add_argument("--first", type=int, default=0, help="seed of the first reported image")
+    model.add_argument("--look", type=int, default=1000, help="images of a first look at the presets")
     model.add_argument("--best", type=int, default=3, help="presets that are measured on all images")
+    model.add_argument(
+        "--finalists-only",
+        action="store_true",
+        help="of the presets, look at those alone that the search ranks first",
+    )
+    model.add_argument(
+        "--keep", type=Path, required=True, help="folder of searches and features, to go on from"
+    )
     model.add_argument("--batch-size", type=int, default=500)
     for name, field in SearchSettings.model_fields.items():
         if field.annotation is int and name not in ("seed", "batch_size"):
