@@ -424,14 +424,18 @@ def _polished(
     )
     if search.reference is not None and search.extractor is not None:
         n = settings.frechet_images
+        judged: dict[str, float] = {}
 
         def judge(plan: Plan) -> float:
             # the distance of as few images as a step has is too noisy to see what the steps have gained
-            return search.distance(plan, seeds.validation[: settings.finalist_images])
+            if plan.hash not in judged:  # where the steps start is asked for twice
+                judged[plan.hash] = search.distance(plan, seeds.validation[: settings.finalist_images])
+            return judged[plan.hash]
 
         # fine solutions need not be nearer to the images than a known solver of some calls
-        if settings.frechet_iterations and judge(start.plan) < judge(free.plan()):
-            free = FreePlan(start.plan, search.space.schedule)
+        unmoved = FreePlan(start.plan, search.space.schedule)
+        if settings.frechet_iterations and judge(unmoved.plan()) < judge(free.plan()):
+            free = unmoved
         tier(
             "frechet",
             frechet_gradient(search.task, FrechetLoss(search.reference.statistics), search.extractor.of_unit),
