@@ -113,8 +113,9 @@ def distance_figure(results: Results, lines: Sequence[Line], *, x: str = "nfe") 
         right = frame[x].max()
         ours = [end for end in ends if end[2].family == SEARCHED and end[0] < right]
         for at, fd, line in ours:  # a line to the edge would cross all others
+            off = 8 if fd >= results.baseline else -8  # away from the level of real images
             axes.annotate(
-                line.sampler, (at, fd), xytext=(8, 0), textcoords="offset points", color=line.colour,
+                line.sampler, (at, fd), xytext=(8, off), textcoords="offset points", color=line.colour,
                 va="center", fontsize=9.5, gid=f"label-{line.family}",
             )  # fmt: skip
         _label_ends(axes, [end for end in ends if end not in ours])
@@ -165,8 +166,8 @@ def _finish_axes(axes: Axes, frame: pd.DataFrame, results: Results, x: str) -> N
     if results.baseline > 0:
         axes.axhline(results.baseline, color=MUTED, linewidth=1, linestyle=(0, (2, 2)), zorder=3)
         axes.annotate(
-            f"real against real {number(results.baseline)}", (0, results.baseline),
-            xycoords=("axes fraction", "data"), xytext=(2, 3), textcoords="offset points",
+            f"real against real {number(results.baseline)}", (1, results.baseline),
+            xycoords=("axes fraction", "data"), xytext=(-2, 3), textcoords="offset points", ha="right",
             fontsize=8.5, color=MUTED, zorder=4,
         )  # fmt: skip
 
