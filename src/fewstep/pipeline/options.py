@@ -17,6 +17,22 @@ from fewstep.pipeline.specs import load_spec
 Command = Callable[..., None]
 
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes cuda where there is one")]
+ModelOption = Annotated[Path, typer.Option(help="model folder, name in the zoo, or a pipeline of diffusers")]
+ReferenceOption = Annotated[
+    Path | None,
+    typer.Option(help="statistics file, from fewstep stats, or name in the zoo, of the images to be like"),
+]
+DataOption = Annotated[Path | None, typer.Option(help="packed dataset of those images, instead")]
+ExtractorOption = Annotated[
+    str, typer.Option(help="whose features are compared: its name, or the folder of a classifier")
+]
+GuidanceOption = Annotated[float, typer.Option(help="classifier-free guidance scale; 1: none")]
+PlansGuidanceOption = Annotated[
+    float, typer.Option(help="classifier-free guidance scale of plans that name none; 1: none")
+]
+StudyOption = Annotated[
+    Path | None, typer.Option(help="folder from which a search goes on after a break (default: OUT.study)")
+]
 
 
 def takes_settings(*, hide: tuple[str, ...] = ()) -> Callable[[Command], Command]:

@@ -10,7 +10,15 @@ from fewstep.checks import ConfigError
 from fewstep.files import atomic_dir
 from fewstep.pipeline.config import AlignSettings, SampleSettings
 from fewstep.pipeline.measure import reference_and_extractor
-from fewstep.pipeline.options import DeviceOption, takes_settings
+from fewstep.pipeline.options import (
+    DataOption,
+    DeviceOption,
+    ExtractorOption,
+    ModelOption,
+    PlansGuidanceOption,
+    ReferenceOption,
+    takes_settings,
+)
 from fewstep.pipeline.samples import files_in
 from fewstep.pipeline.seeds import require_unseen
 from fewstep.pipeline.specs import Spec, stamp
@@ -25,26 +33,17 @@ if TYPE_CHECKING:
 
 @takes_settings(hide=("nfe",))
 def align(
-    model: Annotated[Path, typer.Option(help="model folder, name in the zoo, or a pipeline of diffusers")],
+    model: ModelOption,
     plan: Annotated[list[Path], typer.Option(help="plan to align, or a folder of plans; may be given again")],
     out: Annotated[Path, typer.Option(help="plan file to write; for several plans a folder")],
     images: Annotated[
         Path | None,
         typer.Option(help="packed dataset the model was trained on, for objectives that start from images"),
     ] = None,
-    reference: Annotated[
-        Path | None,
-        typer.Option(
-            help="statistics file, from fewstep stats, or name in the zoo, of the images to be like"
-        ),
-    ] = None,
-    data: Annotated[Path | None, typer.Option(help="packed dataset of those images, instead")] = None,
-    extractor: Annotated[
-        str, typer.Option(help="whose features are compared: its name, or the folder of a classifier")
-    ] = "effnet-lite0-p320",
-    guidance: Annotated[
-        float, typer.Option(help="classifier-free guidance scale of plans that name none; 1: none")
-    ] = 1.0,
+    reference: ReferenceOption = None,
+    data: DataOption = None,
+    extractor: ExtractorOption = "effnet-lite0-p320",
+    guidance: PlansGuidanceOption = 1.0,
     device: DeviceOption = "auto",
     *,
     align: AlignSettings,

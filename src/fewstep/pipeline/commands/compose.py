@@ -8,7 +8,13 @@ import typer
 from fewstep.checks import ConfigError
 from fewstep.files import atomic_dir
 from fewstep.pipeline.config import ComposeSettings, SampleSettings
-from fewstep.pipeline.options import DeviceOption, takes_settings
+from fewstep.pipeline.options import (
+    DeviceOption,
+    ExtractorOption,
+    GuidanceOption,
+    ModelOption,
+    takes_settings,
+)
 from fewstep.pipeline.samples import files_in
 from fewstep.pipeline.searches import BASES, COMPOSITION
 from fewstep.pipeline.specs import Spec, stamp
@@ -16,14 +22,12 @@ from fewstep.pipeline.specs import Spec, stamp
 
 @takes_settings()
 def compose(
-    model: Annotated[Path, typer.Option(help="model folder, name in the zoo, or a pipeline of diffusers")],
+    model: ModelOption,
     plan: Annotated[list[Path], typer.Option(help="plan file, or a folder of them; any number of times")],
     reference: Annotated[Path, typer.Option(help="statistics file, from fewstep stats, or name in the zoo")],
-    extractor: Annotated[
-        str, typer.Option(help="whose features are compared: its name, or the folder of a classifier")
-    ],
+    extractor: ExtractorOption,
     out: Annotated[Path, typer.Option(help="folder to write")],
-    guidance: Annotated[float, typer.Option(help="classifier-free guidance scale; 1: none")] = 1.0,
+    guidance: GuidanceOption = 1.0,
     device: DeviceOption = "auto",
     *,
     compose: ComposeSettings,

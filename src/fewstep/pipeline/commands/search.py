@@ -13,7 +13,16 @@ from fewstep.checks import ConfigError
 from fewstep.files import atomic_dir, write_json
 from fewstep.pipeline.config import PlanSettings, SampleSettings, SearchSettings
 from fewstep.pipeline.measure import reference_and_extractor
-from fewstep.pipeline.options import DeviceOption, takes_settings
+from fewstep.pipeline.options import (
+    DataOption,
+    DeviceOption,
+    ExtractorOption,
+    GuidanceOption,
+    ModelOption,
+    ReferenceOption,
+    StudyOption,
+    takes_settings,
+)
 from fewstep.pipeline.specs import Spec, stamp
 
 if TYPE_CHECKING:
@@ -21,11 +30,9 @@ if TYPE_CHECKING:
     from fewstep.pipeline.search import Found
     from fewstep.sampling.task import Task
 
-ModelOption = Annotated[Path, typer.Option(help="model folder, name in the zoo, or a pipeline of diffusers")]
 ToZeroOption = Annotated[
     bool, typer.Option("--to-zero/--no-to-zero", help="end at clean data, or at the schedule's t_min")
 ]
-GuidanceOption = Annotated[float, typer.Option(help="classifier-free guidance scale; 1: none")]
 
 
 @takes_settings(
@@ -67,21 +74,11 @@ def search(
     model: ModelOption,
     nfe: Annotated[str, typer.Option(metavar="N,N,...", help="network calls per image")],
     out: Annotated[Path, typer.Option(help="folder to write")],
-    reference: Annotated[
-        Path | None,
-        typer.Option(
-            help="statistics file, from fewstep stats, or name in the zoo, of the images to be like"
-        ),
-    ] = None,
-    data: Annotated[Path | None, typer.Option(help="packed dataset of those images, instead")] = None,
-    extractor: Annotated[
-        str, typer.Option(help="whose features are compared: its name, or the folder of a classifier")
-    ] = "effnet-lite0-p320",
+    reference: ReferenceOption = None,
+    data: DataOption = None,
+    extractor: ExtractorOption = "effnet-lite0-p320",
     teacher: Annotated[Path | None, typer.Option(help="from fewstep teacher; made if not given")] = None,
-    study: Annotated[
-        Path | None,
-        typer.Option(help="folder from which a search goes on after a break (default: OUT.study)"),
-    ] = None,
+    study: StudyOption = None,
     storage: Annotated[
         str | None,
         typer.Option(help="URL of a database for workers on several machines (default: a file in --study)"),

@@ -10,7 +10,15 @@ from fewstep.checks import ConfigError
 from fewstep.files import atomic_dir
 from fewstep.pipeline.config import SampleSettings, StepAwareSettings
 from fewstep.pipeline.measure import reference_and_extractor
-from fewstep.pipeline.options import DeviceOption, takes_settings
+from fewstep.pipeline.options import (
+    DataOption,
+    DeviceOption,
+    ExtractorOption,
+    PlansGuidanceOption,
+    ReferenceOption,
+    StudyOption,
+    takes_settings,
+)
 from fewstep.pipeline.samples import files_in
 from fewstep.pipeline.seeds import require_unseen
 from fewstep.pipeline.specs import Spec, stamp
@@ -38,23 +46,11 @@ def stepaware(
     front: Annotated[
         Path | None, typer.Option(help="folder of an earlier search to pick from, without searching")
     ] = None,
-    reference: Annotated[
-        Path | None,
-        typer.Option(
-            help="statistics file, from fewstep stats, or name in the zoo, of the images to be like"
-        ),
-    ] = None,
-    data: Annotated[Path | None, typer.Option(help="packed dataset of those images, instead")] = None,
-    extractor: Annotated[
-        str, typer.Option(help="whose features are compared: its name, or the folder of a classifier")
-    ] = "effnet-lite0-p320",
-    study: Annotated[
-        Path | None,
-        typer.Option(help="folder from which a search goes on after a break (default: OUT.study)"),
-    ] = None,
-    guidance: Annotated[
-        float, typer.Option(help="classifier-free guidance scale of plans that name none; 1: none")
-    ] = 1.0,
+    reference: ReferenceOption = None,
+    data: DataOption = None,
+    extractor: ExtractorOption = "effnet-lite0-p320",
+    study: StudyOption = None,
+    guidance: PlansGuidanceOption = 1.0,
     device: DeviceOption = "auto",
     *,
     stepaware: StepAwareSettings,
