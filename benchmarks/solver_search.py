@@ -3,6 +3,7 @@
 Run: OMP_NUM_THREADS=1 python benchmarks/solver_search.py mixture     the closed-form mixture, held-out error
      OMP_NUM_THREADS=1 python benchmarks/solver_search.py samplers    best-so-far of the search's samplers on it
      OMP_NUM_THREADS=1 python benchmarks/solver_search.py model MODEL --reference STATS --extractor E --keep FOLDER
+     OMP_NUM_THREADS=1 python benchmarks/solver_search.py draw MODEL PLAN...     the same noises under every plan
 Each writes its table to benchmarks/results/solver_search_<what>.md; the last one under the name given by --name.
 """
 
@@ -18,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from measured import Measured
+from PIL import Image
 
 from fewstep.diffusion.denoiser import Model
 from fewstep.diffusion.mixture import GaussianMixture
@@ -33,12 +35,13 @@ from fewstep.metrics.uncertainty import paired_difference
 from fewstep.pipeline import study as studies
 from fewstep.pipeline.config import SearchSettings
 from fewstep.pipeline.environment import environment
+from fewstep.pipeline.report import figures
 from fewstep.pipeline.search import Search, Seeds, run_search
 from fewstep.progress import track
 from fewstep.sampling.descent import polish, trajectory_gradient
 from fewstep.sampling.plan import Plan, load_plan
 from fewstep.sampling.presets import PRESETS
-from fewstep.sampling.sample import solve
+from fewstep.sampling.sample import sample, solve
 from fewstep.sampling.task import Task, distances
 
 RESULTS = Path(__file__).parent / "results"
@@ -258,6 +261,21 @@ def _searched(
     return Run(load_plan(folder / "plan.json"), facts["winner"], presets, facts["seconds"], facts["calls"])
 
 
+def run_draw(arguments: argparse.Namespace) -> None:
+    """The same noises under several plans, one row each."""
+    model = load_model(arguments.model)
+    seeds, strips = range(arguments.first, arguments.first + arguments.columns), {}
+    for path in arguments.plans:
+        plan = load_plan(path)
+        images = sample(model, plan, seeds=seeds).permute(2, 0, 3, 1).numpy()
+        strips[f"{plan.name.split('.to-zero')[0]}\n{plan.nfe} calls"] = Image.fromarray(
+            images.reshape(model.shape[1], -1, model.shape[0])
+        )
+    title = f"the same noises under every plan, seeds {seeds[0]:,} to {seeds[-1]:,}"
+    picture = figures.samples_figure(strips, columns=len(seeds), title=title)
+    figures.save(picture, RESULTS / f"solver_search_{arguments.name}")
+
+
 def _write(name: str, title: str, lines: Sequence[str]) -> None:
     facts = ", ".join(f"{key} {value}" for key, value in environment().items() if isinstance(value, str))
     text = "\n".join([f"# {title}", "", *lines, "", facts, ""])
@@ -297,6 +315,13 @@ def _arguments() -> argparse.Namespace:
         if field.annotation is int and name not in ("seed", "batch_size"):
             model.add_argument(f"--{name.replace('_', '-')}", type=int)
     model.set_defaults(run=run_model)
+    draw = what.add_parser("draw")
+    draw.add_argument("model")
+    draw.add_argument("plans", nargs="+", type=Path)
+    draw.add_argument("--name", default="model")
+    draw.add_argument("--first", type=int, default=0, help="seed of the first image")
+    draw.add_argument("--columns", type=int, default=12)
+    draw.set_defaults(run=run_draw)
     return parser.parse_args()
 
 
