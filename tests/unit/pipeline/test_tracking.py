@@ -243,12 +243,10 @@ def test_a_live_curve_is_seen_before_the_end(
     assert runs(uri)[0].info.status == "FINISHED"
 
 
-def test_hundreds_of_certificates_take_seconds(uri: str, tmp_path: Path) -> None:
+def test_hundreds_of_certificates_are_one_child_run_per_sampler(uri: str, tmp_path: Path) -> None:
     samplers = [(f"sampler-{i}", grid) for i in range(10) for grid in ("uniform-t", "karras")]
     finished_run(tmp_path, nfe=tuple(range(1, 16)), samplers=samplers)
-    start = time.monotonic()
     assert track_run("digits", uri=uri, commit=None)["runs"] == 22
-    assert time.monotonic() - start < 30  # 300 certificates; measured: under 5 s on two idle cores
 
 
 def test_an_unfinished_run_and_a_broken_store_are_one_sentence(uri: str, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Costs of widths and plans, against closed forms and the sampler's own calls."""
 
-import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from unit.sampling.toys import small_mixture
 from fewstep.checks import ConfigError
 from fewstep.diffusion.denoiser import Model
 from fewstep.diffusion.schedule import VPLinear
+from fewstep.methods.ddsm import cost
 from fewstep.methods.ddsm.cost import CostTable, cost_of, latencies, macs, total_cost
 from fewstep.methods.ddsm.widths import with_widths
 from fewstep.nets.slim import sub_networks
@@ -101,38 +102,44 @@ def test_what_cannot_be_counted_is_refused():
         latencies(counted, batch_size=0)
 
 
-def sleeping(order):
-    """A model whose width k takes 8 / 2^k milliseconds a call, and notes who was asked."""
-    exact = small_mixture().model(VP)
+class Clock:
+    """Time that passes only when work says so."""
 
-    def at_width(k):
-        def fn(x, t):
-            order.append(k)
-            time.sleep(0.008 / 2**k)
-            return x
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr(cost, "time", SimpleNamespace(perf_counter=lambda: self.now))
 
-        return fn
+    def model(self, order, *, stuck=None):
+        """A model whose width k takes 8 / 2^k ms a call, its call number `stuck` a second; notes who was asked."""
 
-    return replace(exact, fn=at_width(0), widths=(1.0, 0.5, 0.25), at_width=at_width)
+        def at_width(k):
+            def fn(x, t):
+                self.now += 1.0 if len(order) == stuck else 0.008 / 2**k
+                order.append(k)
+                return x
+
+            return fn
+
+        return replace(small_mixture().model(VP), fn=at_width(0), widths=(1.0, 0.5, 0.25), at_width=at_width)
 
 
-def test_times_are_medians_per_image_of_widths_that_take_turns():
+def test_times_are_medians_per_image_of_widths_that_take_turns(monkeypatch):
     order = []
-    table = latencies(sleeping(order), batch_size=4, repeats=5)
+    table = latencies(Clock(monkeypatch).model(order, stuck=12), batch_size=4, repeats=5)
     assert order == [0, 1, 2] * 7
-    # of four images; a sleep never ends early, and the median of five ends 5 ms late only on a machine that is stuck
-    for k, ms in enumerate(table.widths):
-        assert 8 / 2**k <= 4 * ms < 8 / 2**k + 5
-    assert table.kind == "ms" and list(table.widths) == sorted(table.widths, reverse=True)
+    assert table.kind == "ms" and table.widths == pytest.approx((2, 1, 0.5)) and table.fixed == 0
 
 
-def test_times_of_latent_models_have_that_of_the_decoder():
+def test_times_of_latent_models_have_that_of_the_decoder(monkeypatch):
+    clock = Clock(monkeypatch)
+
     def decode(z):
-        time.sleep(0.004)
+        clock.now += 0.004
         return z
 
-    table = latencies(replace(sleeping([]), decode=decode), batch_size=2, repeats=3)
-    assert 4 <= 2 * table.fixed < 9  # of two images, as late as above
+    table = latencies(replace(clock.model([]), decode=decode), batch_size=2, repeats=3)
+    assert table.fixed == pytest.approx(2)  # 4 ms of two images
+    assert table.widths == pytest.approx((4, 2, 1))
 
 
 # Plans
