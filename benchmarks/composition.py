@@ -58,7 +58,8 @@ def run_align(args: argparse.Namespace) -> None:
         plans.append(PRESETS[name](task.model.schedule, int(nfe), grid=grid, to_zero=True))
     plans += [load_plan(path) for path in args.plans]
     settings = AlignSettings(
-        objectives=["trajectory", "paper-sequential"],
+        objectives=args.objectives,
+        teacher_substeps=args.substeps,
         noises=args.noises,
         gate_noises=args.noises,
         choice_images=args.choice,
