@@ -186,7 +186,8 @@ def run_model(arguments: argparse.Namespace) -> None:
     reference = load_reference(arguments.reference, extractor=extractor)
     measured = Measured(task, reference, extractor, first=arguments.first, keep=arguments.keep)
     given = {name: getattr(arguments, name, None) for name in SearchSettings.model_fields}
-    given = {name: value for name, value in given.items() if value is not None}
+    # what other numbers of calls are asked for does not make another search
+    given = {name: value for name, value in given.items() if value is not None and name != "nfe"}
     lines = []
     for nfe in arguments.nfe:
         runs = []
@@ -249,15 +250,22 @@ def _searched(
         assert found is not None
         seconds = time.monotonic() - started
         known = {c.plan.hash: replace(c.plan, name=c.name) for c in search.known()}
-        best = [row["hash"] for row in found.record["finalists"][: settings.finalists]]
-        presets = [known[hash] for hash in (best if arguments.finalists_only else known)]
         found.plan.save(folder / "plan.json")
-        for i, preset in enumerate(presets):
-            preset.save(folder / "presets" / f"{i}.json")
-        facts = {"winner": found.record["winner"], "seconds": seconds, "calls": task.calls}
+        for hash, preset in known.items():
+            preset.save(folder / "presets" / f"{hash}.json")
+        facts = {
+            "winner": found.record["winner"],
+            "finalists": [row["hash"] for row in found.record["finalists"][: settings.finalists]],
+            "seconds": seconds,
+            "calls": task.calls,
+        }
         write_json(folder / "run.json", facts)
     facts = read_json(folder / "run.json")
-    presets = [load_plan(path) for path in sorted((folder / "presets").iterdir())]
+    presets = [
+        load_plan(path)
+        for path in sorted((folder / "presets").iterdir())
+        if path.stem in facts["finalists"] or not arguments.finalists_only
+    ]
     return Run(load_plan(folder / "plan.json"), facts["winner"], presets, facts["seconds"], facts["calls"])
 
 

@@ -17,7 +17,8 @@ def _keep_freed_memory() -> None:
     """Let the C library of Linux hand freed tensors of up to 1 GiB out again.
 
     By default each tensor of more than 128 KiB to 32 MiB is mapped, cleared page by page and given back: with small
-    networks on a CPU a sixth of the time of sampling and training. Whoever sets the allocator decides.
+    networks of 32 x 32 on a CPU about an eighth of the time of sampling and training. Whoever sets the allocator
+    decides.
     """
     asked = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"} & os.environ.keys()
     if sys.platform != "linux" or asked:

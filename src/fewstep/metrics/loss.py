@@ -13,8 +13,9 @@ ROOT_FLOOR = (
 class FrechetLoss:
     """Fréchet distance of a batch's features to a reference, differentiable [dowson1982frechet].
 
-    A batch of n images is farther from the reference than infinitely many, by about c/n: as a loss that is no
-    harm, since it hardly depends on the plan; as a number it is not to be reported.
+    A batch of n images is farther from the reference than infinitely many, by about c/n: as a number
+    that is not to be reported. As a loss it does little harm while images outnumber features; with fewer, it also
+    favours sets of less spread.
     """
 
     def __init__(self, reference: Statistics) -> None:
