@@ -62,6 +62,8 @@ def run_align(args: argparse.Namespace) -> None:
         teacher_substeps=args.substeps,
         noises=args.noises,
         gate_noises=args.noises,
+        refine_iterations=args.refine,
+        refine_images=args.refine_images,
         choice_images=args.choice,
         batch_size=args.batch_size,
     )
@@ -230,9 +232,15 @@ def _arguments() -> argparse.Namespace:
         if run is run_align:
             command.add_argument("--images", type=Path, required=True)
             command.add_argument("--presets", nargs="*", default=ALIGNED, help="name:grid:calls")
+            command.add_argument("--objectives", nargs="+", default=["trajectory", "paper-sequential"])
+            command.add_argument(
+                "--substeps", type=int, default=8, help="of the fine solutions, in each step"
+            )
             command.add_argument(
                 "--noises", type=int, default=256, help="to fit by, and as many for the gate"
             )
+            command.add_argument("--refine", type=int, default=0, help="gradient steps on all times together")
+            command.add_argument("--refine-images", type=int, default=192, help="images of each")
             command.add_argument(
                 "--choice", type=int, default=2000, help="images by which an alignment is chosen"
             )

@@ -35,7 +35,7 @@ from fewstep.sampling.plan import Plan
 from fewstep.sampling.task import Task, distances
 
 SEED_BLOCK = 1_000_000
-"""Seeds of one purpose: an alignment uses four blocks from its first seed on."""
+"""Seeds of one purpose: an alignment uses five blocks from its first seed on."""
 LEVEL = 0.95  # probability with which a plan that is no better is not taken for a better one
 REFINE_LR = 0.01  # of log r and of the scales' logarithms
 
@@ -48,16 +48,18 @@ class Seeds:
     gate: range
     choice: range
     refine: range
+    validation: range
 
     @classmethod
     def of(cls, settings: AlignSettings) -> "Seeds":
         """Blocks one after another."""
-        first = [settings.seed + k * SEED_BLOCK for k in range(4)]
+        first = [settings.seed + k * SEED_BLOCK for k in range(5)]
         return cls(
             range(first[0], first[0] + settings.noises),
             range(first[1], first[1] + settings.gate_noises),
             range(first[2], first[2] + settings.choice_images),
-            range(first[3], first[3] + settings.refine_iterations * settings.noises),
+            range(first[3], first[3] + settings.refine_iterations * settings.refine_images),
+            range(first[4], first[4] + (settings.refine_images if settings.refine_iterations else 0)),
         )
 
     def as_json(self) -> dict[str, list[int]]:
@@ -207,15 +209,18 @@ class Aligning:
         return found
 
     def _refined(self, fitted: Sequence[Candidate]) -> list[Candidate]:
-        """All times together by gradients, from the fit that is best on the noises of the gates."""
-
-        def error(candidate: Candidate) -> float:
-            return math.inf if candidate.endpoint is None else candidate.endpoint.after
-
-        moved = [candidate for candidate in fitted if candidate.plan.hash != self.plan.hash]
-        start = min(moved, key=error).plan if moved else self.plan
-        free = FreeTimes(start, self.student.schedule, magnitude=self.settings.magnitude)
+        """All times together by gradients, from the best of the fits and the plan that came in."""
         gradient, seeds, validate = self._descent()
+
+        def score(plan: Plan) -> float:
+            try:
+                return validate(plan)
+            except DataError:  # a state that is not finite
+                return math.inf
+
+        starts = {plan.hash: plan for plan in (self.plan, *(candidate.plan for candidate in fitted))}
+        start = min(starts.values(), key=score)
+        free = FreeTimes(start, self.student.schedule, magnitude=self.settings.magnitude)
         polish(
             free,
             gradient,
@@ -236,11 +241,11 @@ class Aligning:
     def _descent(self) -> tuple[Gradient, Callable[[int], Sequence[int]], Callable[[Plan], float]]:
         """Gradient, seeds of an iteration and validation, of what is chosen by."""
         if self.reference is not None and self.extractor is not None:
-            loss, n = FrechetLoss(self.reference.statistics), self.settings.noises
+            loss, n = FrechetLoss(self.reference.statistics), self.settings.refine_images
             return (
                 frechet_gradient(self.task, loss, self.extractor.of_unit),
                 lambda i: self.seeds.refine[i * n : (i + 1) * n],
-                lambda plan: self._distance(plan, self.seeds.gate)[0],
+                lambda plan: self._distance(plan, self.seeds.validation)[0],
             )
         fit, first = self._solutions(self.seeds.fit), self.seeds.fit[0]
 

@@ -159,6 +159,9 @@ class TrainSettings(Section):
     lr_course: Literal["constant", "cosine"] = Field(
         default="cosine", description="learning rate after the warm-up: constant, or falling to 0"
     )
+    cooldown: int = Field(
+        default=0, ge=0, description="last steps, in which a constant learning rate falls to 0"
+    )
     ema_decay: float = Field(default=0.998, ge=0, lt=1, description="decay per step of the averaged weights")
     clip: float | None = Field(default=1.0, gt=0, description="largest gradient norm; null: no clipping")
     weighting: Literal["uniform", "snr", "min-snr-5", "edm"] = Field(
@@ -293,7 +296,10 @@ class AlignSettings(Section):
         default=8, ge=1, description="fine steps, of order 2, in each interval of the plan"
     )
     refine_iterations: int = Field(
-        default=0, ge=0, description="gradient steps on all times together, from the best fit; 0: none"
+        default=0, ge=0, description="gradient steps on all times together, from the best so far; 0: none"
+    )
+    refine_images: int = Field(
+        default=256, ge=16, description="images of one such step towards a reference, and of its validation"
     )
     choice_images: int = Field(default=1000, ge=16, description="images by which the plan is chosen")
     seed: int = Field(default=1_500_000_000, ge=0, description="first seed of the alignment's images")

@@ -69,6 +69,13 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return folder / f"step-{steps[-1]:08d}" if steps else None
 
 
+def step_of(path: Path) -> int:
+    """The step of the checkpoint in a folder of this name."""
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match[1])
+
+
 def read_checkpoint(path: Path, *, settings: Mapping[str, Any], device: torch.device) -> Checkpoint:
     """Read a checkpoint of exactly these settings.
 
@@ -102,7 +109,7 @@ def _steps(folder: Path) -> list[int]:
     """Steps of the checkpoints in a folder, rising."""
     if not folder.is_dir():
         return []
-    return sorted(int(match[1]) for entry in folder.iterdir() if (match := _NAME.fullmatch(entry.name)))
+    return sorted(step_of(entry) for entry in folder.iterdir() if _NAME.fullmatch(entry.name))
 
 
 def _difference(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from fewstep.data.pixels import to_unit
 from fewstep.train.batches import Batch, ImageSource, batch_settings, image_batches
 from fewstep.train.denoiser import describe
 from fewstep.train.descent import descend
-from fewstep.train.loop import State, fit, warmup
+from fewstep.train.loop import Course, State, fit
 from fewstep.train.world import World
 
 
@@ -86,10 +86,9 @@ def train_classifier(
             world_size=world.size,
             device=next(net.parameters()).device,
         ),
-        steps=steps,
+        course=Course(steps, shape="cosine"),
         seed=seed,
         settings={
-            "steps": steps,
             "lr": lr,
             "weight_decay": weight_decay,
             "net": describe(net),
@@ -97,7 +96,6 @@ def train_classifier(
         },
         checkpoints=checkpoints,
         metrics=metrics,
-        rate=warmup(steps, length=0, shape="cosine"),
         log_every=log_every,
         world=world,
         progress=progress,

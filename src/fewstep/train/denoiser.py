@@ -14,7 +14,7 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.train.batches import Batch, ImageSource, batch_settings, image_batches
 from fewstep.train.descent import descend
 from fewstep.train.ema import Ema
-from fewstep.train.loop import State, fit, warmup
+from fewstep.train.loop import Course, State, fit
 from fewstep.train.losses import Loss, check_weighting, denoising_loss, draw_times, noised
 from fewstep.train.world import World
 
@@ -43,6 +43,7 @@ def train_denoiser(
     seed: int,
     warmup_steps: int = 0,
     lr_course: str = "constant",
+    cooldown: int = 0,
     weight_decay: float = 0.0,
     clip: float | None = 1.0,
     weighting: str = "uniform",
@@ -77,6 +78,7 @@ def train_denoiser(
         seed: Of the order of the images, the noise, the times and dropout; not of the network's weights.
         warmup_steps: Steps of linear rise of the learning rate.
         lr_course: "constant" or "cosine" after the warm-up.
+        cooldown: Last steps, in which a constant rate falls to 0.
         weight_decay: Of AdamW.
         clip: Largest gradient norm; None: no clipping.
         weighting: Of the loss, one of `WEIGHTINGS`.
@@ -154,8 +156,6 @@ def train_denoiser(
         "schedule": schedule.config(),
         "prediction": prediction,
         "lr": lr,
-        "warmup_steps": warmup_steps,
-        "lr_course": lr_course,
         "weight_decay": weight_decay,
         "clip": clip,
         "weighting": weighting,
@@ -166,9 +166,6 @@ def train_denoiser(
         "net": describe(net),
         **batch_settings(dataset, batch_size=batch_size, flip=flip),
     }
-    if lr_course != "constant":
-        # A constant rate does not know how long the training is, so it may be made longer later.
-        settings["steps"] = steps
     if loss_of_step is not None:
         settings["loss"] = loss_of_step.config()
     if start is not None:
@@ -185,13 +182,12 @@ def train_denoiser(
             world_size=world.size,
             device=device,
         ),
-        steps=steps,
+        course=Course(steps, warmup_steps, lr_course, cooldown),
         seed=seed,
         settings=settings,
         checkpoints=checkpoints,
         metrics=metrics,
         until=until,
-        rate=warmup(steps, length=warmup_steps, shape=lr_course),
         log_every=log_every,
         checkpoint_every=checkpoint_every,
         checkpoint_seconds=checkpoint_seconds,

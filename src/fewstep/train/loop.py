@@ -26,7 +26,7 @@ from fewstep import files
 from fewstep.checks import ConfigError, DataError
 from fewstep.rng import generator
 from fewstep.train.batches import Batch
-from fewstep.train.checkpoint import latest_checkpoint, read_checkpoint, write_checkpoint
+from fewstep.train.checkpoint import latest_checkpoint, read_checkpoint, step_of, write_checkpoint
 from fewstep.train.ema import Ema
 from fewstep.train.metrics_log import MetricsLog
 from fewstep.train.world import World
@@ -71,6 +71,64 @@ class State:
             ema.net.load_state_dict(tensors["ema"][name])
 
 
+@dataclass(frozen=True)
+class Course:
+    """Factor on the learning rates in step 0, 1, ...: a line up, then constant or a cosine down to 0.
+
+    Args:
+        steps: Length of the whole training.
+        warmup: Steps of the rise.
+        shape: "constant" or "cosine".
+        cooldown: Last steps, in which a constant rate falls to 0 as 1 - sqrt [hagele2024scaling].
+
+    Raises:
+        ConfigError: An unknown shape, a cooldown of a rate that is not constant, or too many steps of either.
+    """
+
+    steps: int
+    warmup: int = 0
+    shape: str = "constant"
+    cooldown: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ConfigError(f"training needs steps >= 1; got {self.steps}.")
+        if self.shape not in ("constant", "cosine"):
+            raise ConfigError(f"the learning rate's course must be constant or cosine; got {self.shape!r}.")
+        if not 0 <= self.warmup < self.steps:
+            raise ConfigError(
+                f"the warm-up must be shorter than the training, {self.steps} steps; got {self.warmup}."
+            )
+        if self.cooldown and self.shape != "constant":
+            raise ConfigError(f"a cooldown of {self.cooldown} steps needs a constant rate; got {self.shape}.")
+        if not 0 <= self.cooldown <= self.steps - self.warmup:
+            raise ConfigError(
+                f"the cooldown must fit into the {self.steps - self.warmup} steps after the warm-up; "
+                f"got {self.cooldown}."
+            )
+
+    def __call__(self, step: int) -> float:
+        """The factor in a step."""
+        if step < self.warmup:
+            return (step + 1) / (self.warmup + 1)
+        if self.shape == "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * (step - self.warmup) / (self.steps - self.warmup)))
+        falling = step - (self.steps - self.cooldown)
+        return 1.0 if falling < 0 else 1.0 - math.sqrt((falling + 1) / (self.cooldown + 1))
+
+    def settings(self, made: int) -> dict[str, Any]:
+        """What the first `made` steps depended on: while the rate is constant, not on the length of the training.
+
+        So a training at a constant rate may be made longer, or be ended by a cooldown, later.
+        """
+        known: dict[str, Any] = {"warmup_steps": self.warmup, "lr_course": self.shape}
+        if self.shape != "constant" or made > self.steps - self.cooldown:
+            known["steps"] = self.steps
+        if made > self.steps - self.cooldown:
+            known["cooldown"] = self.cooldown
+        return known
+
+
 class Step(Protocol):
     """What a method supplies: change the state by one step and return what to log, scalars by name.
 
@@ -87,32 +145,30 @@ def fit(
     step: Step,
     batches: Callable[[int], Batch],
     *,
-    steps: int,
+    course: Course,
     seed: int,
     settings: Mapping[str, Any],
     checkpoints: str | Path | None = None,
     metrics: str | Path | None = None,
     until: int | None = None,
-    rate: Callable[[int], float] | None = None,
     log_every: int = 10,
     checkpoint_every: int | None = None,
     checkpoint_seconds: float = 60.0,
     world: World | None = None,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> State:
-    """Train until `steps` steps are made, resuming from the last checkpoint where there is one.
+    """Train to the end of the course, resuming from the last checkpoint where there is one.
 
     Args:
         state: The networks, optimisers and averages at their start; changed in place.
         step: What one step does.
         batches: From the step (0, 1, ...) to its batch.
-        steps: Length of the whole training.
+        course: Length of the whole training, and its learning rates.
         seed: Of the generator that `step` receives, and of dropout.
         settings: Plain values that decide the result; a checkpoint of other settings is refused.
         checkpoints: Folder of the checkpoints; None: nothing is kept.
         metrics: JSONL file with a line every `log_every` steps; on resume cut back to the checkpoint.
-        until: Stop early at this step, with a checkpoint; the learning rate still follows `steps`.
-        rate: Factor on the learning rates in step 0, 1, ...; None: 1.
+        until: Stop early at this step, with a checkpoint; the learning rate still follows its course.
         log_every: Steps over which logged values are averaged.
         checkpoint_every: Steps between checkpoints.
         checkpoint_seconds: Seconds between checkpoints when `checkpoint_every` is None.
@@ -127,11 +183,12 @@ def fit(
         DataError: A full disk, a damaged checkpoint, or training that diverged: the last checkpoint is kept.
         KeyboardInterrupt, SystemExit: On SIGINT and SIGTERM, after a checkpoint was written.
     """
-    if steps < 1 or log_every < 1:
-        raise ConfigError(f"training needs steps >= 1 and log_every >= 1; got {steps} and {log_every}.")
+    if log_every < 1:
+        raise ConfigError(f"training needs log_every >= 1; got {log_every}.")
     world = World() if world is None else world
     run = _Run(
         state=state,
+        course=course,
         settings={**settings, "seed": seed, "log_every": log_every},
         folder=None if checkpoints is None else Path(checkpoints),
         metrics=MetricsLog(Path(metrics) if metrics is not None and world.leads else None),
@@ -144,21 +201,15 @@ def fit(
     # Before the checkpoint is read: it holds the rates of its step, already scaled.
     base = {name: [group["lr"] for group in o.param_groups] for name, o in state.optimisers.items()}
     run.resume()
-    if state.step > steps:
-        raise ConfigError(
-            f"steps must be at least {state.step}, those of the checkpoint in {checkpoints}; got {steps}; "
-            "ask for more steps, or give an empty checkpoint folder to start again."
-        )
     world.copy_from_leader([*state.nets.values(), *(ema.net for ema in state.ema.values())])
-    last = steps if until is None else min(until, steps)
+    last = course.steps if until is None else min(until, course.steps)
     device = next(next(iter(state.nets.values())).parameters()).device
     for net in state.nets.values():
         net.train()
     with _signals() as received:
         bar = progress(range(state.step, last)) if world.leads else range(state.step, last)
         for i in bar:
-            factor = 1.0 if rate is None else rate(i)
-            _set_rates(state, base, factor)
+            _set_rates(state, base, course(i))
             if device.type == "cpu":
                 # Dropout draws from the global stream: it is placed, so that a resumed run draws the same.
                 torch.set_rng_state(generator(seed, "dropout", i, world.rank).get_state())
@@ -181,6 +232,7 @@ class _Run:
     """The books of one call of `fit`: sums to log, the clock, the files."""
 
     state: State
+    course: Course
     settings: dict[str, Any]
     folder: Path | None
     metrics: MetricsLog
@@ -198,8 +250,15 @@ class _Run:
         """Read the last checkpoint, if any, and cut the metrics back to it."""
         path = None if self.folder is None else latest_checkpoint(self.folder)
         if path is not None:
+            made = step_of(path)
+            if made > self.course.steps:
+                raise ConfigError(
+                    f"steps must be at least {made}, those of the checkpoint in {self.folder}; "
+                    f"got {self.course.steps}; "
+                    "ask for more steps, or give an empty checkpoint folder to start again."
+                )
             device = next(next(iter(self.state.nets.values())).parameters()).device
-            found = read_checkpoint(path, settings=self.settings, device=device)
+            found = read_checkpoint(path, settings=self._settings(made), device=device)
             self.state.restore(found.tensors)
             self.state.step, self.state.images_seen = found.step, int(found.numbers["images_seen"])
             self.sums, self.count = dict(found.numbers["sums"]), int(found.numbers["count"])
@@ -280,29 +339,12 @@ class _Run:
                 step=self.state.step,
                 tensors=self.state.tensors(),
                 numbers={"images_seen": self.state.images_seen, "sums": self.sums, "count": self.count},
-                settings=self.settings,
+                settings=self._settings(self.state.step),
             )
 
-
-def warmup(steps: int, *, length: int, shape: str = "constant") -> Callable[[int], float]:
-    """Factor on the learning rate: a linear rise over `length` steps, then "constant" or "cosine" down to 0.
-
-    Raises:
-        ConfigError: An unknown shape, or a warm-up as long as the training.
-    """
-    if shape not in ("constant", "cosine"):
-        raise ConfigError(f"the learning rate's course must be constant or cosine; got {shape!r}.")
-    if not 0 <= length < steps:
-        raise ConfigError(f"the warm-up must be shorter than the training, {steps} steps; got {length}.")
-
-    def factor(step: int) -> float:
-        if step < length:
-            return (step + 1) / (length + 1)
-        if shape == "constant":
-            return 1.0
-        return 0.5 * (1.0 + math.cos(math.pi * (step - length) / (steps - length)))
-
-    return factor
+    def _settings(self, made: int) -> dict[str, Any]:
+        """All that the first `made` steps depended on."""
+        return {**self.settings, **self.course.settings(made)}
 
 
 def _set_rates(state: State, base: Mapping[str, list[float]], factor: float) -> None:

@@ -139,6 +139,16 @@ def test_refinement_is_a_further_candidate(measured):
     assert ("align-refine" in made.seeds.as_json()) and record["nodes"]
 
 
+def test_refinement_starts_from_the_plan_itself_where_the_fits_are_worse():
+    plan = PRESETS["ddim"](VP, 10, grid="uniform-t")
+    settings = replace_settings(objectives=["paper"], magnitude=False, refine_iterations=10)
+    images = mixture("wide").sample(128, rng=generator(1))
+    made = aligning(vectors(), plan, images=images, settings=settings).run()
+    rows = {row["name"]: row for row in made.record["candidates"]}
+    assert rows["paper"]["difference"][0] > 0 and made.record["chosen"] == "refined"
+    assert rows["refined"]["error"]["after"] < rows["refined"]["error"]["before"]
+
+
 def test_the_same_settings_give_the_same_plan():
     first, second = (aligning().run() for _ in range(2))
     assert first.plan.hash == second.plan.hash
@@ -176,7 +186,7 @@ def test_objectives_without_their_images_are_left_out():
 def test_all_images_are_refused_for_evaluation():
     aligned = aligning(settings=replace_settings(refine_iterations=1))
     blocks = aligned.seeds.as_json()
-    assert list(blocks) == ["align-fit", "align-gate", "align-choice", "align-refine"]
+    assert list(blocks) == ["align-fit", "align-gate", "align-choice", "align-refine", "align-validation"]
     ends = sorted(blocks.values())
     assert all(a[1] < b[0] for a, b in zip(ends[:-1], ends[1:], strict=True))
     plan = aligned.run().plan

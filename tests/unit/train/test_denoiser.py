@@ -232,6 +232,8 @@ def test_a_damaged_checkpoint_is_one_clear_sentence(tmp_path, name):
         ({"label_dropout": 1.0}, "label_dropout"),
         ({"warmup_steps": 12}, "warm-up"),
         ({"lr_course": "step"}, "constant or cosine"),
+        ({"cooldown": 3}, "needs a constant rate"),
+        ({"lr_course": "constant", "cooldown": 11}, "10 steps after the warm-up; got 11"),
         ({"batch_size": 0}, "batch_size"),
         ({"parts": 9}, "parts"),
         ({"steps": 0}, "steps"),

@@ -10,12 +10,12 @@ from toy import ToyImages
 
 from fewstep.checks import ConfigError, DataError
 from fewstep.nets.classifier import Classifier
-from fewstep.rng import initial_weights
+from fewstep.rng import generator, initial_weights
 from fewstep.train.batches import image_batches
 from fewstep.train.classifier import accuracy, train_classifier
 from fewstep.train.descent import descend, slices
 from fewstep.train.ema import Ema
-from fewstep.train.loop import State, fit, warmup
+from fewstep.train.loop import Course, State, fit
 from fewstep.train.metrics_log import MetricsLog
 from fewstep.train.world import World, joined
 
@@ -55,7 +55,8 @@ def adversaries() -> tuple[State, object]:
 def run(folder=None, until=None, **changes):
     state, step = adversaries()
     batches = image_batches(ToyImages(), batch_size=8, seed=0)
-    values = {"steps": 10, "seed": 0, "settings": {"kind": "test"}, "checkpoint_every": 3, **changes}
+    course = Course(changes.pop("steps", 10), cooldown=changes.pop("cooldown", 0))
+    values = {"course": course, "seed": 0, "settings": {"kind": "test"}, "checkpoint_every": 3, **changes}
     return fit(state, step, batches, checkpoints=folder, until=until, **values)
 
 
@@ -114,23 +115,48 @@ def test_any_value_that_is_not_finite_stops(tmp_path):
             state,
             lambda state, batch, *, rng: {"odd": float("inf") if state.step == 2 else 1.0},
             batches,
-            steps=5,
+            course=Course(5),
             seed=0,
             settings={},
         )
 
 
 def test_learning_rate_courses():
-    constant, cosine = warmup(100, length=4), warmup(100, length=0, shape="cosine")
+    constant, cosine = Course(100, warmup=4), Course(100, shape="cosine")
     assert [constant(s) for s in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
     assert cosine(0) == 1.0 and cosine(50) == pytest.approx(0.5) and cosine(99) < 1e-3
+    falling = Course(100, warmup=4, cooldown=24)
+    assert all(falling(s) == constant(s) for s in range(76))
+    assert falling(76) == pytest.approx(1 - 1 / 5) and falling(99) == pytest.approx(1 - (24 / 25) ** 0.5)
+    # one step past the end it would be 0, in steps that fall ever less
+    falls = np.diff([falling(s) for s in range(75, 100)])
+    assert (falls < 0).all() and (np.diff(falls) > 0).all()
 
 
 def test_rates_scale_each_optimisers_own():
-    state = run(rate=lambda step: 0.0)
-    fresh, _ = adversaries()
+    state = run(steps=1, cooldown=1)
+    fresh, step = adversaries()
+    for optimiser in fresh.optimisers.values():
+        optimiser.param_groups[0]["lr"] *= 1 - 0.5**0.5
+    step(fresh, image_batches(ToyImages(), batch_size=8, seed=0)(0), rng=generator(0, "step", 0))
     assert torch.equal(state.nets["critic"].weight, fresh.nets["critic"].weight)
     assert state.optimisers["critic"].param_groups[0]["lr"] == 4e-2
+
+
+def test_a_constant_rate_may_be_ended_by_a_cooldown_later(tmp_path):
+    whole = run(steps=10, cooldown=4)
+    run(tmp_path, steps=6)
+    ended = run(tmp_path, steps=10, cooldown=4)
+    assert torch.equal(whole.nets["critic"].weight, ended.nets["critic"].weight)
+    assert not torch.equal(whole.nets["critic"].weight, run(steps=10).nets["critic"].weight)
+    with pytest.raises(ConfigError, match="cooldown was 4, now None; steps was 10, now None"):
+        run(tmp_path, steps=12)
+
+
+def test_a_cooldown_that_should_have_begun_is_refused(tmp_path):
+    run(tmp_path, steps=7)
+    with pytest.raises(ConfigError, match="cooldown was None, now 4"):
+        run(tmp_path, steps=10, cooldown=4)
 
 
 def test_slices_cover_the_rows():

@@ -92,6 +92,7 @@ def train(
                 seed=train.seed,
                 warmup_steps=train.warmup,
                 lr_course=train.lr_course,
+                cooldown=train.cooldown,
                 clip=train.clip,
                 weighting=train.weighting,
                 label_dropout=train.label_dropout,
