@@ -38,7 +38,7 @@ FIRST = 10_000_000  # seed of the reported images
 ALIGNED = ("ddim:uniform-t:10", "dpmpp-2m:uniform-t:10", "unipc-2:uniform-t:10")
 KNOWN = ("dpmpp-2m", "unipc-2", "unipc-3", "ipndm-3")
 KNOWN_GRIDS = ("uniform-t", "quadratic-t", "uniform-lambda")
-ROUNDS = 5
+ROUNDS = 15
 
 
 def _measured(args: argparse.Namespace) -> Measured:

@@ -10,6 +10,7 @@ from fewstep.interop.zoo import write_checksums, zoo_folder
 from fewstep.metrics.certificate import read_certificate
 from fewstep.metrics.reference import load_reference
 from fewstep.pipeline.samples import read_samples
+from fewstep.sampling.plan import load_plan
 
 TINY = "cifar10-32-tiny"
 
@@ -91,7 +92,7 @@ def test_named_models_are_sampled_and_recorded_where_they_stand(tmp_path):
     assert named.meta["files"]["model"] == path.meta["files"]["model"]
     model = named.meta["files"]["model"]
     assert (tmp_path / model["path"]).samefile(zoo_folder() / TINY)
-    assert set(model["sha256"]) == {"model.safetensors", "config.json"}, "checksums and cards are no inputs"
+    assert set(model["sha256"]) == {"model.safetensors", "config.json"}, "checksums, cards and plans are no inputs"
 
 
 def test_a_name_goes_wherever_a_model_goes(tmp_path):
@@ -107,6 +108,22 @@ def test_a_name_goes_wherever_a_model_goes(tmp_path):
     ):
         sentence = refused(*command, "--reference", "imagenet", cwd=tmp_path)
         assert "imagenet must exist" in sentence and "cifar10-jpeg.effnet-lite0-p320" in sentence
+
+
+def test_plans_that_a_model_brings_go_where_the_known_ones_go(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEWSTEP_ZOO", str(shutil.copytree(zoo_folder(), tmp_path / "own")))
+    made("zoo", TINY, "--out", "model", cwd=tmp_path)
+    ours = {file.name: load_plan(file).nfe for file in (tmp_path / "model" / "plans").glob("*.json")}
+    assert ours and "plans: " in made("zoo", TINY, cwd=tmp_path)
+    name, nfe = next(iter(ours.items()))
+    write = ("plans", "--nfe", nfe, "--presets", "ddim", "--grids", "uniform-t", "--out", "plans")
+    for model in (TINY, "model"):
+        made(*write, "--model", model, cwd=tmp_path)
+        written = {file.name for file in (tmp_path / "plans").iterdir()}
+        assert written == {f"ddim.uniform-t.to-zero.nfe{nfe}.json"} | {n for n, k in ours.items() if k == nfe}
+    other = tmp_path / "model" / "plans" / name
+    other.write_text(other.read_text().replace(load_plan(other).fingerprint, "0" * 64))
+    assert "for the model with fingerprint 0000" in refused(*write, "--model", "model", cwd=tmp_path)
 
 
 def test_compact_statistics_measure_distances(study, tmp_path):

@@ -250,15 +250,17 @@ def _read_checksums(folder: str | Path) -> dict[str, Any]:
 
 
 def write_checksums(folder: str | Path, *, licence: str) -> None:
-    """Write the checksums of all files in a folder of the zoo, but not of its README.
+    """Write the checksums of all files in a folder of the zoo and in those within it, but not of its README.
 
     Raises:
         DataError: There is no such folder, or nothing in it.
     """
     folder = Path(folder)
-    inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    inside = sorted(path for path in folder.rglob("*") if path.is_file())
     sums = {
-        path.name: sha256_file(path) for path in inside if path.is_file() and path.name not in _NOT_SUMMED
+        path.relative_to(folder).as_posix(): sha256_file(path)
+        for path in inside
+        if path.name not in _NOT_SUMMED
     }
     if not sums:
         raise DataError(f"{folder} must be a folder with files; name a model of the zoo by its folder.")

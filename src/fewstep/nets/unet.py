@@ -206,7 +206,7 @@ class UNet(nn.Module):
 
     def encode(self, x: Tensor, emb: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The way down: the features that enter the middle and, per block, the ones kept for the way up."""
-        h = self.conv_in(F.pixel_unshuffle(x, self.patch))
+        h = self.conv_in(F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)
         skips: list[Tensor] = []
         for i, level in enumerate(self.encoder):
             side = (x.shape[-2] // self.patch >> i, x.shape[-1] // self.patch >> i)
@@ -233,7 +233,8 @@ class UNet(nn.Module):
             emb_level = pooled(emb, side)
             for block in blocks_of(level):
                 h = block(torch.cat([h, remaining.pop()], dim=1), emb_level)
-        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch)
+        out = self.conv_out(F.silu(self.norm_out(h)))
+        return F.pixel_shuffle(out, self.patch) if self.patch > 1 else out
 
 
 class Block(nn.Module):

@@ -7,6 +7,7 @@ from typing import Any
 
 from fewstep.data.manifest import ARRAYS, read_manifest
 from fewstep.files import read_json, sha256_file
+from fewstep.nets import PLANS
 
 Record = dict[str, Any]
 """`path`, relative to the folder of the result, and `sha256`: name below that path ("" for itself) -> hash."""
@@ -48,7 +49,10 @@ def _files(folder: Path) -> Iterator[Path]:
     return (
         path
         for path in folder.rglob("*")
-        if path.suffix in _SUFFIXES and path.name not in _NOT_READ and path.is_file()
+        if path.suffix in _SUFFIXES
+        and path.name not in _NOT_READ
+        and path.parent != folder / PLANS
+        and path.is_file()
     )
 
 

@@ -115,7 +115,8 @@ def test_every_file_of_the_zoo_has_a_checksum():
     folders = [path for path in zoo_folder().iterdir() if path.is_dir()]
     assert {TINY, "reference"} <= {folder.name for folder in folders}
     for folder in folders:
-        inside = {path.name for path in folder.iterdir()}
+        files = (path for path in folder.rglob("*") if path.is_file())
+        inside = {path.relative_to(folder).as_posix() for path in files}
         assert set(verify(folder)) == inside - {"README.md", "zoo.json"}
 
 
@@ -129,6 +130,13 @@ def test_checksums_are_written_again_after_a_change(own):
     assert zoo.licence_of(own / TINY) == "none known"
     (found,) = entries()
     assert (found.metric, found.value) == ("FD-x#500", 469.0)
+
+
+def test_a_plan_of_a_model_keeps_to_its_checksum(own):
+    plan = next((own / TINY / "plans").glob("*.json"))
+    plan.write_text(plan.read_text().replace("0.", "0.0", 1))
+    with pytest.raises(DataError, match=rf"plans/{plan.name} must have the sha256"):
+        fs.load_model(TINY)
 
 
 @pytest.mark.parametrize("sums", [None, {}, {"model.safetensors": "0" * 64}])

@@ -9,6 +9,7 @@ import typer
 
 from fewstep.checks import ConfigError
 from fewstep.files import atomic_dir, require_replaceable, require_space
+from fewstep.nets import PLANS
 from fewstep.pipeline.config import PlanSettings, SampleSettings
 from fewstep.pipeline.options import DeviceOption, takes_settings
 from fewstep.pipeline.parts import PATIENCE, parse_shard
@@ -85,11 +86,17 @@ def plans(
 ) -> None:
     """Write every preset on every grid as a plan; those that cannot make NFE calls, and repeats, are left out.
 
+    Plans of as many calls in the model's own folder plans/ are copied beside them.
+
     Example: fewstep plans --model results/digits/model --nfe 10 --presets ddim,unipc-3 --out plans
     """
     from fewstep.interop.load import load_model
+    from fewstep.interop.zoo import find
+    from fewstep.sampling.plan import load_plan
+    from fewstep.sampling.sample import check_fingerprint
 
-    schedule = load_model(model).schedule
+    loaded = load_model(model)
+    schedule = loaded.schedule
     left_out: list[str] = []
     made: dict[str, Plan] = {}
     for preset in plans.presets:
@@ -104,6 +111,11 @@ def plans(
                 left_out.append(f"{preset} on {grid}: the same plan as {made[one.hash].name}")
             else:
                 made[one.hash] = one
+    for file in sorted((find(model) / PLANS).glob("*.json")):
+        one = load_plan(file)
+        if one.nfe == nfe:
+            check_fingerprint(loaded, one)
+            made.setdefault(one.hash, one)
     if not made:
         raise ConfigError(f"No preset can make {nfe} network calls: {' '.join(left_out)}")
     with atomic_dir(out) as folder:

@@ -9,7 +9,7 @@ import typer
 
 from fewstep.checks import ConfigError, DataError
 from fewstep.files import atomic_dir, atomic_file
-from fewstep.nets import CARD, CONFIG, WEIGHTS
+from fewstep.nets import CARD, CONFIG, PLANS, WEIGHTS
 from fewstep.pipeline.options import takes_settings
 from fewstep.pipeline.specs import Spec, stamp
 
@@ -78,6 +78,8 @@ def _copy_model(folder: Path, out: Path, spec: Spec | None) -> None:
     with atomic_dir(out) as copy:
         for name in _FILES:
             shutil.copyfile(folder / name, copy / name)
+        if (folder / PLANS).is_dir():
+            shutil.copytree(folder / PLANS, copy / PLANS)
         if spec:
             stamp(spec, copy)
 
@@ -134,6 +136,7 @@ def _told(entry: "Entry") -> dict[str, str]:
         "images seen": seen,
         **{label: str(card[key]) for key, label in _FACTS.items() if key in card},
         "weights": f"{megabytes} MB",
+        "plans": ", ".join(path.stem for path in sorted((entry.folder / PLANS).glob("*.json"))),
         "quality": quality,
         "licence": licence_of(entry.folder) or "",
         "checksums": f"held for {', '.join(checked)}",
