@@ -239,7 +239,7 @@ def _arguments() -> argparse.Namespace:
             command.add_argument(
                 "--noises", type=int, default=256, help="to fit by, and as many for the gate"
             )
-            command.add_argument("--refine", type=int, default=0, help="gradient steps on all times together")
+            command.add_argument("--refine", type=int, default=24, help="gradient steps on all times together")
             command.add_argument("--refine-images", type=int, default=192, help="images of each")
             command.add_argument(
                 "--choice", type=int, default=2000, help="images by which an alignment is chosen"

@@ -9,7 +9,8 @@ from fewstep.interop.load import load_model
 from fewstep.pipeline.samples import read_samples
 from fewstep.sampling.plan import load_plan
 
-SMALL = ("--noises", 48, "--gate-noises", 48, "--teacher-substeps", 4, "--choice-images", 64)
+SMALL = ("--noises", 48, "--gate-noises", 48, "--teacher-substeps", 4, "--choice-images", 64,
+         "--refine-iterations", 2, "--refine-images", 48)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def test_a_folder_of_plans_is_aligned(study, aligned):
     for plan in found:
         parent = parents[plan.name.removesuffix(".aligned")]
         record = plan.provenance["align"]
-        assert plan.nfe == parent.nfe and record["measure"] == "fd" and len(record["candidates"]) == 4
+        assert plan.nfe == parent.nfe and record["measure"] == "fd" and len(record["candidates"]) == 5
         if plan.name.endswith(".aligned"):
             assert plan.fingerprint == fingerprint and plan.provenance["parents"] == [parent.hash]
             assert f"{plan.name}: {record['chosen']}" in said and "FD " in said
@@ -43,7 +44,7 @@ def test_a_folder_of_plans_is_aligned(study, aligned):
 
 def test_one_plan_is_aligned_to_a_file_and_sampled(study, tmp_path):
     plan = next((study / "plans").glob("ddim*.json"))
-    arguments = ("--model", "model", "--plan", plan, "--objectives", "trajectory", "--refine-iterations", 2)
+    arguments = ("--model", "model", "--plan", plan, "--objectives", "trajectory")
     first, second = tmp_path / "a.json", tmp_path / "b.json"
     said = made("align", *arguments, "--out", first, *SMALL, cwd=study)
     made("align", *arguments, "--out", second, *SMALL, cwd=study)

@@ -92,7 +92,9 @@ def test_named_models_are_sampled_and_recorded_where_they_stand(tmp_path):
     assert named.meta["files"]["model"] == path.meta["files"]["model"]
     model = named.meta["files"]["model"]
     assert (tmp_path / model["path"]).samefile(zoo_folder() / TINY)
-    assert set(model["sha256"]) == {"model.safetensors", "config.json"}, "checksums, cards and plans are no inputs"
+    assert set(model["sha256"]) == {"model.safetensors", "config.json"}, (
+        "checksums, cards and plans are no inputs"
+    )
 
 
 def test_a_name_goes_wherever_a_model_goes(tmp_path):

@@ -296,7 +296,7 @@ class AlignSettings(Section):
         default=8, ge=1, description="fine steps, of order 2, in each interval of the plan"
     )
     refine_iterations: int = Field(
-        default=0, ge=0, description="gradient steps on all times together, from the best so far; 0: none"
+        default=24, ge=0, description="gradient steps on all times together, from the best so far; 0: none"
     )
     refine_images: int = Field(
         default=256, ge=16, description="images of one such step towards a reference, and of its validation"

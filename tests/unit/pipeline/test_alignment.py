@@ -22,7 +22,7 @@ from fewstep.sampling.plan import load_plan
 from fewstep.sampling.presets import PRESETS
 from fewstep.sampling.task import Task, distances
 
-SETTINGS = AlignSettings(noises=64, gate_noises=64, choice_images=256)
+SETTINGS = AlignSettings(noises=64, gate_noises=64, choice_images=256, refine_iterations=0)
 TEST = range(500)
 
 
