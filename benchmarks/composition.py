@@ -9,6 +9,7 @@ Each writes benchmarks/results/composition_{align,widths,compare}_{NAME}.md.
 import argparse
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -17,6 +18,7 @@ from measured import Measured, Value
 
 from fewstep.data.packed import load_dataset
 from fewstep.data.pixels import to_unit
+from fewstep.diffusion.schedule import Schedule
 from fewstep.files import atomic_file
 from fewstep.interop.load import load_model
 from fewstep.methods.ddsm.cost import latencies, macs
@@ -30,14 +32,17 @@ from fewstep.pipeline.environment import environment
 from fewstep.progress import track
 from fewstep.rng import generator
 from fewstep.sampling.plan import Plan, load_plan
-from fewstep.sampling.presets import PRESETS
+from fewstep.sampling.presets import ANALYTIC, PRESETS, analytical
 from fewstep.sampling.task import Task
 
 RESULTS = Path(__file__).parent / "results"
 FIRST = 10_000_000  # seed of the reported images
 ALIGNED = ("ddim:uniform-t:10", "dpmpp-2m:uniform-t:10", "unipc-2:uniform-t:10")
-KNOWN = ("dpmpp-2m", "unipc-2", "unipc-3", "ipndm-3")
-KNOWN_GRIDS = ("uniform-t", "quadratic-t", "uniform-lambda")
+KNOWN = tuple(
+    f"{name}:{grid}"
+    for name in ("dpmpp-2m", "unipc-2", "unipc-3", "ipndm-3")
+    for grid in ("uniform-t", "quadratic-t", "uniform-lambda")
+)
 ROUNDS = 15
 
 
@@ -48,14 +53,18 @@ def _measured(args: argparse.Namespace) -> Measured:
     return Measured(task, reference, extractor, first=FIRST, keep=args.keep)
 
 
+def _preset(text: str, schedule: Schedule) -> Plan:
+    """From name:grid:calls, the grid perhaps followed by .analytic."""
+    name, grid, nfe = text.split(":")
+    make = partial(analytical, PRESETS[name]) if grid.endswith(ANALYTIC) else PRESETS[name]
+    return make(schedule, int(nfe), grid=grid.removesuffix(ANALYTIC), to_zero=True)
+
+
 def run_align(args: argparse.Namespace) -> None:
     """DDIM, known samplers and given plans, as they are and aligned."""
     measured = _measured(args)
     task = measured.task
-    plans = []
-    for preset in args.presets:
-        name, grid, nfe = preset.split(":")
-        plans.append(PRESETS[name](task.model.schedule, int(nfe), grid=grid, to_zero=True))
+    plans = [_preset(preset, task.model.schedule) for preset in args.presets]
     plans += [load_plan(path) for path in args.plans]
     settings = AlignSettings(
         objectives=args.objectives,
@@ -154,9 +163,7 @@ def run_compare(args: argparse.Namespace) -> None:
     for nfe in args.nfe:
         looked = [
             (plan, measured(plan, args.look or args.n))
-            for name in KNOWN
-            for grid in KNOWN_GRIDS
-            for plan in [PRESETS[name](schedule, nfe, grid=grid, to_zero=True)]
+            for plan in (_preset(f"{known}:{nfe}", schedule) for known in args.known)
         ]
         for plan, value in looked:
             print(plan.name, f"{value.fd:.2f}", flush=True)
@@ -239,13 +246,16 @@ def _arguments() -> argparse.Namespace:
             command.add_argument(
                 "--noises", type=int, default=256, help="to fit by, and as many for the gate"
             )
-            command.add_argument("--refine", type=int, default=24, help="gradient steps on all times together")
+            command.add_argument(
+                "--refine", type=int, default=24, help="gradient steps on all times together"
+            )
             command.add_argument("--refine-images", type=int, default=192, help="images of each")
             command.add_argument(
                 "--choice", type=int, default=2000, help="images by which an alignment is chosen"
             )
         if run is run_compare:
             command.add_argument("--nfe", type=int, nargs="*", default=[6, 8, 10, 12, 15, 20])
+            command.add_argument("--known", nargs="*", default=KNOWN, help="name:grid or name:grid.analytic")
             command.add_argument(
                 "--look", type=int, default=0, help="images of a first look at known samplers"
             )
