@@ -43,7 +43,6 @@ KNOWN = tuple(
     for name in ("dpmpp-2m", "unipc-2", "unipc-3", "ipndm-3")
     for grid in ("uniform-t", "quadratic-t", "uniform-lambda")
 )
-ROUNDS = 15
 
 
 def _measured(args: argparse.Namespace) -> Measured:
@@ -95,7 +94,7 @@ def run_align(args: argparse.Namespace) -> None:
             track=track,
         ).run()
         seconds = time.monotonic() - started
-        found.plan.save(args.keep / f"{found.plan.name}.json")
+        found.plan.save(measured.folder / f"{found.plan.name}.json")
         before = measured(plan, args.n)
         if found.plan.hash == plan.hash:
             cells = ["as it was", "", "1", found.record["why"], "0"]
@@ -175,7 +174,7 @@ def run_compare(args: argparse.Namespace) -> None:
             break
     plans = [load_plan(path) for path in args.plans]
     rows = [(target, goal), *known, *((plan, measured(plan, args.n)) for plan in plans)]
-    ms = _milliseconds(measured.task, [plan for plan, _ in rows])
+    ms = _milliseconds(measured.task, [plan for plan, _ in rows], args.rounds)
     lines = [
         "| plan | calls | widths | FD | minus DDIM 50 | ms per image | times as fast as DDIM 50 | as the preset |",
         "|---|---|---|---|---|---|---|---|",
@@ -196,11 +195,11 @@ def run_compare(args: argparse.Namespace) -> None:
     )
 
 
-def _milliseconds(task: Task, plans: Sequence[Plan]) -> list[float]:
+def _milliseconds(task: Task, plans: Sequence[Plan], rounds: int) -> list[float]:
     """Of the whole sampler on one image, plans taking turns."""
     seeds = range(FIRST, FIRST + task.batch_size)
     seconds: list[list[float]] = [[] for _ in plans]
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for plan, own in zip(plans, seconds, strict=True):
             started = time.perf_counter()
             task.solve(plan, seeds)
@@ -255,6 +254,9 @@ def _arguments() -> argparse.Namespace:
             )
         if run is run_compare:
             command.add_argument("--nfe", type=int, nargs="*", default=[6, 8, 10, 12, 15, 20])
+            command.add_argument(
+                "--rounds", type=int, default=15, help="in which plans take turns to be timed"
+            )
             command.add_argument("--known", nargs="*", default=KNOWN, help="name:grid or name:grid.analytic")
             command.add_argument(
                 "--look", type=int, default=0, help="images of a first look at known samplers"
