@@ -108,6 +108,18 @@ def narrowed_plans(wildcards, input):
     return [f"--plan {Path(stamp).parent}" for stamp in input.narrowed]
 
 
+def images_to_align(wildcards):
+    """Input function: the packed images, where an objective starts from images."""
+    if settings_of(wildcards).align.reads_images:
+        return f"results/{wildcards.run}/data/spec.json"
+    return []
+
+
+def aligned_images(wildcards, input):
+    """Params function: the folder of those images as an option."""
+    return f"--images {Path(input.data).parent}" if input.data else ""
+
+
 def plans_to_compose(wildcards):
     """Input function: all that was narrowed or aligned, by its stamps, and the plans that it was made from."""
     settings = settings_of(wildcards)

@@ -41,7 +41,7 @@ rule align:
     input:
         spec=spec("align"),
         model=rules.train.output,
-        data=rules.prepare.output,
+        data=images_to_align,
         base=base_plan,
         narrowed=narrowed,
         stats=rules.stats.output.stats,
@@ -56,7 +56,7 @@ rule align:
         gpu=GPU,
     params:
         model=folder_of("model"),
-        images=folder_of("data"),
+        images=aligned_images,
         plan=base_plan_file,
         narrowed=narrowed_plans,
         extractor=extractor_argument,
@@ -65,7 +65,7 @@ rule align:
         "{wildcards.run}: align the times of {wildcards.nfe} network calls (progress in {log})"
     shell:
         "fewstep align --model {params.model} --plan {params.plan} {params.narrowed} --spec {input.spec}"
-        " --images {params.images} --reference {input.stats} --extractor {params.extractor} --out {params.out}"
+        " {params.images} --reference {input.stats} --extractor {params.extractor} --out {params.out}"
         " 2> {log}"
 
 

@@ -306,6 +306,11 @@ class AlignSettings(Section):
     # Sizes of batches move the last bits of images, so that they can decide between two close times.
     batch_size: int = Field(default=256, ge=1, le=65536, description="images per network call")
 
+    @property
+    def reads_images(self) -> bool:
+        """Whether an alignment starts from training images: all objectives but trajectory do."""
+        return bool(self.nfe) and self.objectives != ["trajectory"]
+
     @model_validator(mode="after")
     def _fit(self) -> Self:
         for name in ("nfe", "objectives"):
@@ -496,7 +501,7 @@ class Settings(Section):
             return
         asked = {
             "extractor.name": self.extractor.name == "classifier",
-            "align.nfe": bool(self.align.nfe),
+            "align.objectives": self.align.reads_images,
             "detect.nfe": bool(self.detect.nfe),
             "evaluate.metrics": bool(set(self.evaluate.metrics) - {"fd", "is", "inf"}),
         }
@@ -505,7 +510,8 @@ class Settings(Section):
                 section, field = name.split(".")
                 raise ValueError(
                     f"{name}: must not need training images with model.zoo, got "
-                    f"{getattr(getattr(self, section), field)}; leave it out, take a published extractor and fd alone"
+                    f"{getattr(getattr(self, section), field)}; take a published extractor, the metric fd alone, "
+                    "the objective trajectory, and leave the detector out"
                 )
 
     @model_validator(mode="after")

@@ -119,14 +119,16 @@ def train_denoiser(
             f"label_dropout must lie in [0, 1) and needs a network with classes; got {label_dropout}."
         )
     world = World() if world is None else world
-    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     device = next(net.parameters()).device
+    layout = _layout(device, precision)
+    net.to(memory_format=layout)  # type: ignore[call-overload]
     call = torch.compile(net) if compile else net
 
     def step(state: State, batch: Batch, *, rng: torch.Generator) -> Mapping[str, Tensor]:
         shape = (batch.size, *batch.x0.shape[1:])
         t = draw_times(schedule, batch.size, weighting=weighting, rng=rng)[batch.rows]
-        eps = batch.cut(torch.randn(shape, generator=rng)).contiguous(memory_format=torch.channels_last)
+        x0 = batch.x0.contiguous(memory_format=layout)
+        eps = batch.cut(torch.randn(shape, generator=rng)).contiguous(memory_format=layout)
         labels = batch.labels if n_classes else None
         if labels is not None and label_dropout:
             hidden = batch.cut(torch.rand(batch.size, generator=rng) < label_dropout)
@@ -136,7 +138,7 @@ def train_denoiser(
 
         def loss(rows: slice) -> Tensor:
             asked = noised(
-                batch.x0[rows],
+                x0[rows],
                 eps[rows],
                 t[rows],
                 schedule=schedule,
@@ -204,6 +206,12 @@ def describe(net: nn.Module) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in net.parameters()),
         "config": config() if callable(config) else None,
     }
+
+
+def _layout(device: torch.device, precision: str) -> torch.memory_format:
+    """Channels-last, but for bfloat16 on a CPU: there its group norms take a third of a step."""
+    slow = device.type == "cpu" and precision == "bf16"
+    return torch.contiguous_format if slow else torch.channels_last
 
 
 def _check_precision(precision: str) -> None:

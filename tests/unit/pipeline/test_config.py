@@ -12,8 +12,17 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from fewstep.checks import ConfigError
+from fewstep.methods.aligner.objectives import OBJECTIVES
 from fewstep.pipeline import config
-from fewstep.pipeline.config import Section, Settings, load_params, merged, parse_params, settings
+from fewstep.pipeline.config import (
+    AlignSettings,
+    Section,
+    Settings,
+    load_params,
+    merged,
+    parse_params,
+    settings,
+)
 
 ROOT = Path(__file__).parents[3]
 PARAMS = ROOT / "params.yaml"
@@ -110,7 +119,12 @@ def test_an_unknown_field_is_named_with_what_is_allowed() -> None:
         (
             {"model": {"zoo": "cifar10-32-tiny"}},
             "extractor.name: must not need training images with model.zoo, got classifier; "
-            "leave it out, take a published extractor and fd alone",
+            "take a published extractor, the metric fd alone, the objective trajectory, and leave the detector out",
+        ),
+        (
+            {"model": {"zoo": "z"}, "extractor": {"name": "effnet-lite0-p320"}, "align": {"nfe": [4]}},
+            "align.objectives: must not need training images with model.zoo, got ['trajectory', 'paper']; "
+            "take a published extractor, the metric fd alone, the objective trajectory, and leave the detector out",
         ),
         ({"model": {"schedule": {"typ": "edm"}}}, "model.schedule.typ: unknown field; allowed: type"),
         (
@@ -228,3 +242,10 @@ def test_reading_the_settings_imports_neither_torch_nor_a_workflow_tool() -> Non
     code = f"import sys, fewstep.pipeline.specs; print(*sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_only_objectives_that_need_no_images_are_let_through_with_the_zoo() -> None:
+    for name, objective in OBJECTIVES.items():
+        values: dict[str, Any] = {"nfe": [4], "objectives": [name]}
+        assert AlignSettings(**values).reads_images == objective.reads_images
+    assert not AlignSettings(objectives=["paper"]).reads_images
