@@ -53,9 +53,8 @@ class Drawing:
     def _beside(self) -> Path:
         return self.out.parent if self.out.suffix == ".npz" else self.out
 
-    @cached_property
-    def _ranges(self) -> list[range]:
-        return list(part_ranges(len(self.seeds), batch_size=self.settings.batch_size))
+    def _ranges(self, plan: Plan) -> list[range]:
+        return list(part_ranges(len(self.seeds), batch_size=self.settings.batch_size, nfe=plan.nfe))
 
     def draw(self, plan: Plan, path: Path | None = None) -> Samples:
         """All images of a plan at once, in memory."""
@@ -63,9 +62,10 @@ class Drawing:
 
     def make(self, plan: Plan, path: Path, shard: Shard) -> None:
         """Draw the shard's parts of a plan that are missing; where nobody shares, a single part is left to `write`."""
-        if len(self._ranges) == 1 and shard.is_whole:
+        ranges = self._ranges(plan)
+        if len(ranges) == 1 and shard.is_whole:
             return
-        mine = [(self._part(plan, rows), rows) for rows in self._ranges if shard.takes_next()]
+        mine = [(self._part(plan, rows), rows) for rows in ranges if shard.takes_next()]
         missing = [(part, rows) for part, rows in mine if not _is_sound(part)]
         for number, (part, rows) in enumerate(missing, 1):
             progress = track(f"{plan.name}, part {number} of {len(missing)}", unit="batch")
@@ -75,16 +75,17 @@ class Drawing:
 
     def write(self, file: Path, plan: Plan, path: Path) -> None:
         """Write the samples file of a plan: its parts put together, or drawn now where it is a single one."""
-        if len(self._ranges) == 1:
-            part = self._part(plan, self._ranges[0])
+        ranges = self._ranges(plan)
+        if len(ranges) == 1:
+            part = self._part(plan, ranges[0])
             write_samples(file, read_samples(part) if _is_sound(part) else self.draw(plan, path))
             return
-        drawn = [read_samples(self._part(plan, rows)) for rows in self._ranges]
+        drawn = [read_samples(self._part(plan, rows)) for rows in ranges]
         shape = (len(self.seeds), *drawn[0].images.shape[1:])
         # the parts are mapped, and so is the whole: neither has to fit into memory
         file.parent.mkdir(parents=True, exist_ok=True)
         whole = np.lib.format.open_memmap(self.parts / "whole.npy", "w+", np.uint8, shape)
-        for rows, one in zip(self._ranges, drawn, strict=True):
+        for rows, one in zip(ranges, drawn, strict=True):
             whole[rows[0] : rows[-1] + 1] = one.images
         meta = {**drawn[0].meta, "seeds": seeds_text(self.seeds), "costs": _sum_of([d.meta for d in drawn])}
         write_samples(file, Samples(whole, np.array(self.seeds, np.int64), meta))

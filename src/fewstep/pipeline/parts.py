@@ -13,7 +13,9 @@ from datetime import timedelta
 from fewstep.checks import ConfigError
 
 IMAGES = 4096
-"""Images in a part, about."""
+"""Images in a part, about, and no more."""
+CALLS = 100_000
+"""Network calls in a part, about: a plan of many calls has smaller parts, so that a break costs minutes."""
 PATIENCE = timedelta(days=1)
 """How long one worker waits for the others, whose shares differ by whole parts."""
 
@@ -50,8 +52,8 @@ def parse_shard(text: str | None) -> Shard:
     return Shard(number - 1, count)
 
 
-def part_ranges(n: int, *, batch_size: int = 1) -> Iterator[range]:
-    """Rows of each part of n, whole batches, so that every image is in the batch it would be in without parts."""
-    size = max(1, IMAGES // batch_size) * batch_size
+def part_ranges(n: int, *, batch_size: int = 1, nfe: int = 1) -> Iterator[range]:
+    """Rows of each part of n images of nfe calls, whole batches: every image is in the batch of undivided work."""
+    size = max(1, min(IMAGES, CALLS // max(1, nfe)) // batch_size) * batch_size
     for start in range(0, n, size):
         yield range(start, min(start + size, n))
