@@ -340,6 +340,16 @@ def test_every_run_of_the_repository_can_be_planned(tmp_path: Path) -> None:
         assert planned == {**once, **trained, **each}, run
 
 
+def test_a_run_of_the_zoo_aligns_without_a_dataset(tmp_path: Path) -> None:
+    project = new_project(tmp_path / "project")
+    shutil.copy2(ROOT / "params.yaml", project.folder)
+    (project.folder / "zoo").symlink_to(ROOT / "zoo")
+    search = "    search: {nfe: [4], trials: 16"
+    project.edit("params.yaml", search, f"    align: {{nfe: [4], objectives: [trajectory]}}\n{search}")
+    planned = project.planned("results/cifar10-zoo/plans/aligned/nfe4/spec.json")
+    assert planned == dict.fromkeys(("zoo_model", "zoo_stats", "teacher", "search", "align"), 1)
+
+
 def test_lint_and_format(finished: Project) -> None:
     Project(ROOT).succeed("snakefmt", "--check", "Snakefile", "workflow")
     finished.succeed("snakemake", "--lint")
