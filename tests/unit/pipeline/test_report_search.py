@@ -5,6 +5,7 @@ import io
 import json
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,13 @@ from fewstep.pipeline.report.results import (
     reference_row,
     shown_lines,
 )
-from fewstep.pipeline.report.search import best_preset_plan, decision, plan_figure, step_words
+from fewstep.pipeline.report.search import (
+    best_preset_plan,
+    decision,
+    plan_figure,
+    search_figure,
+    step_words,
+)
 from fewstep.pipeline.searches import read_searches
 from fewstep.sampling.plan import Corrector, Derivative, Scale, Step
 from fewstep.sampling.presets import PRESETS
@@ -189,6 +196,23 @@ def test_the_plan_is_drawn_beside_the_best_preset(report: Path) -> None:
     picture = (report / "figures" / "plan_nfe005.svg").read_text(encoding="utf-8")
     for words in ("searched", "dpmpp-2m, uniform-t", "order 2 of x₀", "clean", "half log-SNR"):
         assert words in picture
+
+
+@pytest.mark.parametrize("calls", [(100, 120), (100, 800), (100, 90_000)])
+def test_numbers_of_an_axis_of_trials_do_not_overlap(tmp_path: Path, calls: tuple[int, int]) -> None:
+    write_search(tmp_path, 5, model=MODEL)
+    trials = pd.DataFrame({"number": [0, 1], "state": "complete", "value": [2.0, 1.0], "seed": ["", ""]})
+    trials["network_calls"] = [calls[0], calls[1] - calls[0]]
+    trials.to_parquet(tmp_path / "trials.nfe5.parquet", index=False)
+    content = record(5, MODEL) | {"history": [[calls[0], 2.0], [calls[1], 1.0]]}
+    write_json(tmp_path / "search.nfe5.json", content)
+    axis = search_figure(read_searches([tmp_path])[0]).axes[0].xaxis
+    low, high = sorted(axis.get_view_interval())
+    ticks = zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=True)
+    boxes = [label.get_window_extent() for at, label in ticks if low <= at <= high]
+    assert len(boxes) >= 2
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+    assert not any(label.get_text() for label in axis.get_minorticklabels())
 
 
 def test_the_best_preset_is_the_certified_one_else_that_of_the_search_else_none(tmp_path: Path) -> None:

@@ -3,13 +3,14 @@
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
@@ -212,8 +213,8 @@ def _draw_trials(axes: Axes, search: FinishedSearch) -> None:
         axes.set_ylim(0.85 * best[-1], 5 * best[0])
     if seeded.any():
         axes.axhline(trials["value"][seeded].min(), color=MUTED, linewidth=1, linestyle=(0, (2, 2)), zorder=1)
-    _plain_numbers(axes)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
+    _plain_numbers(axes, "x", count)
+    _plain_numbers(axes, "y", "{:g}".format)
     axes.legend(loc="upper left", fontsize=8.5, frameon=False, labelcolor=MUTED, borderaxespad=0.1)
 
 
@@ -227,7 +228,7 @@ def _draw_polish(axes: Axes, tier: str, curve: Sequence[Point]) -> None:
     axes.plot(*zip(*points, strict=True), "o-", color=COLOURS[0], markersize=3.4, label="on validation seeds")
     at, best = min(points, key=lambda point: point[1])
     axes.plot(at, best, "o", color=COLOURS[1], markersize=6.5, label=f"kept: {number(best)}")
-    _plain_numbers(axes)
+    _plain_numbers(axes, "y", "{:g}".format)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=STEPS))
     axes.legend(loc="upper right", fontsize=8.5, frameon=False, labelcolor=MUTED, borderaxespad=0.1)
 
@@ -262,14 +263,16 @@ def _title(axes: Axes, text: str) -> None:
     axes.set_title(text, loc="left", fontsize=10, color=MUTED)
 
 
-def _plain_numbers(axes: Axes) -> None:
-    low, high = axes.get_ylim()
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
+def _plain_numbers(axes: Axes, which: Literal["x", "y"], written: Callable[[float], str]) -> None:
+    """Ticks of a logarithmic axis at 1, 2, 5 of each decade, fewer where it is long; linear where it is short."""
+    axis: Axis = getattr(axes, f"{which}axis")
+    low, high = sorted(axis.get_view_interval())
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
     if high / low < 3:
-        axes.set_yscale("linear")
-        axes.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.set(**{f"{which}scale": "linear"})
+        axis.set_major_locator(MaxNLocator(5, steps=STEPS))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: written(value)))
 
 
 # The plan
