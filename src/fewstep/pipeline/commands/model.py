@@ -38,9 +38,10 @@ def train(
     tracking: TrackingSettings,
     spec: Spec | None,
 ) -> None:
-    """Train a diffusion model; run it again after a break and it goes on. Several GPUs: start it with torchrun.
+    """Train a diffusion model; run it again after a break and it goes on.
 
     Example: fewstep train --data data/digits --out model --checkpoints checkpoints --steps 2000
+    Several GPUs or cores: torchrun --nproc-per-node 2 --no-python -- fewstep train --data D --out M --checkpoints C
     """
     from fewstep.data.packed import load_dataset
     from fewstep.diffusion.schedule import DDPMTable, schedule_from_config
