@@ -2,6 +2,7 @@
 
 Run: OMP_NUM_THREADS=1 python benchmarks/architecture.py --images DATA --storage study.journal --until 8
      python benchmarks/architecture.py --storage study.journal --table      the table alone, from the storage
+     --precision bf16 --out benchmarks/results/architecture_bf16.md: the same question where a CPU has AVX512-BF16
 Started again it continues; several processes may share a storage, and --until counts the hours of all of them.
 Each trial trains one network on the project's loop for the same processor seconds. What counts is the error of x0 of
 its averaged weights on held-out images, at times uniform in log-SNR: the error of eps, uniform in t, ranks predictions
@@ -161,6 +162,7 @@ class Objective:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.dataset, self.seconds = load_dataset(args.images, "train"), args.seconds
+        self.precision = args.precision
         self.schedule = DDPMTable.linear()
         held_out = load_dataset(args.images, "test")
         self.held_out = HeldOut(held_out, self.schedule)
@@ -168,6 +170,7 @@ class Objective:
             "data": self.dataset.name,
             "fingerprint": self.dataset.fingerprint,
             "seconds": self.seconds,
+            "precision": self.precision,
             "schedule": self.schedule.config(),
             "ema_decay": EMA_DECAY,
             "warmup_images": WARMUP,
@@ -226,6 +229,7 @@ class Objective:
             batch_size=batch_size,
             warmup_steps=WARMUP // batch_size,
             flip=True,
+            precision=self.precision,
             ema_decay=EMA_DECAY,
             steps=ENDLESS,
             seed=SEED,
@@ -352,8 +356,9 @@ def write_table(args: argparse.Namespace) -> None:
         "# Which small U-Net learns fastest per processor second",
         "",
         f"Networks of {SMALLEST / 1e6:.1f} to {LARGEST / 1e6:.1f} million parameters on {identity['data']}, each "
-        f"trained for {identity['seconds']:g} processor seconds on one thread (AdamW, constant rate after {WARMUP} "
-        "images, mirrored images, DDPM's linear table; one seed for all). Loss: squared error of x0_hat, clamped to "
+        f"trained for {identity['seconds']:g} processor seconds on one thread ({identity['precision']}, AdamW, "
+        f"constant rate after {WARMUP} images, mirrored images, DDPM's linear table; one seed for all). Loss: squared "
+        "error of x0_hat, clamped to "
         f"[-1, 1], of the averaged weights on {HELD_OUT} held-out images, mean over times uniform in log-SNR. eps "
         "error: of eps_hat, uniform in t, whatever the network predicts. "
         "For the prediction eps, the weighting snr is the uniform one.",
@@ -400,6 +405,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--storage", type=Path, required=True, help="Optuna's journal file")
     parser.add_argument("--images", type=Path, help="a packed dataset with splits train and test")
     parser.add_argument("--seconds", type=float, default=150, help="of training, of each trial")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of training")
     parser.add_argument(
         "--trials", type=int, default=ENDLESS, help="trained ones in the storage at which to end"
     )
