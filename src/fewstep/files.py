@@ -30,11 +30,14 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_dir(path: str | Path) -> Iterator[Path]:
+def atomic_dir(path: str | Path, *, keep: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success it takes the place of `path`, else it is removed.
-    Raises: ConfigError: `path` holds what is not of the kind of the new content, and would be lost.
+
+    Args: keep: leave what else is in `path` there; each new file then appears by a rename of its own.
+    Raises: ConfigError: `path` is no folder, or holds what is not of the kind of the new content, and would be lost.
     """
     path = Path(path).absolute()
+    require_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
@@ -44,18 +47,28 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
         for inside in temporary.rglob("*"):
             if inside.is_file():  # some libraries write files that nobody else can read
                 inside.chmod(0o666 & ~umask)
-        if path.exists():
-            suffixes = {inside.suffix for inside in temporary.iterdir() if inside.is_file()}
-            require_replaceable(path, suffixes, names={inside.name for inside in temporary.iterdir()})
+        if not path.exists():
+            temporary.replace(path)
+        elif keep:
+            for inside in temporary.iterdir():
+                inside.replace(path / inside.name)
+        else:
+            made = list(temporary.iterdir())
+            suffixes = {one.suffix for one in made if one.is_file()}
+            require_replaceable(path, suffixes, names={one.name for one in made})
             # A folder cannot be replaced by rename: move the old one aside first, then delete it.
             aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
             path.replace(aside / "old")
             temporary.replace(path)
             shutil.rmtree(aside)
-        else:
-            temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def require_folder(path: str | Path) -> None:
+    """Raise ConfigError where there is something at `path`, and it is no folder."""
+    if Path(path).exists() and not Path(path).is_dir():
+        raise ConfigError(f"{path} must be a folder or new, but is a file; name another.")
 
 
 def require_replaceable(folder: str | Path, suffixes: Set[str], *, names: Set[str] = frozenset()) -> None:
@@ -65,14 +78,16 @@ def require_replaceable(folder: str | Path, suffixes: Set[str], *, names: Set[st
     Raises: ConfigError: says what the folder holds.
     """
     folder = Path(folder).absolute()
+    require_folder(folder)
     if not folder.exists():
         return
-    if not folder.is_dir() or Path.cwd().is_relative_to(folder):
-        kind = "the folder that you are in" if folder.is_dir() else "a file"
-        raise ConfigError(f"{folder} must be a new folder or an earlier result, but is {kind}; name another.")
+    if Path.cwd().is_relative_to(folder):
+        raise ConfigError(
+            f"{folder} must be a new folder or an earlier result, but is the folder that you are in; name another."
+        )
     for inside in sorted(folder.iterdir()):
-        is_like = inside.is_file() and inside.suffix in suffixes
-        if not is_like and inside.name not in names and not inside.name.startswith("."):
+        is_like = inside.is_file() and (inside.suffix in suffixes or inside.name.startswith("."))
+        if not is_like and inside.name not in names:
             raise ConfigError(
                 f"{folder} must be a new folder or an earlier result, but it holds {inside.name}, which would be "
                 "deleted; name another folder."

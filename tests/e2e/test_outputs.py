@@ -10,23 +10,31 @@ from fewstep.pipeline.samples import read_samples
 NAME = "ddim.uniform-t.to-zero.nfe4"
 
 
-def test_a_folder_of_other_things_survives_a_mistaken_out(study, tmp_path):
-    shutil.copytree(study / "model", tmp_path / "keep" / "model")
-    measure = (
-        "--reference",
-        study / "stats.npz",
-        "--extractor",
-        study / "extractor",
-        "--out",
-        tmp_path / "keep",
-    )
-    said = refused("evaluate", study / f"samples/{NAME}.npz", *measure)
-    assert "holds model, which would be deleted" in said
-    assert "would be deleted" in refused(
-        "sample", study / "model", study / "plans", "--seeds", "0-9", "--out", tmp_path / "keep"
-    )
-    assert (tmp_path / "keep/model/model.safetensors").exists()
-    assert not list(tmp_path.glob(".keep*")), "and it is said before any work"
+def test_what_else_is_in_a_folder_stays_there(study, tmp_path):
+    """Other plans, notes, the whole of a repository: nothing is lost to an --out that holds them."""
+    keep = tmp_path / "keep"
+    shutil.copytree(study / "model", keep / ".git")
+    (keep / "other.json").write_text("{}")
+    (keep / "spec.json").write_text("{}")
+    made("plans", "--model", study / "model", "--nfe", 3, "--out", keep, "--presets", "ddim")
+    made("plans", "--model", study / "model", "--nfe", 4, "--out", keep, "--presets", "ddim")
+    held = {path.name for path in keep.iterdir()}
+    assert {".git", "other.json", "ddim.uniform-t.to-zero.nfe3.json", f"{NAME}.json"} <= held
+    assert "spec.json" not in held, "it would say that a run made all this"
+    assert (keep / ".git/model.safetensors").exists()
+
+
+def test_a_file_is_no_folder_and_a_folder_no_file(study, tmp_path):
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "taken.json").mkdir()
+    plans = ("--model", study / "model", "--nfe", 4)
+    assert "must be a folder or new" in refused("plans", *plans, "--out", tmp_path / "file")
+    for out in ("taken.json", "file/plan.json"):
+        assert f"Writing at {tmp_path / out.split('/')[0]}" in refused(
+            "plan", "ddim", *plans, "--out", tmp_path / out
+        )
+    assert (tmp_path / "file").read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "taken.json"]
 
 
 def test_inputs_of_one_name_do_not_overwrite_each_other(study, tmp_path):

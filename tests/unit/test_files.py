@@ -48,7 +48,7 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("held", ["model", "photo.png", "x.json/deep"])
+@pytest.mark.parametrize("held", ["model", "photo.png", "x.json/deep", ".git/config"])
 def test_a_folder_of_other_things_is_not_replaced(tmp_path, held):
     target = tmp_path / "out"
     (target / held).parent.mkdir(parents=True)
@@ -59,6 +59,20 @@ def test_a_folder_of_other_things_is_not_replaced(tmp_path, held):
         (temporary / "c.json").write_text("{}")
     assert (target / held).read_text() == "precious"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_is_kept_stays_beside_what_is_new(tmp_path):
+    for names in (("a.json", "b.json"), ("b.json", "c.json")):
+        with atomic_dir(tmp_path / "out", keep=True) as temporary:
+            for name in names:
+                (temporary / name).write_text(str(names))
+    found = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
+    assert found == {
+        "a.json": "('a.json', 'b.json')",
+        "b.json": "('b.json', 'c.json')",
+        "c.json": "('b.json', 'c.json')",
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_the_folder_one_is_in_is_not_replaced(tmp_path, monkeypatch):

@@ -334,9 +334,11 @@ def schedule_from_config(config: dict[str, Any]) -> Schedule:
     """Make the schedule that `Schedule.config` describes.
     Raises: ConfigError: an unknown type or field.
     """
+    if not isinstance(config, dict):
+        raise ConfigError(f"A schedule must be an object with a type; got {config!r:.60}.")
     values = dict(config)
     kind = values.pop("type", None)
-    if kind not in SCHEDULES:
+    if not isinstance(kind, str) or kind not in SCHEDULES:
         raise ConfigError(f"A schedule's type must be one of {', '.join(SCHEDULES)}; got {kind!r}.")
     try:
         schedule: Schedule = SCHEDULES[kind](**values)

@@ -92,6 +92,13 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> Mod
     missing = [key for key in ("schedule", "prediction", "shape", "n_classes", "name") if key not in config]
     if missing:
         raise DataError(f"{folder / CONFIG} lacks {', '.join(missing)}; save the model again.")
+    for key, holds, what in (
+        ("shape", _is_shape(config["shape"]), "a list of channels, height and width"),
+        ("n_classes", isinstance(config["n_classes"], int), "a whole number"),
+        ("name", isinstance(config["name"], str), "text"),
+    ):
+        if not holds:
+            raise DataError(f"{folder / CONFIG}: {key} must be {what}; got {config[key]!r:.60}.")
     if config["prediction"] not in PREDICTIONS:
         raise DataError(
             f"{folder / CONFIG}: prediction must be one of {', '.join(PREDICTIONS)}; "
@@ -106,6 +113,10 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> Mod
         fingerprint=files.sha256_file(folder / WEIGHTS),
         widths=_read_widths(config.get("widths", [1.0]), net, folder / CONFIG),
     )
+
+
+def _is_shape(found: Any) -> bool:
+    return isinstance(found, list) and len(found) == 3 and all(isinstance(n, int) and n > 0 for n in found)
 
 
 def _read_widths(found: Any, net: nn.Module, path: Path) -> tuple[float, ...]:

@@ -61,6 +61,19 @@ for command in (
     app.command()(command)
 
 
+_MENDABLE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EROFS,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+}
+"""What a user can do something about: a full disk, or a place that cannot be written to."""
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         print(f"fewstep {fewstep.__version__}")
@@ -84,9 +97,9 @@ def main() -> None:
     except UserError as error:
         _fail(str(error))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+        if error.errno not in _MENDABLE:
             raise
-        place = f" at {error.filename}" if error.filename else ""
+        place = f" at {error.filename2 or error.filename}" if error.filename else ""
         _fail(f"Writing{place} must be possible, but: {error.strerror}; free space or choose another place.")
 
 

@@ -203,9 +203,6 @@ class StatsSettings(Section):
     split: Literal["train", "test"] = Field(
         default="train", description="split whose features are the reference"
     )
-    batch_size: int = Field(
-        default=256, ge=1, le=65536, json_schema_extra=_NOT_A_RESULT, description="images per network call"
-    )
 
 
 class PlanSettings(Section):
@@ -698,7 +695,7 @@ def _shape_mistakes(raw: object) -> Iterator[str]:
         yield f"dvc_runs: must be a list of runs, got {chosen!r}"
         return
     for run in chosen:
-        if run not in runs:
+        if not isinstance(run, str) or run not in runs:
             yield f"dvc_runs: {run!r} must be one of the runs: {', '.join(map(str, runs))}"
 
 

@@ -148,8 +148,10 @@ def _from_text(section: type[Section], texts: dict[str, str]) -> Section:
         field = section.model_fields[name]
         if _nested(field):
             values[name] = {"type": text}
+        elif text == "null" and type(None) in get_args(field.annotation):
+            values[name] = None
         elif _is_list(field):
-            values[name] = text.split(",")
+            values[name] = text.split(",") if text else []
         else:
             values[name] = text
     try:

@@ -119,8 +119,8 @@ def parse_seeds(text: str) -> range:
     """
     match = re.fullmatch(r"(\d+)(?:-(\d+))?", text.strip())
     first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-    if last < first:
-        raise ConfigError(f"--seeds must be FIRST-LAST such as 0-49999, got {text!r}.")
+    if last < first or last >= 1 << 63:
+        raise ConfigError(f"--seeds must be FIRST-LAST such as 0-49999, below 2^63; got {text!r}.")
     return range(first, last + 1)
 
 

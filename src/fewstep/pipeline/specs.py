@@ -12,7 +12,8 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,7 +22,15 @@ from typing import IO, Any, TypeVar
 from pydantic import ValidationError
 
 from fewstep.checks import ConfigError, DataError
-from fewstep.files import canonical_json, read_json, sha256_text, write_json
+from fewstep.files import (
+    atomic_dir,
+    canonical_json,
+    read_json,
+    require_folder,
+    require_replaceable,
+    sha256_text,
+    write_json,
+)
 from fewstep.interop.zoo import REFERENCES, digest, find, zoo_folder
 from fewstep.pipeline.config import Params, Section, Settings
 
@@ -455,6 +464,25 @@ def stamp(spec: Spec, folder: str | Path) -> Path:
     path = Path(folder) / STAMP
     write_json(path, spec.as_json())
     return path
+
+
+def require_result_folder(out: Path, spec: Spec | None, suffixes: Set[str]) -> None:
+    """Raise ConfigError, before any work, where `result_folder` would: for a run, suffixes of files that may go."""
+    if spec:
+        require_replaceable(out, suffixes)
+    else:
+        require_folder(out)
+
+
+@contextmanager
+def result_folder(out: Path, spec: Spec | None) -> Iterator[Path]:
+    """Yield the folder to write results into. A run's is replaced whole and stamped; what else others hold stays."""
+    with atomic_dir(out, keep=spec is None) as folder:
+        yield folder
+        if spec:
+            stamp(spec, folder)
+        else:
+            (out / STAMP).unlink(missing_ok=True)  # no longer what the run made
 
 
 def sync_specs(params: Params) -> None:

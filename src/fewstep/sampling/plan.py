@@ -5,7 +5,7 @@ deterministic multistep sampler is such a plan [liu2024usf]; a stochastic step a
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -255,7 +255,7 @@ def plan_from_json(document: Any) -> Plan:
         schedule=_mapping(top["noise_schedule"], "noise_schedule"),
         nodes=tuple(_node_from_json(v, f"nodes[{i}]") for i, v in enumerate(_list(top["nodes"], "nodes"))),
         steps=tuple(_step_from_json(v, f"steps[{i}]") for i, v in enumerate(_list(top["steps"], "steps"))),
-        name=_text(top.get("name", ""), "name"),
+        name=_file_name(top.get("name", ""), "name"),
         clip=_optional_number(final.get("clip"), "final.clip"),
         skip_scale=None
         if skip is None
@@ -263,7 +263,7 @@ def plan_from_json(document: Any) -> Plan:
         guidance=_optional_number(top.get("guidance"), "guidance"),
         fingerprint=_optional_text(model.get("fingerprint"), "model.fingerprint"),
         convert_at=_text(model.get("convert_at", "step"), "model.convert_at"),
-        provenance=_mapping(top.get("provenance") or {}, "provenance"),
+        provenance=_provenance(top.get("provenance") or {}),
     )
     for where, said, is_so in (
         ("nfe", top.get("nfe"), plan.nfe),
@@ -272,6 +272,13 @@ def plan_from_json(document: Any) -> Plan:
         if said is not None and said != is_so:
             raise ConfigError(f"{where} must agree with nodes and steps, which give {is_so}; got {said}.")
     return plan
+
+
+def require_distinct_plans(plans: Iterable[Plan]) -> None:
+    """Raise ConfigError where plans could not stand in one folder, by name."""
+    names = [one.name for one in plans]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"Plans must differ in name, got {', '.join(names)}; rename one.")
 
 
 # Validation
@@ -505,6 +512,27 @@ def _text(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise ConfigError(f"{where} must be text; got {value!r:.60}.")
     return value
+
+
+def _file_name(value: Any, where: str) -> str:
+    """A text that can be the name of a file in whatever folder the plan is written to."""
+    text = _text(value, where)
+    if not text.isprintable() or text.startswith(".") or len(text) > 200 or set(text) & set("/\\"):
+        raise ConfigError(
+            f"{where} must do as the name of a file: at most 200 printable characters, no slash, no dot in front; "
+            f"got {text!r:.60}."
+        )
+    return text
+
+
+def _provenance(value: Any) -> Json:
+    """An object whose `seeds`, where it has them, are a first and a last one for each purpose."""
+    found = _mapping(value, "provenance")
+    for purpose, ends in _mapping(found.get("seeds", {}), "provenance.seeds").items():
+        where = f"provenance.seeds.{purpose}"
+        if len([_integer(end, where) for end in _list(ends, where)]) != 2:
+            raise ConfigError(f"{where} must be the first seed and the last; got {ends!r:.60}.")
+    return found
 
 
 def _optional_number(value: Any, where: str) -> float | None:

@@ -122,6 +122,20 @@ def test_a_missing_folder_and_missing_keys(tmp_path):
         load_model(tmp_path / "m")
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("shape", "abc"), ("shape", [3, 32]), ("n_classes", "x"), ("name", 5), ("schedule", 5)],
+)
+def test_settings_of_another_type_are_named(tmp_path, key, value):
+    saved(tmp_path / "m")
+    path = tmp_path / "m" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(
+        (DataError, ConfigError), match=f"(?i){key}.* must be .*; got {value!r}".replace("[", r"\[")
+    ):
+        load_model(tmp_path / "m")
+
+
 def test_only_known_networks_and_predictions_are_saved(tmp_path):
     values = {"schedule": VPLinear(), "shape": (1, 8, 8), "name": "x", "card": {}}
     with pytest.raises(ConfigError, match="unet, classifier"):

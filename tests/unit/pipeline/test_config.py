@@ -169,6 +169,7 @@ def test_all_mistakes_come_at_once_and_once() -> None:
             "runs.A b: the name of a run must be small letters, digits and dashes",
         ),
         ({"dvc_runs": ["x"], "runs": {"a": {}}}, "dvc_runs: 'x' must be one of the runs: a"),
+        ({"dvc_runs": [["a"]], "runs": {"a": {}}}, "dvc_runs: ['a'] must be one of the runs: a"),
         ({"dvc_runs": None, "runs": {"a": {}}}, "dvc_runs: must be a list of runs, got None"),
         (
             {"dvc_runs": [], "runs": {"a": {}}, "run": 1},

@@ -49,6 +49,12 @@ def test_typed_values_reach_the_field_in_its_type():
     assert seen["model"].schedule.type == "edm"
 
 
+def test_nothing_can_be_typed_too():
+    assert run("x", "--clip", "null", "--attention", "").exit_code == 0
+    assert seen["train"].clip is None
+    assert seen["model"].attention == []
+
+
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [

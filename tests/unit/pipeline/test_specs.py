@@ -190,7 +190,6 @@ def test_every_setting_that_can_change_a_result_is_in_some_key() -> None:
         ("train", {"checkpoint_seconds": 7.0}),
         ("sample", {"batch_size": 7, "shards": 3}),
         ("evaluate", {"shards": 3}),
-        ("stats", {"batch_size": 7}),
         ("tracking", {"live": True}),
     ],
 )

@@ -164,6 +164,11 @@ def changed(path, value):
         (["final", "clip"], -1.0, "final.clip must be positive"),
         (["model", "convert_at"], "there", "model.convert_at must be one of step, tau"),
         (["skip_scale"], [1.0, "a"], "skip_scale must be a finite number"),
+        (["name"], "../../evil", "name must do as the name of a file: .* no slash"),
+        (["name"], ".hidden", "name must do as the name of a file"),
+        (["provenance"], {"seeds": 5}, "provenance.seeds must be an object; got 5"),
+        (["provenance"], {"seeds": {"x": [1]}}, "provenance.seeds.x must be the first seed and the last"),
+        (["provenance"], {"seeds": {"x": [1, "b"]}}, "provenance.seeds.x must be a whole number; got 'b'"),
     ],
 )
 def test_wrong_fields_are_named(path, value, message):

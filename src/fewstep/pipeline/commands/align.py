@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fewstep.checks import ConfigError
-from fewstep.files import atomic_dir
 from fewstep.pipeline.config import AlignSettings, SampleSettings
 from fewstep.pipeline.measure import reference_and_extractor
 from fewstep.pipeline.options import (
@@ -21,7 +20,7 @@ from fewstep.pipeline.options import (
 )
 from fewstep.pipeline.samples import files_in
 from fewstep.pipeline.seeds import require_unseen
-from fewstep.pipeline.specs import Spec, stamp
+from fewstep.pipeline.specs import Spec, result_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,12 +89,11 @@ def align(
 def _check(parents: Sequence["Plan"], out: Path, settings: AlignSettings, spec: Spec | None) -> None:
     """Raise ConfigError where plans cannot stand beside each other, or were made with the images to be used."""
     from fewstep.pipeline.alignment import Seeds
+    from fewstep.sampling.plan import require_distinct_plans
 
     if out.suffix == ".json" and (len(parents) > 1 or spec):
         raise ConfigError(f"--out must be a folder for {len(parents)} plans or a spec, got the file {out}.")
-    names = [one.name for one in parents]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"Plans must differ in name, got {', '.join(names)}; rename one.")
+    require_distinct_plans(parents)
     for one in parents:
         for seeds in vars(Seeds.of(settings)).values():
             if len(seeds):
@@ -130,11 +128,9 @@ def _write(out: Path, found: Sequence["Aligned"], spec: Spec | None) -> None:
     if out.suffix == ".json":
         found[0].plan.save(out)
         return
-    with atomic_dir(out) as folder:
+    with result_folder(out, spec) as folder:
         for one in found:
             one.plan.save(folder / f"{one.plan.name}.json")
-        if spec:
-            stamp(spec, folder)
 
 
 def _sentence(parent: "Plan", aligned: "Aligned") -> str:

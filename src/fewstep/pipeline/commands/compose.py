@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from fewstep.checks import ConfigError
 from fewstep.files import atomic_dir
 from fewstep.pipeline.config import ComposeSettings, SampleSettings
 from fewstep.pipeline.options import (
@@ -48,7 +47,7 @@ def compose(
     from fewstep.pipeline.compose import compose as compared
     from fewstep.pipeline.devices import chosen_device
     from fewstep.progress import track
-    from fewstep.sampling.plan import load_plan
+    from fewstep.sampling.plan import load_plan, require_distinct_plans
     from fewstep.sampling.task import Task
 
     candidates = [load_plan(path) for path in files_in(plan, ".json")]
@@ -58,9 +57,7 @@ def compose(
     task = Task(load_model(model, device=place), guided, compose.batch_size)
     measured = load_reference(find_reference(reference), extractor=network)
     made = compared(task, candidates, measured, network, compose, track=track)
-    names = [one.name for one in made.plans]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"Plans must have different names to stand in one folder; got {', '.join(names)}.")
+    require_distinct_plans(made.plans)
     with atomic_dir(out) as folder:
         (folder / BASES).mkdir()
         for one in made.plans:

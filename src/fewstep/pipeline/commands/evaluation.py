@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fewstep.checks import ConfigError
-from fewstep.files import atomic_dir, require_replaceable
 from fewstep.pipeline.config import EvaluateSettings, StatsSettings
 from fewstep.pipeline.features import FeatureStore
 from fewstep.pipeline.images import open_images
@@ -14,7 +13,7 @@ from fewstep.pipeline.options import DeviceOption, takes_settings
 from fewstep.pipeline.parts import PATIENCE, parse_shard
 from fewstep.pipeline.recorded import record_dataset
 from fewstep.pipeline.samples import files_in, require_distinct_names, stem_of
-from fewstep.pipeline.specs import Spec, stamp
+from fewstep.pipeline.specs import Spec, require_result_folder, result_folder, stamp
 
 if TYPE_CHECKING:
     from fewstep.metrics.evaluate import Baseline
@@ -129,7 +128,7 @@ def evaluate(
         raise ConfigError(f"--out must be a folder for {len(paths)} sets of images, got the file {out}.")
     if to_folder:
         require_distinct_names(paths)
-        require_replaceable(out, {".json"})
+        require_result_folder(out, spec, {".json"})
     reference = find_reference(reference)
     with joined(patience=PATIENCE) as world:
         chosen = chosen_device(device, local_rank=world.local_rank)
@@ -153,11 +152,9 @@ def evaluate(
     if not to_folder:
         write_certificate(out, evaluation.certificate(paths[0], out.parent, spec))
     else:
-        with atomic_dir(out) as folder:
+        with result_folder(out, spec) as folder:
             for path in track("evaluate", unit="set")(paths):
                 write_certificate(folder / f"{stem_of(path)}.json", evaluation.certificate(path, out, spec))
-            if spec:
-                stamp(spec, folder)
     if features is None:
         store.drop()
     typer.echo(f"{out}: {len(paths)} certificates")

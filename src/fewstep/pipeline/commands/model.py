@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 DataOption = Annotated[Path, typer.Option(help="packed dataset, from fewstep prepare")]
 
 
-@takes_settings(hide=("uri",))
+@takes_settings(hide=("uri", "live", "zoo"))
 def train(
     data: DataOption,
     out: Annotated[Path, typer.Option(help="model folder to write")],

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fewstep.checks import ConfigError
-from fewstep.files import atomic_dir, require_replaceable, require_space
+from fewstep.files import require_space
 from fewstep.nets import PLANS
 from fewstep.pipeline.config import PlanSettings, SampleSettings
 from fewstep.pipeline.options import DeviceOption, takes_settings
 from fewstep.pipeline.parts import PATIENCE, parse_shard
 from fewstep.pipeline.samples import files_in, parse_seeds, require_distinct_names
 from fewstep.pipeline.seeds import require_unseen
-from fewstep.pipeline.specs import Spec, stamp
+from fewstep.pipeline.specs import Spec, require_result_folder, result_folder
 
 if TYPE_CHECKING:
     from fewstep.diffusion.schedule import Schedule
@@ -77,7 +77,9 @@ def plan(
 
 @takes_settings(hide=("nfe",))
 def plans(
-    model: Annotated[Path, typer.Option(help="model folder whose noise schedule the plans are for")],
+    model: Annotated[
+        Path, typer.Option(help="model folder or name in the zoo, whose noise schedule they are for")
+    ],
     nfe: Annotated[int, typer.Option(help="network calls per image")],
     out: Annotated[Path, typer.Option(help="folder to write")],
     *,
@@ -92,7 +94,7 @@ def plans(
     """
     from fewstep.interop.load import load_model
     from fewstep.interop.zoo import find
-    from fewstep.sampling.plan import load_plan
+    from fewstep.sampling.plan import load_plan, require_distinct_plans
     from fewstep.sampling.sample import check_fingerprint
 
     loaded = load_model(model)
@@ -116,19 +118,18 @@ def plans(
         if one.nfe == nfe:
             check_fingerprint(loaded, one)
             made.setdefault(one.hash, one)
+    require_distinct_plans(made.values())
     if not made:
         raise ConfigError(f"No preset can make {nfe} network calls: {' '.join(left_out)}")
-    with atomic_dir(out) as folder:
+    with result_folder(out, spec) as folder:
         for one in made.values():
             one.save(folder / f"{one.name}.json")
-        if spec:
-            stamp(spec, folder)
     for reason in left_out:
         typer.echo(f"left out: {reason}", err=True)
     typer.echo(f"{out}: {len(made)} plans of {nfe} network calls per image")
 
 
-@takes_settings(hide=("n", "seed"))
+@takes_settings(hide=("n", "seed", "shards"))
 def sample(
     model: ModelArgument,
     plans: Annotated[list[Path], typer.Argument(metavar="PLAN...", help="plan files, or folders of them")],
@@ -170,7 +171,7 @@ def sample(
         raise ConfigError(f"--out must be a folder for {len(files)} plans, got the file {out}.")
     if to_folder:
         require_distinct_names(files)
-        require_replaceable(out, {".npz", ".json"})
+        require_result_folder(out, spec, {".npz", ".json"})
     with joined(patience=PATIENCE) as world:
         network = load_model(model, device=chosen_device(device, local_rank=world.local_rank))
         require_space(out, len(chosen) * math.prod(network.image_shape) * len(files))
@@ -187,10 +188,8 @@ def sample(
     if not to_folder:
         drawing.write(out, loaded[0], files[0])
     else:
-        with atomic_dir(out) as folder:
+        with result_folder(out, spec) as folder:
             for path, one in zip(files, loaded, strict=True):
                 drawing.write(folder / f"{path.stem}.npz", one, path)
-            if spec:
-                stamp(spec, folder)
     drawing.drop()
     typer.echo(f"{out}: {len(chosen)} images from {'each of ' if len(files) > 1 else ''}{len(files)} plans")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fewstep.checks import ConfigError
-from fewstep.files import atomic_dir, write_json
+from fewstep.files import write_json
 from fewstep.pipeline.config import PlanSettings, SampleSettings, SearchSettings
 from fewstep.pipeline.measure import reference_and_extractor
 from fewstep.pipeline.options import (
@@ -23,7 +23,7 @@ from fewstep.pipeline.options import (
     StudyOption,
     takes_settings,
 )
-from fewstep.pipeline.specs import Spec, stamp
+from fewstep.pipeline.specs import Spec, result_folder, stamp
 
 if TYPE_CHECKING:
     from fewstep.methods.s3.teacher import Teacher
@@ -135,13 +135,11 @@ def search(
             typer.echo(_sentence(one))
     if worker:
         return
-    with atomic_dir(out) as folder:
+    with result_folder(out, spec) as folder:
         for one in found:
             one.plan.save(folder / f"{one.plan.name}.json")
             write_json(folder / f"search.nfe{one.plan.nfe}.json", one.record)
             one.trials.to_parquet(folder / f"trials.nfe{one.plan.nfe}.parquet", index=False)
-        if spec:
-            stamp(spec, folder)
 
 
 def _numbers(text: str) -> list[int]:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fewstep.checks import ConfigError
-from fewstep.files import atomic_dir
 from fewstep.pipeline.config import SampleSettings, StepAwareSettings
 from fewstep.pipeline.measure import reference_and_extractor
 from fewstep.pipeline.options import (
@@ -21,7 +20,7 @@ from fewstep.pipeline.options import (
 )
 from fewstep.pipeline.samples import files_in
 from fewstep.pipeline.seeds import require_unseen
-from fewstep.pipeline.specs import Spec, stamp
+from fewstep.pipeline.specs import Spec, result_folder
 
 if TYPE_CHECKING:
     from fewstep.diffusion.denoiser import Model
@@ -92,6 +91,8 @@ def stepaware(
 
 def _check(model: Path | None, parents: Sequence["Plan"], budget: float | None, front: Path | None) -> None:
     """Raise ConfigError where the options do not say one thing."""
+    from fewstep.sampling.plan import require_distinct_plans
+
     if budget is not None and not 0 < budget <= 1:
         raise ConfigError(f"--budget must lie in (0, 1], a share of the full network's cost; got {budget}.")
     if front is not None and budget is None:
@@ -106,9 +107,7 @@ def _check(model: Path | None, parents: Sequence["Plan"], budget: float | None, 
         raise ConfigError(
             f"--budget must be for one plan, got {len(parents)}; write a front, and pick from it."
         )
-    names = [one.name for one in parents]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"Plans must differ in name, got {', '.join(names)}; rename one.")
+    require_distinct_plans(parents)
 
 
 def _model(path: Path, parents: Sequence["Plan"], settings: StepAwareSettings, device: str) -> "Model":
@@ -177,13 +176,11 @@ def _write_one(plans: Sequence["Plan"], budget: float | None, out: Path) -> None
 def _write_all(out: Path, found: Sequence["Narrowed"], spec: Spec | None) -> None:
     import pandas as pd
 
-    with atomic_dir(out) as folder:
+    with result_folder(out, spec) as folder:
         for narrowed in found:
             for one in narrowed.plans:
                 one.save(folder / f"{one.name}.json")
         pd.concat([one.frame for one in found]).to_parquet(folder / "trials.parquet", index=False)
-        if spec:
-            stamp(spec, folder)
     typer.echo(f"{out}: {sum(len(one.plans) for one in found)} plans")
 
 
