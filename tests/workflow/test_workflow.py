@@ -291,6 +291,13 @@ def test_dvc_sees_what_snakemake_sees(project: Project) -> None:
     assert project.planned().keys() <= {"track"}
 
 
+def test_dvc_takes_a_run_that_detects_nothing(project: Project) -> None:
+    project.edit("params.yaml", "detect: {nfe: [3], ", "detect: {nfe: [], ")
+    shutil.rmtree(project.folder / "results/smoke/detection")
+    assert sorted(jobs_in(project.succeed("dvc", "repro"))) == ["report", "track"]
+    assert "up to date" in project.succeed("dvc", "status")
+
+
 def make(project: Project, *words: str) -> str:
     """A target of the Makefile, in the present environment instead of one of its own."""
     shutil.copy2(ROOT / "Makefile", project.folder)
