@@ -23,7 +23,7 @@ def no_other_zoo(monkeypatch):
 def test_the_zoo_is_listed(tmp_path):
     lines = made("zoo", cwd=tmp_path).splitlines()
     (row,) = (line for line in lines if line.startswith(TINY))
-    assert row.split()[1:4] == ["cifar10-jpeg", "992,643", "1,801,280"]
+    assert row.split()[1:4] == ["cifar10-jpeg", "992,643", "2,134,080"]
     assert "--reference cifar10-jpeg.effnet-lite0-p320" in lines
 
 
