@@ -25,7 +25,7 @@ def build_certificate(
     files: Mapping[str, Mapping[str, Any]],
     spec_key: str | None = None,
 ) -> dict[str, Any]:
-    """Put a certificate together and sign it with the hash of its content.
+    """Put a certificate together, with the hash of its content.
 
     Args: subject: model (fingerprint, name), plan (hash, name, sampler, grid, nfe, and the plan itself as `steps`),
         data (name and fingerprint of the reference's dataset), images_sha256, draw (guidance, batch_size). Model,

@@ -32,7 +32,7 @@ S = TypeVar("S", EvaluateSettings, SampleSettings)
 class Verifier:
     """Looks at all that a certificate names.
 
-    Attributes: certificate: its content, already found to be signed by its own hash. folder: where it stands; its
+    Attributes: certificate: its content, already found to have the hash that it states. folder: where it stands; its
         paths are relative to that. places: role -> path to use instead. device: of networks. features: a folder in
         which fewstep evaluate kept features, or None to extract them again.
     """
