@@ -179,7 +179,9 @@ def test_damaged_checksums_are_refused(own, content, message):
 def test_entries_say_what_the_card_says(own):
     (tiny,) = entries()
     assert (tiny.name, tiny.folder) == (TINY, own / TINY)
-    assert (tiny.dataset, tiny.parameters, tiny.images_seen) == ("cifar10-jpeg", 992_643, 1_801_280)
+    card = json.loads((own / TINY / "card.json").read_text())
+    assert (tiny.dataset, tiny.parameters) == ("cifar10-jpeg", 992_643)
+    assert tiny.images_seen == card["images_seen"] > 1_000_000
     weights = (own / TINY / "model.safetensors").stat().st_size
     # two bytes a parameter in float16, and a header of names and shapes
     assert 2 * tiny.parameters < weights < 1.01 * 2 * tiny.parameters
