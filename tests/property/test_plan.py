@@ -107,7 +107,7 @@ def plans(draw, taylor_only=False):
         schedule.config(),
         nodes,
         tuple(draw(steps(i, i == n_steps - 1, taylor_only)) for i in range(n_steps)),
-        name=draw(st.text(max_size=5)),
+        name=draw(st.text(st.characters(categories="LNPS", exclude_characters="/\\."), max_size=5)),
         guidance=None if taylor_only else draw(st.none() | st.floats(1, 5)),
         skip_scale=None if taylor_only else draw(st.none() | st.just((1.0, 0.9))),
     ), schedule

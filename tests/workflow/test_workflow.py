@@ -343,6 +343,9 @@ def test_every_run_of_the_repository_can_be_planned(tmp_path: Path) -> None:
             once |= {rule: n_made for rule, n_made in composed.items() if n_made}
         if settings.detect.nfe:
             once["tell"] = 1
+        for rule in ("sample", "evaluate"):
+            if (shards := getattr(settings, rule).shards) > 1:
+                once[f"{rule}_shard"] = n * shards
         planned = project.planned(f"results/{run}/report/index.html", f"state/{run}/tracked.json")
         assert planned == {**once, **trained, **each}, run
 

@@ -137,6 +137,7 @@ class Plan:
 
     Attributes:
         schedule: configuration of the noise schedule that the grid lives on.
+        name: for people, and of its file; no part of its identity.
         clip: bound on |x0| applied to the result, None for no bound.
         skip_scale: factors on the U-Net's skip connections.
         guidance: classifier-free guidance scale the plan was made for.
@@ -162,6 +163,7 @@ class Plan:
         _check_steps(self.nodes, self.steps)
         if self.clip is not None and not self.clip > 0:
             raise ConfigError(f"final.clip must be positive or null; got {self.clip}.")
+        _check_name(self.name)
 
     @property
     def to_zero(self) -> bool:
@@ -255,7 +257,7 @@ def plan_from_json(document: Any) -> Plan:
         schedule=_mapping(top["noise_schedule"], "noise_schedule"),
         nodes=tuple(_node_from_json(v, f"nodes[{i}]") for i, v in enumerate(_list(top["nodes"], "nodes"))),
         steps=tuple(_step_from_json(v, f"steps[{i}]") for i, v in enumerate(_list(top["steps"], "steps"))),
-        name=_file_name(top.get("name", ""), "name"),
+        name=_text(top.get("name", ""), "name"),
         clip=_optional_number(final.get("clip"), "final.clip"),
         skip_scale=None
         if skip is None
@@ -282,6 +284,15 @@ def require_distinct_plans(plans: Iterable[Plan]) -> None:
 
 
 # Validation
+
+
+def _check_name(name: str) -> None:
+    """Plans are written to folders as files of their names, which must not lead elsewhere."""
+    if not name.isprintable() or name.startswith(".") or len(name) > 200 or set(name) & set("/\\"):
+        raise ConfigError(
+            "name must do as the name of a file: at most 200 printable characters, no slash, no dot in front; "
+            f"got {name!r:.60}."
+        )
 
 
 def _check_nodes(nodes: tuple[Node, ...]) -> None:
@@ -512,17 +523,6 @@ def _text(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise ConfigError(f"{where} must be text; got {value!r:.60}.")
     return value
-
-
-def _file_name(value: Any, where: str) -> str:
-    """A text that can be the name of a file in whatever folder the plan is written to."""
-    text = _text(value, where)
-    if not text.isprintable() or text.startswith(".") or len(text) > 200 or set(text) & set("/\\"):
-        raise ConfigError(
-            f"{where} must do as the name of a file: at most 200 printable characters, no slash, no dot in front; "
-            f"got {text!r:.60}."
-        )
-    return text
 
 
 def _provenance(value: Any) -> Json:
