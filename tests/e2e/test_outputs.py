@@ -6,6 +6,7 @@ import shutil
 from e2e.shell import made, refused
 
 from fewstep.pipeline.samples import read_samples
+from fewstep.pipeline.specs import SCHEMA
 
 NAME = "ddim.uniform-t.to-zero.nfe4"
 
@@ -15,13 +16,19 @@ def test_what_else_is_in_a_folder_stays_there(study, tmp_path):
     keep = tmp_path / "keep"
     shutil.copytree(study / "model", keep / ".git")
     (keep / "other.json").write_text("{}")
-    (keep / "spec.json").write_text("{}")
+    (keep / "spec.json").write_text('{"of": "something else"}')
     made("plans", "--model", study / "model", "--nfe", 3, "--out", keep, "--presets", "ddim")
     made("plans", "--model", study / "model", "--nfe", 4, "--out", keep, "--presets", "ddim")
     held = {path.name for path in keep.iterdir()}
-    assert {".git", "other.json", "ddim.uniform-t.to-zero.nfe3.json", f"{NAME}.json"} <= held
-    assert "spec.json" not in held, "it would say that a run made all this"
+    assert {".git", "other.json", "spec.json", "ddim.uniform-t.to-zero.nfe3.json", f"{NAME}.json"} <= held
     assert (keep / ".git/model.safetensors").exists()
+
+
+def test_results_that_a_command_changed_are_no_longer_those_of_the_run(study, tmp_path):
+    (tmp_path / "spec.json").write_text(json.dumps({"schema": SCHEMA}))
+    made("plans", "--model", study / "model", "--nfe", 4, "--out", tmp_path, "--presets", "ddim")
+    assert (tmp_path / f"{NAME}.json").exists()
+    assert not (tmp_path / "spec.json").exists()
 
 
 def test_a_file_is_no_folder_and_a_folder_no_file(study, tmp_path):

@@ -481,8 +481,8 @@ def result_folder(out: Path, spec: Spec | None) -> Iterator[Path]:
         yield folder
         if spec:
             stamp(spec, folder)
-        else:
-            (out / STAMP).unlink(missing_ok=True)  # no longer what the run made
+        elif _json_or_empty(out / STAMP).get("schema") == SCHEMA:
+            (out / STAMP).unlink()  # not all here is what the run made any more
 
 
 def sync_specs(params: Params) -> None:
