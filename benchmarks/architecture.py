@@ -41,7 +41,7 @@ from fewstep.files import atomic_file
 from fewstep.nets.folder import as_model
 from fewstep.nets.unet import UNet
 from fewstep.pipeline.environment import environment
-from fewstep.pipeline.study import enqueue, importance, open_study
+from fewstep.pipeline.trials import enqueue, importance, open_study
 from fewstep.rng import generator, initial_weights
 from fewstep.train.denoiser import train_denoiser
 from fewstep.train.loop import State

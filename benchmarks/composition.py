@@ -22,11 +22,11 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.files import atomic_file
 from fewstep.interop.load import load_model
 from fewstep.methods.ddsm.cost import latencies, macs
-from fewstep.methods.ddsm.widths import widths_of
+from fewstep.sampling.plan import widths_of
 from fewstep.metrics.extractor import load_extractor
 from fewstep.metrics.reference import load_reference
 from fewstep.metrics.uncertainty import paired_difference
-from fewstep.pipeline.alignment import Aligning
+from fewstep.methods.aligner.stage.run import Aligning
 from fewstep.pipeline.config import AlignSettings
 from fewstep.pipeline.environment import environment
 from fewstep.progress import track

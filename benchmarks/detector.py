@@ -20,8 +20,8 @@ from fewstep.metrics.frechet import frechet
 from fewstep.metrics.reference import load_reference
 from fewstep.metrics.statistics import Statistics
 from fewstep.pipeline.config import DetectSettings
-from fewstep.pipeline.detection import run_detection
-from fewstep.pipeline.detections import Detection, agreement, percent, sentences
+from fewstep.methods.multilid.stage.run import run_detection
+from fewstep.methods.multilid.stage.record import Detection, agreement, percent, sentences
 from fewstep.pipeline.environment import environment
 from fewstep.pipeline.samples import files_in, read_samples
 from fewstep.progress import track

@@ -32,11 +32,11 @@ from fewstep.methods.s3.teacher import make_teacher
 from fewstep.metrics.extractor import Extractor, load_extractor
 from fewstep.metrics.reference import Reference, load_reference
 from fewstep.metrics.uncertainty import paired_difference
-from fewstep.pipeline import study as studies
+from fewstep.pipeline import trials as studies
 from fewstep.pipeline.config import SearchSettings
 from fewstep.pipeline.environment import environment
 from fewstep.pipeline.report import figures
-from fewstep.pipeline.search import Search, Seeds, run_search
+from fewstep.methods.s3.stage.run import Search, Seeds, run_search
 from fewstep.progress import track
 from fewstep.sampling.descent import polish, trajectory_gradient
 from fewstep.sampling.plan import Plan, load_plan

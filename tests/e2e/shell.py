@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 
-from fewstep.pipeline.cli import main
+from fewstep.app.cli import main
 
 COMMAND = Path(sys.executable).with_name("fewstep")
 

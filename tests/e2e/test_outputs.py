@@ -6,7 +6,7 @@ import shutil
 from e2e.shell import made, refused
 
 from fewstep.pipeline.samples import read_samples
-from fewstep.pipeline.specs import SCHEMA
+from fewstep.pipeline.stage.spec import SCHEMA
 
 NAME = "ddim.uniform-t.to-zero.nfe4"
 

@@ -13,6 +13,8 @@ from fewstep.nets import CARD, CONFIG, WEIGHTS
 
 SCHEMA = "fewstep.zoo/1"
 CHECKSUMS = "zoo.json"
+STATISTICS = "stats.npz"
+"""The file of a folder that fewstep stats, or fewstep zoo, has written in the workflow."""
 REFERENCES = "reference"
 """The folder of the zoo that holds statistics, `DATASET.EXTRACTOR.npz`."""
 
@@ -147,7 +149,7 @@ def find(name_or_path: str | Path) -> Path:
 
 
 def find_reference(name_or_path: str | Path) -> Path:
-    """The file of reference statistics: an existing file is itself; DATASET and DATASET.EXTRACTOR are of the zoo.
+    """The file of reference statistics: a file, a folder with STATISTICS, or DATASET or DATASET.EXTRACTOR of the zoo.
 
     Raises:
         DataError: Neither, a name that stands for several, or a file of the zoo that is not as it was or has no
@@ -156,6 +158,8 @@ def find_reference(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if path.is_file():
         return path
+    if (path / STATISTICS).is_file():
+        return path / STATISTICS
     known = _if_any(references)
     meant = [name for name in known if str(path) in (name, name.partition(".")[0])]
     if len(meant) == 1:

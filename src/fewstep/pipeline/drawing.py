@@ -13,13 +13,13 @@ import torch
 from fewstep.checks import DataError
 from fewstep.diffusion.denoiser import Model
 from fewstep.files import canonical_json, sha256_text
-from fewstep.pipeline.config import SampleSettings
 from fewstep.pipeline.devices import device_name
 from fewstep.pipeline.environment import environment
 from fewstep.pipeline.parts import Shard, part_ranges
 from fewstep.pipeline.recorded import Record, record
 from fewstep.pipeline.samples import Samples, read_samples, seeds_text, write_samples
-from fewstep.pipeline.specs import RULES, code_hash
+from fewstep.pipeline.settings import DrawSettings
+from fewstep.pipeline.stage.code import code_hash
 from fewstep.progress import track
 from fewstep.sampling.plan import Plan
 from fewstep.sampling.sample import Costs
@@ -35,7 +35,7 @@ class Drawing:
 
     model: Model
     seeds: range
-    settings: SampleSettings
+    settings: DrawSettings
     model_path: Path
     out: Path
     force: bool = False
@@ -100,7 +100,7 @@ class Drawing:
             plan.to_json(),
             self._guidance(plan),
             self.settings.batch_size,
-            code_hash(RULES["sample"].code),
+            code_hash((__name__,)),
         ]
         key = sha256_text(canonical_json(made_of))[:16]
         return self.parts / f"{plan.name}.{key}.{seeds_text(self.seeds[rows[0] : rows[-1] + 1])}.npz"

@@ -4,11 +4,15 @@ import platform
 import subprocess
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
 
 import fewstep
+
+if TYPE_CHECKING:
+    from fewstep.data.packed import Dataset
 
 
 @cache
@@ -37,4 +41,13 @@ def environment() -> dict[str, str | None]:
         "torch": torch.__version__,
         "numpy": numpy.__version__,
         "platform": platform.platform(),
+    }
+
+
+def card_facts(dataset: "Dataset", net: Any) -> dict[str, Any]:
+    """What the card of every trained network says: its data, its size, and what it was made with."""
+    return {
+        "data": {"name": dataset.name, "fingerprint": dataset.fingerprint, "n": len(dataset)},
+        "parameters": sum(parameter.numel() for parameter in net.parameters()),
+        "environment": environment(),
     }

@@ -13,13 +13,13 @@ from fewstep.metrics.evaluate import evaluate_samples, require_measurable
 from fewstep.metrics.extractor import Extractor
 from fewstep.metrics.protocols import check, find_protocol
 from fewstep.metrics.reference import Reference
-from fewstep.pipeline.config import EvaluateSettings
 from fewstep.pipeline.environment import environment
 from fewstep.pipeline.features import FeatureStore
 from fewstep.pipeline.images import ImageSet, open_images
 from fewstep.pipeline.recorded import record, seen_from
 from fewstep.pipeline.samples import parse_seeds
-from fewstep.pipeline.specs import Spec
+from fewstep.pipeline.settings import MeasureSettings
+from fewstep.pipeline.stage.spec import Spec
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Evaluation:
     reference_path: Path
     extractor_path: Path
     extractor: Extractor
-    settings: EvaluateSettings
+    settings: MeasureSettings
     preset: str | None
     store: FeatureStore
 
@@ -163,7 +163,7 @@ def certified_protocol(
     images: ImageSet,
     reference: Reference,
     extractor: Extractor,
-    settings: EvaluateSettings,
+    settings: MeasureSettings,
     preset: str | None = None,
 ) -> dict[str, Any]:
     """All that must agree before two certificates are compared."""

@@ -13,7 +13,7 @@ from fewstep.checks import DataError
 from fewstep.files import atomic_file, canonical_json, sha256_text
 from fewstep.pipeline.images import ImageSet
 from fewstep.pipeline.parts import Shard, part_ranges
-from fewstep.pipeline.specs import code_hash
+from fewstep.pipeline.stage.code import code_hash
 from fewstep.progress import Track
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class FeatureStore:
 
     def place(self, images: ImageSet, extractor: "Extractor") -> Path:
         """Where the features of these very images through this very extractor are kept."""
-        through = sha256_text(canonical_json([extractor.protocol, code_hash(("metrics",))]))[:8]
+        through = sha256_text(canonical_json([extractor.protocol, code_hash(("fewstep.metrics.extractor",))]))[:8]
         return self.folder / f"{images.name}.{images.sha256[:16]}.{through}"
 
     def make(

@@ -16,16 +16,16 @@ from fewstep.metrics.extractor import Extractor, load_extractor
 from fewstep.metrics.protocols import find_protocol
 from fewstep.metrics.reference import Reference, load_reference
 from fewstep.pipeline.agreement import SAME_IMAGES, Line, Outcome, agreement, compared
-from fewstep.pipeline.config import EvaluateSettings, SampleSettings
 from fewstep.pipeline.drawing import Drawing
 from fewstep.pipeline.evaluation import certified_protocol, require_preset
 from fewstep.pipeline.features import FeatureStore
 from fewstep.pipeline.images import ImageSet, open_images
 from fewstep.pipeline.samples import parse_seeds
 from fewstep.pipeline.seeds import require_unseen
+from fewstep.pipeline.settings import DrawSettings, MeasureSettings
 from fewstep.sampling.plan import plan_from_json
 
-S = TypeVar("S", EvaluateSettings, SampleSettings)
+S = TypeVar("S", MeasureSettings, DrawSettings)
 
 
 @dataclass(frozen=True)
@@ -226,8 +226,8 @@ class Verifier:
             except UserError as error:
                 yield Line("preset", "failed", str(error))
 
-    def _settings(self) -> EvaluateSettings:
-        return _section(EvaluateSettings, self.certificate["protocol"]["evaluation"])
+    def _settings(self) -> MeasureSettings:
+        return _section(MeasureSettings, self.certificate["protocol"]["evaluation"])
 
     def _metrics(
         self,
@@ -308,7 +308,7 @@ class Verifier:
                 yield Line(what, "failed", f"{place} is another model; nothing was drawn")
                 return None
             plan = plan_from_json(subject["plan"]["steps"])
-            settings = _section(SampleSettings, subject["draw"])
+            settings = _section(DrawSettings, subject["draw"])
             seeds = parse_seeds(self.certificate["protocol"]["seeds"])
             # what was drawn by force is drawn again: nothing new is reported
             drawing = Drawing(model, seeds, settings, place, self.folder / "drawn.npz", force=True)

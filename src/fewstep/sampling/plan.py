@@ -276,6 +276,16 @@ def plan_from_json(document: Any) -> Plan:
     return plan
 
 
+def network_nodes(plan: Plan) -> list[int]:
+    """Indices of the nodes at which the network is called, in order."""
+    return [i for i, node in enumerate(plan.nodes) if node.eval == "net"]
+
+
+def widths_of(plan: Plan) -> tuple[int, ...]:
+    """Index of the network's width at each call, 0 for the full one."""
+    return tuple(plan.nodes[i].width or 0 for i in network_nodes(plan))
+
+
 def require_distinct_plans(plans: Iterable[Plan]) -> None:
     """Raise ConfigError where plans could not stand in one folder, by name."""
     names = [one.name for one in plans]

@@ -22,7 +22,7 @@ from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import EDM, DDPMTable, Flow, VPLinear
 from fewstep.interop.diffusers_plan import export_diffusers, to_diffusers
 from fewstep.interop.diffusers_scheduler import PlanScheduler
-from fewstep.pipeline.cli import main
+from fewstep.app.cli import main
 from fewstep.rng import ImageNoise, generator
 from fewstep.sampling.plan import Plan, Raw, Step
 from fewstep.sampling.presets import PRESETS

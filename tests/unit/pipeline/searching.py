@@ -9,7 +9,7 @@ from fewstep.checks import DataError
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import VPLinear
 from fewstep.methods.s3.space import Space
-from fewstep.pipeline import study as studies
+from fewstep.pipeline import trials as studies
 from fewstep.sampling.presets import PRESETS
 from fewstep.sampling.task import Task, batches, distances
 

@@ -11,12 +11,12 @@ from fewstep.diffusion.denoiser import Model
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import VPLinear
 from fewstep.methods.ddsm.cost import CostTable
-from fewstep.methods.ddsm.widths import pareto
+from fewstep.pareto import pareto
 from fewstep.metrics.extractor import Extractor
 from fewstep.metrics.reference import Reference
 from fewstep.metrics.statistics import Statistics
 from fewstep.pipeline.config import StepAwareSettings
-from fewstep.pipeline.narrowing import StepAware
+from fewstep.methods.ddsm.stage.narrowing import StepAware
 from fewstep.sampling.presets import PRESETS
 from fewstep.sampling.task import Task
 

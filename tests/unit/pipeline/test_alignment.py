@@ -13,7 +13,7 @@ from fewstep.diffusion.denoiser import Model
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.metrics.frechet import frechet
 from fewstep.metrics.statistics import Statistics
-from fewstep.pipeline.alignment import Aligning, Seeds
+from fewstep.methods.aligner.stage.run import Aligning, Seeds
 from fewstep.pipeline.config import AlignSettings, Settings
 from fewstep.pipeline.measure import features_of
 from fewstep.pipeline.seeds import require_unseen

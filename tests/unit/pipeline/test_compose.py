@@ -8,12 +8,12 @@ from unit.pipeline.test_report import STUDY, Page, certificate, write_all
 
 from fewstep.checks import ConfigError, DataError
 from fewstep.methods.ddsm.widths import with_widths
-from fewstep.pipeline.compose import compose
+from fewstep.app.stages.compose.run import compose
 from fewstep.pipeline.config import ComposeSettings
 from fewstep.pipeline.report import build_report
-from fewstep.pipeline.report.composition import front_figure
+from fewstep.app.stages.compose.panel import front_figure
 from fewstep.pipeline.report.results import read_results
-from fewstep.pipeline.searches import COMPOSITION, read_composition
+from fewstep.methods.s3.stage.record import COMPOSITION, read_composition
 from fewstep.sampling.presets import PRESETS
 from fewstep.sampling.task import Task
 

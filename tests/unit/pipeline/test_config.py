@@ -240,7 +240,7 @@ def test_choices_are_those_of_the_code() -> None:
 
 def test_reading_the_settings_imports_neither_torch_nor_a_workflow_tool() -> None:
     heavy = {"torch", "numpy", "snakemake", "dvc", "mlflow", "optuna"}
-    code = f"import sys, fewstep.pipeline.specs; print(*sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, fewstep.pipeline.stage.spec; print(*sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 

@@ -1,6 +1,6 @@
 import pandas as pd
 
-from fewstep.pipeline.detections import Detection, agreement, sentences
+from fewstep.methods.multilid.stage.record import Detection, agreement, sentences
 
 
 def test_a_rank_correlation_needs_five_generators():

@@ -4,8 +4,8 @@ from typer.testing import CliRunner
 
 from fewstep.checks import ConfigError
 from fewstep.pipeline.config import ModelSettings, TrainSettings
-from fewstep.pipeline.options import takes_settings
-from fewstep.pipeline.specs import Spec
+from fewstep.pipeline.stage.options import takes_settings
+from fewstep.pipeline.stage.spec import Spec
 
 seen = {}
 

@@ -32,14 +32,14 @@ from fewstep.pipeline.report.results import (
     reference_row,
     shown_lines,
 )
-from fewstep.pipeline.report.search import (
+from fewstep.methods.s3.stage.panel import (
     best_preset_plan,
     decision,
     plan_figure,
     search_figure,
     step_words,
 )
-from fewstep.pipeline.searches import read_searches
+from fewstep.methods.s3.stage.record import read_searches
 from fewstep.sampling.plan import Corrector, Derivative, Scale, Step
 from fewstep.sampling.presets import PRESETS
 

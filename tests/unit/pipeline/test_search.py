@@ -6,7 +6,7 @@ from unit.pipeline.searching import mixture
 from fewstep.methods.s3.space import Space
 from fewstep.methods.s3.teacher import make_teacher
 from fewstep.pipeline.config import SearchSettings
-from fewstep.pipeline.search import Search, Seeds
+from fewstep.methods.s3.stage.run import Search, Seeds
 from fewstep.sampling.presets import ANALYTIC, PRESETS, analytical
 from fewstep.sampling.task import Task
 

@@ -25,7 +25,7 @@ from fewstep.pipeline.config import (
     TrainSettings,
     load_params,
 )
-from fewstep.pipeline.specs import (
+from fewstep.pipeline.stage.spec import (
     RULES,
     applies,
     code_hash,
@@ -57,12 +57,12 @@ NO_RESULT_DEPENDS_ON = {
     "fewstep.progress",
     "fewstep.pipeline",
     "fewstep.pipeline.config",
-    "fewstep.pipeline.options",
-    "fewstep.pipeline.specs",
+    "fewstep.pipeline.stage.options",
+    "fewstep.pipeline.stage.spec",
     "fewstep.pipeline.environment",
     "fewstep.pipeline.devices",
     "fewstep.pipeline.commands",
-    "fewstep.pipeline.tracking",  # shows results, live or afterwards
+    "fewstep.app.tracking",  # shows results, live or afterwards
 }
 
 
@@ -426,7 +426,7 @@ def test_a_torn_spec_is_replaced(folder: Path) -> None:
 
 
 def test_the_lock_admits_one_process_and_ends_with_it(folder: Path) -> None:
-    code = "import sys, fewstep.pipeline.specs as s; print(*s.acquire_lock(s.Path('run.lock')))"
+    code = "import sys, fewstep.pipeline.stage.spec as s; print(*s.acquire_lock(s.Path('run.lock')))"
     handle, holder = specs.acquire_lock(Path("run.lock"))
     assert handle is not None
     assert holder == ""

@@ -28,14 +28,16 @@ from unit.sampling.toys import small_mixture
 
 from fewstep.checks import ConfigError, DataError
 from fewstep.diffusion.schedule import VPLinear
-from fewstep.methods.ddsm.widths import hypervolume, uniform, widths_of, with_widths
+from fewstep.methods.ddsm.widths import uniform, with_widths
+from fewstep.pareto import hypervolume
+from fewstep.sampling.plan import widths_of
 from fewstep.nets.folder import save_model
 from fewstep.nets.unet import UNet
-from fewstep.pipeline import study as studies
-from fewstep.pipeline.cli import app
+from fewstep.pipeline import trials as studies
+from fewstep.app.cli import app
 from fewstep.pipeline.config import StepAwareSettings
-from fewstep.pipeline.narrowing import cost_table
-from fewstep.pipeline.stepaware import pick, run_stepaware
+from fewstep.methods.ddsm.stage.narrowing import cost_table
+from fewstep.methods.ddsm.stage.run import pick, run_stepaware
 from fewstep.rng import generator, initial_weights
 from fewstep.sampling.plan import load_plan
 from fewstep.sampling.presets import PRESETS

@@ -14,7 +14,7 @@ from unit.pipeline.searching import SCHEDULE, SPACE, opened, run
 
 from fewstep.checks import ConfigError
 from fewstep.methods.s3.space import plan_of
-from fewstep.pipeline import study as studies
+from fewstep.pipeline import trials as studies
 from fewstep.sampling.presets import PRESETS
 
 

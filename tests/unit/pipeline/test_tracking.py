@@ -12,8 +12,8 @@ from fewstep.checks import ConfigError, DataError
 from fewstep.files import write_json
 from fewstep.pipeline import tracking
 from fewstep.pipeline.config import Settings
-from fewstep.pipeline.specs import make_spec, stamp
-from fewstep.pipeline.tracking import live_curve, track_run, tracking_uri
+from fewstep.pipeline.stage.spec import make_spec, stamp
+from fewstep.app.tracking import live_curve, track_run, tracking_uri
 
 mlflow = pytest.importorskip("mlflow")
 

@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fewstep.checks import ConfigError
 from fewstep.diffusion.denoiser import Denoiser, Model
-from fewstep.methods.ddsm.widths import Widths, network_nodes, widths_of
+from fewstep.methods.ddsm.widths import Widths
+from fewstep.sampling.plan import network_nodes, widths_of
 from fewstep.rng import ImageNoise
 from fewstep.sampling.plan import Plan
 

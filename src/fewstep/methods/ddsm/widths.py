@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewstep.checks import ConfigError
-from fewstep.sampling.plan import Plan
+from fewstep.sampling.plan import Plan, network_nodes
 
 Widths = tuple[int, ...]
 """Index of a width for each node that asks the network, in order; 0 is the full one."""
@@ -21,15 +21,7 @@ Widths = tuple[int, ...]
 Error = Callable[[Widths], float]
 """How far from the full network's images; infinite where a state was not finite."""
 
-Point = tuple[float, float]
-"""Cost and error, of which less is better."""
-
 ROUNDING = 1e-12  # of a total cost: sums in another order that mean the same
-
-
-def network_nodes(plan: Plan) -> list[int]:
-    """The nodes that ask the network, in order."""
-    return [i for i, node in enumerate(plan.nodes) if node.eval == "net"]
 
 
 def with_widths(plan: Plan, widths: Sequence[int]) -> Plan:
@@ -45,11 +37,6 @@ def with_widths(plan: Plan, widths: Sequence[int]) -> Plan:
     chosen = dict(zip(asking, widths, strict=True))
     nodes = (replace(node, width=chosen.get(i) or None) for i, node in enumerate(plan.nodes))
     return replace(plan, nodes=tuple(nodes))
-
-
-def widths_of(plan: Plan) -> Widths:
-    """The inverse of `with_widths`."""
-    return tuple(plan.nodes[i].width or 0 for i in network_nodes(plan))
 
 
 def uniform(n: int, k: int) -> list[Widths]:
@@ -128,37 +115,3 @@ def greedy_path(
             break
         path.append(best[-1])
     return path
-
-
-def pareto(points: Sequence[Point]) -> list[int]:
-    """Which points no other equals or betters in both, cheapest first; of equal points the first."""
-    kept: list[int] = []
-    for i in sorted(range(len(points)), key=lambda i: (*points[i], i)):
-        if math.isfinite(points[i][1]) and (not kept or points[i][1] < points[kept[-1]][1]):
-            kept.append(i)
-    return kept
-
-
-def hypervolume(points: Sequence[Point], reference: Point) -> float:
-    """Area that the points dominate, within what lies below the reference in both."""
-    area, bound = 0.0, reference[1]
-    for i in pareto(points):
-        cost, error = points[i]
-        if cost < reference[0] and error < bound:
-            area += (reference[0] - cost) * (bound - error)
-            bound = error
-    return area
-
-
-def spread(points: Sequence[Point], n: int) -> list[int]:
-    """At most n of some points, those nearest to costs that lie evenly between the least and the greatest."""
-    left = list(range(len(points)))
-    if len(left) <= n:
-        return left
-    low, high = min(cost for cost, _ in points), max(cost for cost, _ in points)
-    chosen = []
-    for k in range(n):
-        wanted = low + (high - low) * (k / (n - 1) if n > 1 else 0.5)
-        chosen.append(min(left, key=lambda i: abs(points[i][0] - wanted)))
-        left.remove(chosen[-1])
-    return chosen

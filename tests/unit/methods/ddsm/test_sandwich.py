@@ -3,7 +3,7 @@ import torch
 
 from fewstep.checks import ConfigError
 from fewstep.diffusion.schedule import VPLinear
-from fewstep.methods.ddsm.sandwich import Sandwich
+from fewstep.train.sandwich import Sandwich
 from fewstep.nets.slim import Narrow
 from fewstep.nets.unet import UNet
 from fewstep.rng import generator, initial_weights

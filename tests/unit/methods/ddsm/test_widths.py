@@ -7,17 +7,9 @@ import pytest
 
 from fewstep.checks import ConfigError
 from fewstep.diffusion.schedule import VPLinear
-from fewstep.methods.ddsm.widths import (
-    additive_front,
-    greedy_path,
-    hypervolume,
-    pareto,
-    sensitivities,
-    spread,
-    uniform,
-    widths_of,
-    with_widths,
-)
+from fewstep.methods.ddsm.widths import additive_front, greedy_path, sensitivities, uniform, with_widths
+from fewstep.pareto import hypervolume, pareto, spread
+from fewstep.sampling.plan import widths_of
 from fewstep.sampling.presets import PRESETS
 
 VP = VPLinear()

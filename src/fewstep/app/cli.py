@@ -1,0 +1,93 @@
+"""The command `fewstep`: parse, call, write, and say in one line what was made or what is wrong."""
+
+import errno
+import logging
+import os
+import sys
+import traceback
+
+import typer
+
+import fewstep
+from fewstep.checks import UserError
+app = typer.Typer(
+    name="fewstep",
+    help="For this diffusion model and this step budget: what is the best sampler, and how sure are we?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_MENDABLE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EROFS,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+}
+"""What a user can do something about: a full disk, or a place that cannot be written to."""
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"fewstep {fewstep.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_show_version, is_eager=True, help="print it and stop"
+    ),
+) -> None:
+    """For this diffusion model and this step budget: what is the best sampler, and how sure are we?"""
+
+
+def commands() -> typer.Typer:
+    """The command line: a command for each stage, in their order, and those that are no part of the workflow.
+
+    Raises:
+        ConfigError: The list of stages is wrong.
+    """
+    from fewstep.app.commands import certificates, export, leaderboard, plan
+    from fewstep.app.stages import STAGES
+
+    for name, command in (
+        *((stage.name, stage.command) for stage in STAGES),
+        ("plan", plan.plan),
+        ("export", export.export),
+        ("verify", certificates.verify),
+        ("compare", certificates.compare),
+        ("protocols", certificates.protocols),
+        ("leaderboard", leaderboard.leaderboard),
+    ):
+        app.command(name)(command)
+    return app
+
+
+def main() -> None:
+    """Run the command line; what the user can mend is one line on stderr and exit status 2."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        commands()()
+    except UserError as error:
+        _fail(str(error))
+    except OSError as error:
+        if error.errno not in _MENDABLE:
+            raise
+        place = f" at {error.filename2 or error.filename}" if error.filename else ""
+        _fail(f"Writing{place} must be possible, but: {error.strerror}; free space or choose another place.")
+
+
+def _fail(sentence: str) -> None:
+    if os.environ.get("FEWSTEP_TRACEBACK"):
+        traceback.print_exc()
+    print(f"fewstep: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

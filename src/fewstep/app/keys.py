@@ -1,0 +1,175 @@
+"""Which results of a run are current: the spec that each must carry now, and how the workflow sees that one does not.
+
+A spec is an input of its rule. It is dated older than any result as long as the result carries the wanted key and has
+all of its files, and newer otherwise, so that the workflow runs what does not fit and nothing else.
+"""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import IO, Any
+
+from fewstep.app.params import Params
+from fewstep.app.stages import STAGES
+from fewstep.files import canonical_json, sha256_text, write_json
+from fewstep.pipeline.stage import Stage
+from fewstep.pipeline.stage.code import code_hash
+from fewstep.pipeline.stage.settings import RunSettings
+from fewstep.pipeline.stage.spec import STAMP, Spec, stamp_or_empty
+from fewstep.pipeline.stage.stages import Given, Result
+
+RUN_LOCK = Path("state/run.lock")
+
+_OLDER_THAN_ANY_RESULT = 946684800  # 2000-01-01, as an mtime: never a reason to run again
+
+
+def spec_path(run: str, place: str) -> Path:
+    """Where the wanted spec of a result stands, relative to the working directory."""
+    return Path("state", run, "spec", f"{place}.json")
+
+
+def make_specs(run: str, settings: RunSettings) -> dict[str, Spec]:
+    """The specs that the results of a run must carry now, by place."""
+    made: dict[str, Spec] = {}
+    for result in STAGES.results(settings):
+        _make(result, run, settings, made)
+    return made
+
+
+def _make(result: Result, run: str, settings: RunSettings, made: dict[str, Spec]) -> Spec:
+    if result.place in made:
+        return made[result.place]
+    stage = result.stage
+    inputs = STAGES.inputs(result, settings)
+    upstream = {
+        given.result.place: _make(given.result, run, settings, made).key
+        for values in inputs.values()
+        for given in values
+        if given.result is not None
+    }
+    roots = roots_of(stage)
+    code = code_hash(roots)
+    body = {
+        "stage": stage.name,
+        "nfe": result.nfe,
+        "settings": _chosen(settings.result_settings(), stage),
+        "code": code,
+        "inputs": {
+            name: [_identity(given, upstream) for given in values] for name, values in inputs.items()
+        },
+        "source": None if stage.source is None else stage.source(settings),
+    }
+    own = [stage.name] if stage.settings is not None else []
+    sections = {*own, *(name.partition(".")[0] for name in stage.reads), *stage.uses}
+    made[result.place] = Spec(
+        stage=stage.name,
+        run=run,
+        place=result.place,
+        key=sha256_text(canonical_json(body))[:16],
+        roots=roots,
+        code=code,
+        settings=settings.model_dump(mode="json", include=sections),
+        upstream=dict(sorted(upstream.items())),
+    )
+    return made[result.place]
+
+
+def _identity(given: Given, upstream: Mapping[str, str]) -> list[str]:
+    place = "" if given.result is None else given.result.place
+    return [place, upstream.get(place, ""), given.text, given.label]
+
+
+@cache
+def roots_of(stage: Stage) -> tuple[str, ...]:
+    """The modules whose code results depend on; those of a report are all panels, too, and of tracking all records."""
+    panels = [one.panel for one in STAGES if one.panel is not None] if stage.makes == "report" else []
+    records = [one.record for one in STAGES if one.record is not None] if stage.root == "state" else []
+    return (*stage.roots, *panels, *records)
+
+
+def _chosen(settings: dict[str, Any], stage: Stage) -> dict[str, Any]:
+    """The settings that the results of a stage depend on, by dotted name.
+
+    Fields that cannot change any result are not in `settings`, and so are left out.
+    """
+    reads = {stage.name, *stage.reads}
+    ignores = {*stage.ignores, *([f"{stage.name}.nfe"] if stage.nfe is not None else [])}
+    return {
+        f"{section}.{field}": value
+        for section, fields in settings.items()
+        for field, value in fields.items()
+        if (section in reads or f"{section}.{field}" in reads) and f"{section}.{field}" not in ignores
+    }
+
+
+def sync_specs(params: Params) -> None:
+    """Bring `state/<run>/spec/` up to date. Results that do not exist need no signal."""
+    for run, settings in params.runs.items():
+        specs = make_specs(run, settings)
+        for result in STAGES.results(settings):
+            _sync(specs[result.place], result.folder(run))
+
+
+def _sync(want: Spec, folder: Path) -> None:
+    path = spec_path(want.run, want.place)
+    have = stamp_or_empty(path)
+    serial = have.pop("serial", 0)
+    result = folder / STAMP
+    stale = result.exists() and not _is_current(folder, want)
+    changed = have != want.as_json()
+    signalled = not changed and stale and path.stat().st_mtime > result.stat().st_mtime
+    if changed or stale:
+        date = path.stat().st_mtime_ns if signalled else time.time_ns()
+        # A serial, as Snakemake overlooks the date if it knows the checksum from an earlier job.
+        write_json(path, {**want.as_json(), "serial": time.time_ns() if stale else serial})
+        # What was made since the signal stays: an interrupted workflow does not start over.
+        os.utime(path, ns=(date, date))
+    if not stale:
+        os.utime(path, (_OLDER_THAN_ANY_RESULT, _OLDER_THAN_ANY_RESULT))
+
+
+def _is_current(folder: Path, want: Spec) -> bool:
+    """Whether a finished result carries the wanted key and has all of its files."""
+    stamp = stamp_or_empty(folder / STAMP)
+    return stamp.get("key") == want.key and all((folder / name).exists() for name in stamp.get("files", ()))
+
+
+def leftovers(run: str, settings: RunSettings) -> list[Path]:
+    """Result folders that the settings of a run no longer ask for, and half-written ones."""
+    wanted = {result.folder(run) for result in STAGES.results(settings)}
+    top = Path("results", run)
+    return sorted(folder for folder in _folders(top) if folder not in wanted)
+
+
+def _folders(top: Path) -> Iterator[Path]:
+    """Folders below that are stamped, or hidden, as temporary ones are."""
+    for path in sorted(top.iterdir()) if top.is_dir() else []:
+        if path.is_dir():
+            if path.name.startswith(".") or (path / STAMP).exists():
+                yield path
+            if not path.name.startswith("."):
+                yield from _folders(path)
+
+
+def acquire_lock(path: Path = RUN_LOCK) -> tuple[IO[str] | None, str]:
+    """Take the lock of this working directory; the kernel drops it when the process dies, however it dies.
+
+    Returns:
+        The open file, to be kept until the end of the run, and ""; or None and who holds the lock.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = path.open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.seek(0)
+        holder = handle.read().strip()
+        handle.close()
+        return None, holder
+    handle.truncate(0)
+    handle.write(f"process {os.getpid()}")
+    handle.flush()
+    return handle, ""

@@ -1,0 +1,182 @@
+"""From certificates and samples to the folder of a report."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fewstep.checks import DataError
+from fewstep.files import atomic_dir, read_json, write_json
+from fewstep.methods.multilid.stage.record import read_detection
+from fewstep.pipeline.report import figures
+from fewstep.app.stages.compose.panel import composition_panel
+from fewstep.methods.multilid.stage.panel import detection_panel
+from fewstep.pipeline.report.images import SampleFile, read_sample_files, shared_seeds, strip
+from fewstep.app.report.page import Background, Panel, Samples, render
+from fewstep.pipeline.report.results import Results, flat_metrics, number, read_results, reference_row
+from fewstep.methods.s3.stage.panel import search_panels
+from fewstep.methods.s3.stage.record import read_composition, read_searches
+
+PANEL_ROWS = 10
+
+
+def build_report(
+    certificates: Sequence[Path],
+    samples: Sequence[Path],
+    out: Path,
+    *,
+    run: str,
+    card: Path | None = None,
+    training: Path | None = None,
+    settings: Path | None = None,
+    searches: Sequence[Path] = (),
+    composed: Path | None = None,
+    detection: Path | None = None,
+) -> Results:
+    """Write the report of a run: the page, the tables and the figures, all or nothing.
+
+    The folder holds `index.html` (nothing else is needed to read it), `leaderboard.csv`, `metrics.json`
+    (flat, for `dvc metrics`) and `figures/` with `fd_vs_nfe`, `fd_vs_ms`, `samples_nfe<N>`, `search_nfe<N>`,
+    `plan_nfe<N>`, `composition`, `composed_plan`, `detection`, `detection_confusion` and `training` as PNG and SVG,
+    as far as there is data for them.
+    The same inputs give the same bytes.
+
+    Args:
+        certificates: Files, or folders that hold them.
+        samples: npz files that the certificates are about, or folders that hold them; may be empty.
+        out: The folder to write; an older one of that name is replaced.
+        run: Name of the run, for the title.
+        card: `card.json` of the model.
+        training: `metrics.jsonl` of its training.
+        settings: JSON of the settings of the run.
+        searches: Folders of `fewstep search`.
+        composed: Folder of `fewstep compose`.
+        detection: Folder of `fewstep detect`.
+
+    Returns:
+        The table behind the report.
+
+    Raises:
+        ConfigError: The certificates differ in protocol, model or data, or certify a plan twice, or images with
+            a part in a search are reported on.
+        DataError: A file is missing or damaged, or samples or a search come from another model.
+    """
+    results = read_results(certificates)
+    background = Background(
+        card=None if card is None else _mapping(card),
+        training=None if training is None else read_training(training),
+        settings=None if settings is None else _mapping(settings),
+    )
+    gallery = collect_samples(results, read_sample_files(samples))
+    panels = search_panels(read_searches(searches), results)
+    composition = None if composed is None else composition_panel(read_composition(composed), results)
+    detected = None if detection is None else detection_panel(read_detection(detection), results)
+    page = render(
+        results,
+        run=run,
+        samples=gallery,
+        background=background,
+        searches=panels,
+        composition=composition,
+        detection=detected,
+    )
+    with atomic_dir(out) as folder:
+        (folder / "index.html").write_text(page, encoding="utf-8")
+        results.frame.drop(columns="resampling").to_csv(
+            folder / "leaderboard.csv", index=False, lineterminator="\n"
+        )
+        write_json(folder / "metrics.json", flat_metrics(results))
+        (folder / "figures").mkdir()
+        _save_figures(results, gallery, background, folder / "figures")
+        shown = [panel.figures for panel in (*panels, composition, detected) if panel is not None]
+        for name, figure in (pair for one in shown for pair in one.items()):
+            figures.save(figure, folder / "figures" / name)
+    return results
+
+
+def read_training(path: Path) -> pd.DataFrame:
+    """Columns step and loss of a training log; lines without both (validation, timing) are left out.
+
+    Raises:
+        DataError: The file is missing, is not one JSON object per line, or no line has step and loss.
+    """
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        log = pd.DataFrame([{"step": line["step"], "loss": line["loss"]} for line in lines if "loss" in line])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} must be a training log of JSON lines, but {error!r} came up.") from error
+    if log.empty:
+        raise DataError(f"{path} must have lines with step and loss, got none; train first.")
+    return log.dropna().sort_values("step", ignore_index=True)
+
+
+def collect_samples(results: Results, files: dict[str, SampleFile]) -> Samples:
+    """For every NFE the best plan of every sampler that has samples, on the seeds that all files share.
+
+    Raises:
+        DataError: A file holds samples of these plans, but from another model.
+    """
+    reference = reference_row(results)
+    chosen: dict[int, list[dict[str, Any]]] = {}
+    for nfe in results.steps:
+        rows = results.at(nfe).drop_duplicates("sampler").to_dict("records")
+        chosen[nfe] = [row for row in rows if row["plan_hash"] in files][:PANEL_ROWS]
+    shown = [row for rows in chosen.values() for row in rows]
+    wanted = [files[row["plan_hash"]] for row in [*shown, reference] if row["plan_hash"] in files]
+    for file in wanted:
+        _require_model(file, results)
+    seeds = shared_seeds(wanted, rows=len(wanted))
+    if not seeds:
+        return Samples(panels=(), seeds=(), reference=None)
+    return Samples(
+        panels=[
+            Panel(nfe, [(row, strip(files[row["plan_hash"]], seeds)) for row in rows])
+            for nfe, rows in chosen.items()
+            if rows
+        ],
+        seeds=seeds,
+        reference=(
+            (reference, strip(files[reference["plan_hash"]], seeds))
+            if reference["plan_hash"] in files
+            else None
+        ),
+    )
+
+
+def _require_model(file: SampleFile, results: Results) -> None:
+    expected = results.model.get("fingerprint")
+    if file.model != expected:
+        raise DataError(
+            f"{file.path} must hold samples of the certified model {expected}, got samples of {file.model}; "
+            "sample again or name another folder."
+        )
+
+
+def _save_figures(results: Results, samples: Samples, background: Background, folder: Path) -> None:
+    lines = figures.highlighted(results)
+    figures.save(figures.distance_figure(results, lines), folder / "fd_vs_nfe")
+    if results.frame["ms"].gt(0).any():
+        figures.save(figures.distance_figure(results, lines, x="ms"), folder / "fd_vs_ms")
+    for panel in samples.panels:
+        rows = panel.rows if samples.reference is None else [samples.reference, *panel.rows]
+        # grid and numbers on a line of their own, as long names would run into the images
+        strips = {
+            f"{row['sampler']}\n{row['grid']}, NFE {row['nfe']}, FD {number(row['fd'])}": image
+            for row, image in rows
+        }
+        title = f"{results.model['name']}: same seeds, {panel.nfe} evaluations"
+        figures.save(
+            figures.samples_figure(strips, columns=len(samples.seeds), title=title),
+            folder / f"samples_nfe{panel.nfe:03d}",
+        )
+    if background.training is not None:
+        figures.save(figures.training_figure(background.training), folder / "training")
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise DataError(f"{path} must hold a JSON object, got {type(value).__name__}; name another file.")
+    return value

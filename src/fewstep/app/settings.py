@@ -1,0 +1,251 @@
+"""The settings of the stages that every run has, with defaults, bounds and meaning of every field."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from fewstep.pipeline.settings import DrawSettings, MeasureSettings
+from fewstep.pipeline.stage.settings import NOT_A_RESULT, OwnSeeds, Positive, Section
+
+DatasetName = Annotated[str, StringConstraints(pattern=r"^(digits|cifar10|celeba|lsun-[a-z_]+|folder)$")]
+PresetName = Literal[
+    "ddim",
+    "ddim-eta",
+    "ddpm",
+    "dpm-solver-2s",
+    "dpm-solver-3s",
+    "dpmpp-2m",
+    "dpmpp-2m-taylor",
+    "dpmpp-3m",
+    "dpmpp-3m-exact",
+    "unipc-1",
+    "unipc-2",
+    "unipc-3",
+    "unipc-1-bh1",
+    "unipc-2-bh1",
+    "unipc-3-bh1",
+    "unipc-1-noise",
+    "unipc-2-noise",
+    "unipc-3-noise",
+    "unipc-1-bh1-noise",
+    "unipc-2-bh1-noise",
+    "unipc-3-bh1-noise",
+    "deis-2",
+    "deis-3",
+    "ipndm-2",
+    "ipndm-3",
+    "ipndm-4",
+    "heun",
+]
+GridName = Literal["uniform-t", "quadratic-t", "uniform-lambda", "karras"]
+
+_WITHOUT_SOURCE = ("digits", "cifar10")  # one comes with scikit-learn, the other is downloaded
+
+
+class ScheduleSettings(Section):
+    """The noise schedule that the network is trained on."""
+
+    type: Literal["ddpm", "vp-linear", "cosine", "edm", "flow"] = Field(
+        default="ddpm", description="ddpm: the linear table of 1000 steps; the others are continuous in time"
+    )
+
+
+class ModelSettings(Section):
+    """The U-Net and what it predicts, or the model of the zoo that is used instead of training one."""
+
+    zoo: str | None = Field(
+        default=None, min_length=1, description="a model of fewstep zoo; null: train one as the rest says"
+    )
+
+    channels: int = Field(default=16, ge=8, le=1024, multiple_of=8, description="channels at full resolution")
+    multipliers: list[Positive] = Field(
+        default=[1, 2], min_length=1, max_length=6, description="channel factor of each resolution level"
+    )
+    blocks: int = Field(default=1, ge=1, le=8, description="residual blocks per level")
+    attention: list[Positive] = Field(
+        default=[4], description="sides of the levels at which attention is used"
+    )
+    patch: Positive = Field(
+        default=1, description="side of the squares of pixels that enter the network as the channels of one"
+    )
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout in residual blocks")
+    class_conditional: bool = Field(default=False, description="give the network the labels of the dataset")
+    schedule: ScheduleSettings = Field(default_factory=ScheduleSettings)
+    prediction: Literal["eps", "x0", "v", "u", "edm"] = Field(
+        default="eps", description="what the network outputs"
+    )
+    widths: list[Annotated[float, Field(gt=0, le=1)]] = Field(
+        default=[1.0],
+        min_length=1,
+        description="shares of its channels that the network also learns to work with, 1 first",
+    )
+
+
+class PrepareSettings(Section):
+    """Which images, and how they are packed."""
+
+    dataset: DatasetName = Field(
+        default="digits", description="digits, cifar10, celeba, lsun-<category> or folder"
+    )
+    name: str | None = Field(
+        default=None,
+        pattern=r"^[a-z0-9][a-z0-9_.-]*$",
+        description="name in reports; null: the dataset's own",
+    )
+    source: str | None = Field(
+        default=None,
+        min_length=1,
+        description="file or folder of raw data; digits need none, null downloads cifar10; track it with dvc add",
+    )
+    size: int | None = Field(
+        default=None, ge=4, le=1024, description="side of the square images in pixels; null: as is"
+    )
+    limit: int | None = Field(default=None, ge=10, description="keep at most this many images; null: all")
+    test_fraction: float = Field(
+        default=0.2, ge=0, lt=1, description="share held out where the dataset has no test images of its own"
+    )
+    skip_corrupt: bool = Field(
+        default=False, description="leave out unreadable files and list them in the manifest"
+    )
+    workers: Positive = Field(default=2, json_schema_extra=NOT_A_RESULT, description="decoding processes")
+
+    @model_validator(mode="after")
+    def _source_is_given(self) -> Self:
+        if self.dataset not in _WITHOUT_SOURCE and self.source is None:
+            raise ValueError(f"source: must name the file or folder that holds {self.dataset}, got nothing")
+        return self
+
+
+class TrainSettings(Section):
+    """The training of the diffusion model."""
+
+    steps: Positive = Field(default=1500, description="optimiser steps")
+    batch_size: int = Field(default=128, ge=1, le=65536, description="images per step over all devices")
+    lr: float = Field(default=2e-3, gt=0, le=1, description="learning rate of Adam after the warm-up")
+    warmup: int = Field(default=100, ge=0, description="steps of linear learning-rate warm-up")
+    lr_course: Literal["constant", "cosine"] = Field(
+        default="cosine", description="learning rate after the warm-up: constant, or falling to 0"
+    )
+    cooldown: int = Field(
+        default=0, ge=0, description="last steps, in which a constant learning rate falls to 0"
+    )
+    ema_decay: float = Field(default=0.998, ge=0, lt=1, description="decay per step of the averaged weights")
+    clip: float | None = Field(default=1.0, gt=0, description="largest gradient norm; null: no clipping")
+    weighting: Literal["uniform", "snr", "min-snr-5", "edm"] = Field(
+        default="uniform", description="weight of the loss over noise levels"
+    )
+    label_dropout: float = Field(default=0.0, ge=0, lt=1, description="share of labels hidden, for guidance")
+    distil: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="with several widths: how much narrow ones learn from the full one",
+    )
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="arithmetic of network calls")
+    compile: bool = Field(default=False, description="torch.compile the network")
+    flip: bool = Field(default=False, description="mirror half of the images, at random")
+    checkpoint_seconds: float = Field(
+        default=60.0, gt=0, json_schema_extra=NOT_A_RESULT, description="seconds between checkpoints"
+    )
+    log_every: Positive = Field(default=10, description="steps between lines of metrics.jsonl")
+    seed: int = Field(default=0, ge=0, description="seed of weights, order and noise")
+
+
+class ExtractorSettings(Section):
+    """The network whose features images are compared in."""
+
+    name: Literal["classifier", "effnet-lite0-p320", "inception2015"] = Field(
+        default="classifier",
+        description="classifier: trained here on the labels; inception2015: the one that FID means",
+    )
+    steps: Positive = Field(default=600, description="optimiser steps of the classifier")
+    batch_size: int = Field(default=128, ge=1, le=65536, description="images per step of the classifier")
+    lr: float = Field(default=1e-3, gt=0, le=1, description="learning rate of the classifier")
+    seed: int = Field(default=0, ge=0, description="seed of the classifier's training")
+
+
+class StatsSettings(Section):
+    """The reference that samples are compared with."""
+
+    split: Literal["train", "test"] = Field(
+        default="train", description="split whose features are the reference"
+    )
+
+
+class PlansSettings(Section):
+    """The sampling plans that are compared: every preset on every grid at every number of calls."""
+
+    nfe: list[Positive] = Field(
+        default=[4, 5, 6, 8, 10, 50], min_length=1, description="network calls per image"
+    )
+    presets: list[PresetName] = Field(
+        default=["ddim", "dpmpp-2m", "unipc-2"],
+        min_length=1,
+        description="known samplers",
+    )
+    grids: list[GridName] = Field(
+        default=["uniform-t", "uniform-lambda", "quadratic-t"], min_length=1, description="spacings of times"
+    )
+    to_zero: bool = Field(
+        default=True, description="end at clean data, by a last step of order 1, not at the schedule's t_min"
+    )
+
+    @model_validator(mode="after")
+    def _no_repeats(self) -> Self:
+        self.require_distinct("nfe", "presets", "grids")
+        return self
+
+
+class ComposeSettings(OwnSeeds):
+    """The final comparison of plans that were searched, narrowed and aligned, by quality and time."""
+
+    images: int = Field(default=2000, ge=16, description="images of each plan")
+    target_nfe: int = Field(
+        default=50,
+        ge=2,
+        description="network calls of DDIM, whose quality is to be reached in the least time",
+    )
+    rounds: Positive = Field(default=3, description="times that each plan is timed; the median counts")
+    seed: int = Field(default=1_700_000_000, ge=0, description="first seed of these images")
+    batch_size: int = Field(default=250, ge=1, le=65536, description="images per network call, timed too")
+
+
+class SampleSettings(DrawSettings):
+    """The images drawn from every plan."""
+
+    n: int = Field(default=1000, ge=10, description="images per plan")
+    seed: int = Field(default=0, ge=0, description="image i is drawn from seed + i")
+    shards: int = Field(
+        default=1,
+        ge=1,
+        le=1000,
+        json_schema_extra=NOT_A_RESULT,
+        description="jobs that share the images of a result",
+    )
+
+
+class EvaluateSettings(MeasureSettings):
+    """The measurements made on samples."""
+
+    shards: int = Field(
+        default=1,
+        ge=1,
+        le=1000,
+        json_schema_extra=NOT_A_RESULT,
+        description="jobs that share the features of a result",
+    )
+
+
+class TrackSettings(Section):
+    """Where finished results are shown."""
+
+    uri: str = Field(
+        default="sqlite:///mlflow.db",
+        min_length=1,
+        description="MLflow store; the environment variable MLFLOW_TRACKING_URI wins over it",
+    )
+    live: bool = Field(
+        default=False,
+        json_schema_extra=NOT_A_RESULT,
+        description="send the training curve to MLflow while it grows",
+    )

@@ -1,0 +1,32 @@
+"""The list of stages. Command, rule, keys, settings, report and MLflow runs of each follow from its line here."""
+
+from fewstep.app.settings import ModelSettings
+from fewstep.app.stages import compose, evaluate, extractor, plans, prepare, report, sample, stats, track, train, zoo
+from fewstep.methods.aligner.stage import STAGE as ALIGN
+from fewstep.methods.ddsm.stage import STAGE as STEPAWARE
+from fewstep.methods.multilid.stage import STAGE as DETECT
+from fewstep.methods.s3.stage import STAGE as SEARCH
+from fewstep.methods.s3.stage import TEACHER
+from fewstep.pipeline.stage.stages import Stages
+
+STAGES = Stages(
+    (
+        prepare.STAGE,
+        train.STAGE,
+        zoo.STAGE,
+        extractor.STAGE,
+        stats.STAGE,
+        plans.STAGE,
+        TEACHER,
+        SEARCH,
+        STEPAWARE,
+        ALIGN,
+        compose.STAGE,
+        sample.STAGE,
+        evaluate.STAGE,
+        DETECT,
+        report.STAGE,
+        track.STAGE,
+    ),
+    sections={"model": ModelSettings},
+)

@@ -1,0 +1,71 @@
+"""`fewstep compose`: the last comparison of plans that were searched, narrowed and aligned."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fewstep.app.settings import ComposeSettings
+from fewstep.files import atomic_dir
+from fewstep.pipeline.stage.options import (
+    DeviceOption,
+    ExtractorOption,
+    GuidanceOption,
+    ModelOption,
+    takes_settings,
+)
+from fewstep.pipeline.samples import files_in
+from fewstep.pipeline.stage.spec import Spec, stamp
+
+
+@takes_settings()
+def command(
+    model: ModelOption,
+    plan: Annotated[list[Path], typer.Option(help="plan file, or a folder of them; any number of times")],
+    reference: Annotated[Path, typer.Option(help="statistics, from fewstep stats, or a name in the zoo")],
+    extractor: ExtractorOption,
+    out: Annotated[Path, typer.Option(help="folder to write")],
+    guidance: GuidanceOption = 1.0,
+    device: DeviceOption = "auto",
+    *,
+    compose: ComposeSettings,
+    spec: Spec | None,
+) -> None:
+    """Compare plans by quality and time on images that none of them was made with.
+
+    The winner is the fastest plan that is as good as many steps of DDIM.
+
+    Example: fewstep compose --model model --plan found --plan narrow --reference stats.npz --extractor classifier
+    --out composed
+    """
+    from fewstep.app.stages.compose.record import COMPOSITION, PLANS
+    from fewstep.app.stages.compose.run import compose as compared
+    from fewstep.interop.load import load_model
+    from fewstep.interop.zoo import find_reference
+    from fewstep.metrics.extractor import load_extractor
+    from fewstep.metrics.reference import load_reference
+    from fewstep.pipeline.devices import chosen_device
+    from fewstep.progress import track
+    from fewstep.sampling.plan import load_plan, require_distinct_plans
+    from fewstep.sampling.task import Task
+
+    candidates = [load_plan(path) for path in files_in(plan, ".json")]
+    place = chosen_device(device)
+    network = load_extractor(extractor, device=place)
+    guided = guidance if spec is None else spec.value("sample.guidance")
+    task = Task(load_model(model, device=place), guided, compose.batch_size)
+    measured = load_reference(find_reference(reference), extractor=network)
+    made = compared(task, candidates, measured, network, compose, track=track)
+    require_distinct_plans(made.plans)
+    with atomic_dir(out) as folder:
+        (folder / PLANS).mkdir()
+        for one in made.plans:
+            one.save(folder / PLANS / f"{one.name}.json")
+        made.table.to_parquet(folder / COMPOSITION, index=False)
+        if spec:
+            stamp(spec, folder)
+    target, winner = made.table.iloc[0], made.table[made.table["winner"]].iloc[0]
+    typer.echo(
+        f"{out}: {winner['plan']} takes {winner['ms']:.3g} ms an image at FD {winner['fd']:.4g}; {target['plan']} "
+        f"{target['ms']:.3g} ms at {target['fd']:.4g} (on seeds of the comparison; report on others)"
+    )

@@ -1,0 +1,85 @@
+"""`fewstep report`: the page, the tables and the figures of a run."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fewstep.checks import ConfigError
+from fewstep.pipeline.samples import files_in
+from fewstep.pipeline.stage import MODEL, Every, Panels, Stage
+from fewstep.pipeline.stage.options import CertificatesArgument, takes_settings
+from fewstep.pipeline.stage.spec import Spec, stamp
+
+
+@takes_settings()
+def command(
+    certificates: CertificatesArgument,
+    out: Annotated[Path, typer.Option(help="folder to write")],
+    samples: Annotated[
+        list[Path] | None, typer.Option(help="samples files or folders to show images of")
+    ] = None,
+    panel: Annotated[
+        list[str] | None,
+        typer.Option(metavar="STAGE=FOLDER", help="results of a stage to show, such as search=found"),
+    ] = None,
+    model: Annotated[Path | None, typer.Option(help="model folder, for its card and training curve")] = None,
+    run: Annotated[str, typer.Option(help="name in the title")] = "",
+    *,
+    spec: Spec | None,
+) -> None:
+    """Write the report: one HTML page, the leaderboard as CSV, and figures.
+
+    Example: fewstep report certificates --samples samples --panel search=found --out report
+    """
+    from fewstep.app.report.build import build_report
+    from fewstep.interop.zoo import find
+
+    shown = _panels(panel or [])
+    folder = None if model is None else find(model)
+    build_report(
+        files_in(certificates, ".json"),
+        files_in(samples or [], ".npz"),
+        out,
+        run=spec.run if spec else run or out.resolve().name,
+        card=None if folder is None else folder / "card.json",
+        training=None if folder is None else folder / "metrics.jsonl",
+        panels=shown,
+    )
+    if spec:
+        stamp(spec, out)
+    typer.echo(f"{out / 'index.html'}")
+
+
+def _panels(given: Sequence[str]) -> Mapping[str, list[Path]]:
+    """Folders by stage, in the order of the stages.
+    Raises: ConfigError: not STAGE=FOLDER, or no stage of that name has a panel.
+    """
+    from fewstep.app.stages import STAGES
+
+    known = [stage.name for stage in STAGES if stage.panel is not None]
+    found: dict[str, list[Path]] = {name: [] for name in known}
+    for text in given:
+        name, equals, folder = text.partition("=")
+        if not equals or not folder or name not in known:
+            raise ConfigError(
+                f"--panel must be STAGE=FOLDER, with a stage that the report shows ({', '.join(known)}); got {text!r}."
+            )
+        found[name].append(Path(folder))
+    return {name: folders for name, folders in found.items() if folders}
+
+
+STAGE = Stage(
+    name="report",
+    command=command,
+    makes="report",
+    does="write the report",
+    inputs=lambda settings, nfe: {
+        "certificates": Every("certificates"),
+        "samples": Every("images"),
+        "panel": Panels(),
+        "model": MODEL,
+    },
+    gpu=False,
+)

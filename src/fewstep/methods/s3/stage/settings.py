@@ -1,0 +1,47 @@
+"""The settings of the solver search."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from fewstep.pipeline.stage.settings import OwnSeeds, Positive
+
+
+class SearchSettings(OwnSeeds):
+    """The search for a plan of its own for the model, at each of some numbers of calls."""
+
+    nfe: list[Positive] = Field(default=[], description="numbers of network calls; none: no search")
+    sampler: Literal["s3", "s3-ranked", "tpe", "random"] = Field(
+        default="s3", description="what proposes plans; s3 is the evolution, s3-ranked has its predictor, too"
+    )
+    trials: Positive = Field(default=24, description="plans tried at each number of calls")
+    max_order: int = Field(default=3, ge=1, le=4, description="highest Taylor order of a step")
+    analytic: bool = Field(default=True, description="also try a first step that needs no network call")
+    noises: int = Field(default=128, ge=16, description="fine solutions, and as many to choose by")
+    trial_noises: int = Field(default=64, ge=16, description="of these, how many a trial is scored on")
+    teacher_nfe: int = Field(default=100, ge=10, description="network calls of a fine solution")
+    polish_iterations: int = Field(
+        default=40, ge=0, description="gradient steps on the distance to solutions"
+    )
+    polish_noises: int = Field(default=48, ge=1, description="noises of such a step")
+    polish_lr: float = Field(default=0.03, gt=0, le=1, description="learning rate of these steps")
+    frechet_iterations: int = Field(
+        default=60, ge=0, description="gradient steps on the distance between sets"
+    )
+    frechet_lr: float = Field(default=0.01, gt=0, le=1, description="learning rate of these steps")
+    frechet_images: int = Field(default=320, ge=16, description="images of such a step, new ones each time")
+    finalists: Positive = Field(default=2, description="presets, and trials, that reach the final comparison")
+    finalist_images: int = Field(default=1000, ge=16, description="images of each finalist")
+    seed: int = Field(
+        default=1_000_000_000, ge=0, description="first seed of the search's images, and seed of its choices"
+    )
+    # It moves the last bits of a gradient, and a descent makes more of them: a result depends on it.
+    batch_size: int = Field(default=500, ge=1, le=65536, description="images per network call")
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        if self.trial_noises > self.noises:
+            raise ValueError(f"trial_noises: must be at most noises, {self.noises}; got {self.trial_noises}")
+        if any(n < 2 for n in self.nfe) or len(set(self.nfe)) < len(self.nfe):
+            raise ValueError(f"nfe: must be different numbers of 2 and more, got {self.nfe}")
+        return self

@@ -1,1 +1,0 @@
-"""One function per command; heavy imports happen inside, so that `--help` answers at once."""

@@ -1,0 +1,35 @@
+"""Settings that are shared: how images are drawn, and how they are measured."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from fewstep.pipeline.stage.settings import NOT_A_RESULT, Section
+
+MetricName = Literal["fd", "kid", "pr", "dc", "is", "inf", "mem"]
+
+
+class DrawSettings(Section):
+    """How images are drawn from a plan."""
+
+    guidance: float = Field(default=1.0, ge=0, description="classifier-free guidance scale; 1: none")
+    batch_size: int = Field(
+        default=250, ge=1, le=65536, json_schema_extra=NOT_A_RESULT, description="images per network call"
+    )
+
+
+class MeasureSettings(Section):
+    """How images are measured."""
+
+    metrics: list[MetricName] = Field(
+        default=["fd", "kid", "pr"],
+        min_length=1,
+        description="fd: Fréchet distance; kid: kernel distance; pr: precision, recall; dc: density, coverage; "
+        "is: Inception score, by the extractor's classifier; inf: Fréchet distance at infinitely many images; mem: share "
+        "of images nearer to training than to held-out ones",
+    )
+    resamples: int = Field(
+        default=100, ge=10, le=10000, multiple_of=2, description="half-samples behind each interval, two a cut"
+    )
+    level: float = Field(default=0.95, gt=0.5, lt=1, description="probability that an interval states")
+    seed: int = Field(default=0, ge=0, description="seed of the half-samples")
