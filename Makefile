@@ -44,8 +44,8 @@ $(STAMP): pyproject.toml $(wildcard constraints.txt)
 	@touch $@
 
 run: $(STAMP)
-	snakemake --cores $(CORES) $(QUIET) -- $(REPORT) state/$(RUN)/tracked.json
-	@fewstep leaderboard results/$(RUN)/eval/*
+	snakemake --cores $(CORES) $(QUIET) -- $(REPORT) state/$(RUN)/track/spec.json
+	@fewstep leaderboard results/$(RUN)/evaluate
 	@echo
 	@echo "report:  $(REPORT)"
 	@echo "MLflow:  make ui    ($(MLFLOW_UI))"
@@ -75,7 +75,7 @@ format: $(STAMP)
 	snakefmt Snakefile workflow
 
 schema: $(STAMP)
-	python -c 'from fewstep.pipeline.config import schema_text; print(schema_text(), end="")' \
+	python -c 'from fewstep.app.params import schema_text; print(schema_text(), end="")' \
 		> workflow/schemas/params.schema.json
 
 # DVC compares contents, --touch then dates them in the order of the rules; keys that do not fit are still seen.
@@ -86,8 +86,8 @@ adopt: $(STAMP)
 	snakemake --cores 1 --quiet all --touch
 
 prune: $(STAMP)
-	@python -c 'from fewstep.pipeline import config, specs; \
-		print(*specs.leftovers("$(RUN)", config.settings(config.load_params("params.yaml"), "$(RUN)")), sep="\n")' \
+	@python -c 'from fewstep.app import keys, params; \
+		print(*keys.leftovers("$(RUN)", params.settings(params.load_params("params.yaml"), "$(RUN)")), sep="\n")' \
 		| while read -r folder; do [ -z "$$folder" ] || { echo "removed $$folder"; rm -rf -- "$$folder"; }; done
 
 clean:

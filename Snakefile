@@ -2,6 +2,19 @@ from snakemake.utils import min_version
 
 min_version("9.10")
 
+from fewstep.checks import UserError
+
+if config:
+    raise WorkflowError(
+        "settings must stand in params.yaml, where DVC sees them, but --config or --configfile was given"
+    )
+try:
+    from fewstep.app.params import load_params
+
+    PARAMS = load_params("params.yaml")
+except UserError as error:
+    raise WorkflowError(str(error))
+
 
 # Jobs run in the environment that Snakemake runs in; the image is for machines without one (workflow/envs).
 container: "fewstep.sif"
@@ -13,36 +26,33 @@ report: "workflow/report/workflow.rst"
 wildcard_constraints:
     run="[a-z0-9][a-z0-9-]*",
     nfe=r"\d+",
+    source=r"[a-z0-9_]+(/nfe\d+)?",
     k=r"\d+",
     n=r"\d+",
 
 
-include: "workflow/rules/common.smk"
-
-
+# What a run ends with: its report, and its place in MLflow.
 rule all:
     default_target: True
     input:
-        [targets_of(run) for run in PARAMS.dvc_runs],
+        [
+            file
+            for run in PARAMS.dvc_runs
+            for file in (f"results/{run}/report/index.html", f"state/{run}/track/spec.json")
+        ],
 
 
-include: "workflow/rules/data.smk"
-include: "workflow/rules/train.smk"
-include: "workflow/rules/zoo.smk"
-include: "workflow/rules/plans.smk"
-include: "workflow/rules/evaluate.smk"
-include: "workflow/rules/search.smk"
-include: "workflow/rules/compose.smk"
-include: "workflow/rules/detect.smk"
+include: "workflow/rules/stage.smk"
+include: "workflow/rules/images.smk"
 include: "workflow/rules/report.smk"
 
 
 # Only the process that plans the jobs may renew specs: never one that a cluster started for a single job.
 if workflow.is_main_process:
-    RUN_LOCK, HOLDER = specs.acquire_lock()
+    RUN_LOCK, HOLDER = keys.acquire_lock()
     if RUN_LOCK:
         try:
-            specs.sync_specs(PARAMS)
+            keys.sync_specs(PARAMS)
         except UserError as error:
             raise WorkflowError(str(error))
 

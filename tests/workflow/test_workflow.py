@@ -20,8 +20,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fewstep.app.params import load_params
+from fewstep.app.stages import STAGES
 from fewstep.files import read_json
-from fewstep.pipeline.config import load_params
 
 ROOT = Path(__file__).parents[2]
 CHECKED_OUT = ("Snakefile", "workflow", "profiles", "dvc.yaml", ".dvcignore", ".gitignore")
@@ -127,51 +128,47 @@ ALL = {
     "train": 1,
     "stats": 1,
     "plans": 2,
-    "sample": 2,
-    "evaluate": 2,
     "teacher": 1,
     "search": 1,
-    "sample_searched": 1,
-    "evaluate_searched": 1,
     "stepaware": 1,
     "align": 2,
-    "compare": 1,
-    "sample_composed": 1,
-    "evaluate_composed": 1,
-    "tell": 1,
+    "compose": 1,
+    "sample": 6,
+    "evaluate": 6,
+    "detect": 1,
     "report": 1,
     "track": 1,
 }
+END = {"report": 1, "track": 1}
 
 
-def only(*rules: str) -> dict[str, int]:
-    return {rule: ALL[rule] for rule in rules}
+def only(*rules: str, **numbers: int) -> dict[str, int]:
+    return {rule: ALL[rule] for rule in rules} | numbers
 
 
-AFTER_MEASURING = ("evaluate", "evaluate_searched", "evaluate_composed", "report", "track")
-AFTER_SAMPLE = ("tell", *AFTER_MEASURING)
-AFTER_PLANS = ("stepaware", "align", "compare", "sample_composed", "evaluate_composed", "report", "track")
-AFTER_SEARCH = ("sample_searched", "evaluate_searched", "tell", *AFTER_PLANS)
-AFTER_COMPARE = ("sample_composed", "evaluate_composed", "report", "track")
-AFTER_STATS = ("search", "evaluate", *AFTER_SEARCH)
-AFTER_TRAIN = ("plans", "sample", "teacher", *AFTER_STATS)
+AFTER_MEASURING = ("evaluate", "report", "track")
+AFTER_SAMPLE = ("detect", *AFTER_MEASURING)
+# the plans of stepaware, and of align for 3 and 4 calls, of which those for 4 start from a known sampler
+AFTER_STEPAWARE = {"align": 1, "compose": 1, "sample": 2, "evaluate": 2, **END}
+AFTER_SEARCH = {**AFTER_STEPAWARE, "stepaware": 1, "sample": 3, "evaluate": 3, "detect": 1}
+AFTER_STATS = {**only("search", "stepaware", "align", "compose", "detect", "evaluate"), "sample": 4, **END}
+AFTER_TRAIN = only("plans", "sample", "teacher", *AFTER_STATS)
 
 
 def test_a_finished_run_has_its_report_and_its_records(finished: Project) -> None:
     results = finished.folder / "results" / "smoke"
     for name in ("index.html", "metrics.json", "leaderboard.csv", "spec.json"):
         assert (results / "report" / name).stat().st_size > 0
-    certificates = sorted((results / "eval").glob("nfe*/*.json"))
-    assert len([path for path in certificates if path.name != "spec.json"]) == 4
-    tracked = json.loads((finished.folder / "state" / "smoke" / "tracked.json").read_text())
-    subjects = [read_json(path)["subject"]["plan"] for path in (results / "eval").glob("*/[!s]*.json")]
-    subjects += [read_json(path)["subject"]["plan"] for path in (results / "eval").glob("*/searched*.json")]
+    certificates = [p for p in sorted((results / "evaluate").rglob("*.json")) if p.name != "spec.json"]
+    assert len([path for path in certificates if path.parent.parent.name == "plans"]) == 4
+    tracked = json.loads((finished.folder / "state" / "smoke" / "track" / "tracked.json").read_text())
+    subjects = [read_json(path)["subject"]["plan"] for path in certificates]
     samplers = {(plan["sampler"], plan["grid"]) for plan in subjects}
     assert {"ddim", "dpmpp-2m", "searched", "searched+widths"} <= {sampler for sampler, _ in samplers}
-    assert tracked["runs"] == 4 + len(
-        samplers
-    )  # parent, training, search, composition, and one for each sampler
-    assert (results / "plans" / "searched" / "nfe3" / "searched.nfe3.json").exists()
+    assert tracked["runs"] == 5 + len(samplers), (
+        "the run, its training, search, comparison and detection, and one for each sampler"
+    )
+    assert (results / "search" / "nfe3" / "searched.nfe3.json").exists()
     assert (finished.folder / "mlflow.db").exists()
 
 
@@ -183,27 +180,33 @@ def test_nothing_is_done_twice(project: Project) -> None:
 
 
 CHANGES = [  # a change of one setting -> exactly what depends on it
-    ({"data": {"test_fraction": 0.3}}, ALL),
-    ({"model": {"channels": 16}}, only("train", *AFTER_TRAIN)),
-    ({"train": {"steps": 21}}, only("train", *AFTER_TRAIN)),
-    ({"extractor": {"steps": 21}}, only("extractor", "stats", *AFTER_STATS)),
-    ({"extractor": {"name": "effnet-lite0-p320"}}, only("stats", *AFTER_STATS)),
-    ({"stats": {"split": "test"}}, only("stats", *AFTER_STATS)),
-    ({"plans": {"grids": ["karras"]}}, only("plans", "sample", "evaluate", "tell", *AFTER_PLANS)),
-    ({"plans": {"nfe": [3]}, "align": {"nfe": [3]}}, only("compare", *AFTER_COMPARE)),
-    ({"plans": {"nfe": [3, 4, 5]}}, dict.fromkeys(("plans", "sample", "evaluate", "report", "track"), 1)),
-    ({"search": {"trials": 14}}, only("search", *AFTER_SEARCH)),
-    ({"search": {"noises": 17}}, only("teacher", "search", *AFTER_SEARCH)),
-    ({"search": {"nfe": []}}, only("tell", *AFTER_PLANS)),
-    ({"stepaware": {"noises": 17}}, only(*AFTER_PLANS)),
-    ({"align": {"noises": 17}}, only("align", "compare", *AFTER_COMPARE)),
-    ({"compose": {"rounds": 2}}, only("compare", *AFTER_COMPARE)),
-    ({"stepaware": {"nfe": []}, "align": {"nfe": []}}, {"report": 1, "track": 1}),
-    ({"sample": {"n": 41}}, only("sample", "sample_searched", "sample_composed", *AFTER_SAMPLE)),
+    ({"prepare": {"test_fraction": 0.3}}, ALL),
+    ({"model": {"channels": 16}}, {**AFTER_TRAIN, "train": 1}),
+    ({"train": {"steps": 21}}, {**AFTER_TRAIN, "train": 1}),
+    ({"extractor": {"steps": 21}}, {**AFTER_STATS, "extractor": 1, "stats": 1}),
+    ({"extractor": {"name": "effnet-lite0-p320"}}, {**AFTER_STATS, "stats": 1}),
+    ({"stats": {"split": "test"}}, {**AFTER_STATS, "stats": 1}),
+    (
+        {"plans": {"grids": ["karras"]}},
+        {"plans": 2, "sample": 3, "evaluate": 3, "detect": 1, "align": 1, "compose": 1, **END},
+    ),
+    ({"plans": {"nfe": [3]}, "align": {"nfe": [3]}}, {"compose": 1, **END}),
+    ({"plans": {"nfe": [3, 4, 5]}}, {"plans": 1, "sample": 1, "evaluate": 1, **END}),
+    ({"search": {"trials": 14}}, {**AFTER_SEARCH, "search": 1}),
+    ({"search": {"noises": 17}}, {**AFTER_SEARCH, "search": 1, "teacher": 1}),
+    (
+        {"search": {"nfe": []}},
+        {"stepaware": 1, "align": 1, "compose": 1, "sample": 2, "evaluate": 2, "detect": 1, **END},
+    ),
+    ({"stepaware": {"noises": 17}}, {**AFTER_STEPAWARE, "stepaware": 1}),
+    ({"align": {"noises": 17}}, {"align": 2, "compose": 1, "sample": 2, "evaluate": 2, **END}),
+    ({"compose": {"rounds": 2}}, {"compose": 1, **END}),
+    ({"stepaware": {"nfe": []}, "align": {"nfe": []}}, END),
+    ({"sample": {"n": 41}}, only("sample", *AFTER_SAMPLE)),
     ({"evaluate": {"resamples": 12}}, only(*AFTER_MEASURING)),
-    ({"detect": {"folds": 3}}, only("tell", "report", "track")),
-    ({"tracking": {"uri": "sqlite:///other.db"}}, only("track")),
-    ({"data": {"workers": 2}, "train": {"checkpoint_seconds": 9.0}, "sample": {"batch_size": 9}}, {}),
+    ({"detect": {"folds": 3}}, {"detect": 1, **END}),
+    ({"track": {"uri": "sqlite:///other.db"}}, only("track")),
+    ({"prepare": {"workers": 2}, "train": {"checkpoint_seconds": 9.0}, "sample": {"batch_size": 9}}, {}),
     ({"sample": {"shards": 3}, "evaluate": {"shards": 2}}, {}),
 ]
 
@@ -228,33 +231,42 @@ def test_changed_code_runs_what_uses_it_and_a_comment_runs_nothing(project: Proj
     kid = package / "metrics" / "kid.py"
     before = kid.read_text()
     kid.write_text(before + "\nANSWER = 42\n")
-    # one module holds the commands of teacher and search, and its imports count for both
-    assert project.planned() == only("stats", "teacher", *AFTER_STATS)
+    assert project.planned().keys() >= {"evaluate", "report", "track"}
+    assert not project.planned().keys() & {"prepare", "train", "extractor", "plans"}
     kid.write_text(before)
+    panel = package / "methods" / "s3" / "stage" / "panel.html.j2"
+    styled = panel.read_text()
+    panel.write_text(styled + "<!-- -->")
+    assert project.planned() == END, "another look of a panel is another report alone"
+    panel.write_text(styled)
     loop.write_text(loop.read_text() + "\nANSWER = 42\n")
-    assert project.planned() == only("train", "extractor", "stats", *AFTER_TRAIN)
+    assert project.planned() == {**AFTER_TRAIN, "train": 1, "extractor": 1, "stats": 1}
 
 
 def test_a_lost_file_is_made_again(project: Project) -> None:
-    (project.folder / "results" / "smoke" / "report" / "leaderboard.csv").unlink()
-    assert project.planned() == only("report", "track")
-    (project.folder / "results" / "smoke" / "model" / "model.safetensors").unlink()
-    assert project.planned() == only("train", *AFTER_TRAIN)
+    results = project.folder / "results" / "smoke"
+    (results / "report" / "leaderboard.csv").unlink()
+    assert project.planned() == END
+    (results / "evaluate/plans/nfe3/ddim.uniform-lambda.to-zero.nfe3.json").unlink()
+    assert project.planned() == {"evaluate": 1, **END}
+    (results / "train" / "model.safetensors").unlink()
+    assert project.planned() == {**AFTER_TRAIN, "train": 1}
 
 
 def test_jobs_share_the_images_and_measure_the_same(project: Project) -> None:
     results = project.folder / "results" / "smoke"
-    before = {path.name: read_json(path)["results"] for path in (results / "eval/nfe3").glob("[!s]*.json")}
-    for made in ("samples", "eval"):
-        shutil.rmtree(results / made / "nfe3")
+    certificates = results / "evaluate/plans/nfe3"
+    before = {path.name: read_json(path)["results"] for path in certificates.glob("[!s]*.json")}
+    for made in ("sample", "evaluate"):
+        shutil.rmtree(results / made / "plans/nfe3")
     project.edit("params.yaml", "sample: {n: 40}", "sample: {n: 40, shards: 2}")
     project.edit("params.yaml", "evaluate: {resamples: 10}", "evaluate: {resamples: 10, shards: 2}")
-    target = "results/smoke/eval/nfe3/spec.json"
+    target = "results/smoke/evaluate/plans/nfe3/spec.json"
     planned = project.planned(target)
     assert planned["sample_shard"] == planned["evaluate_shard"] == 2
     assert planned["sample"] == planned["evaluate"] == 1
     project.succeed("snakemake", target)
-    after = {path.name: read_json(path)["results"] for path in (results / "eval/nfe3").glob("[!s]*.json")}
+    after = {path.name: read_json(path)["results"] for path in certificates.glob("[!s]*.json")}
     assert after == before
     left = [path for path in results.rglob(".*") if path.name.endswith((".parts", ".features"))]
     assert left == []
@@ -293,7 +305,6 @@ def test_dvc_sees_what_snakemake_sees(project: Project) -> None:
 
 def test_dvc_takes_a_run_that_detects_nothing(project: Project) -> None:
     project.edit("params.yaml", "detect: {nfe: [3], ", "detect: {nfe: [], ")
-    shutil.rmtree(project.folder / "results/smoke/detection")
     assert sorted(jobs_in(project.succeed("dvc", "repro"))) == ["report", "track"]
     assert "up to date" in project.succeed("dvc", "status")
 
@@ -326,28 +337,17 @@ def test_every_run_of_the_repository_can_be_planned(tmp_path: Path) -> None:
     project = new_project(tmp_path / "project")
     shutil.copy2(ROOT / "params.yaml", project.folder)
     (project.folder / "zoo").symlink_to(ROOT / "zoo")
-    params = load_params(ROOT / "params.yaml")
-    for run, settings in params.runs.items():
-        n = len(settings.plans.nfe)
-        trained = {"extractor": 1} if settings.extractor.name == "classifier" else {}
-        from_zoo = settings.model.zoo is not None
-        made = ("zoo_model", "zoo_stats") if from_zoo else ("prepare", "train", "stats")
-        once = dict.fromkeys((*made, "report", "track"), 1)
-        each = dict.fromkeys(("plans", "sample", "evaluate"), n)
-        if settings.search.nfe:
-            once |= dict.fromkeys(("teacher", "sample_searched", "evaluate_searched"), 1)
-            once["search"] = len(settings.search.nfe)
-        composed = {"stepaware": len(settings.stepaware.nfe), "align": len(settings.align.nfe)}
-        if any(composed.values()):
-            once |= dict.fromkeys(("compare", "sample_composed", "evaluate_composed"), 1)
-            once |= {rule: n_made for rule, n_made in composed.items() if n_made}
-        if settings.detect.nfe:
-            once["tell"] = 1
-        for rule in ("sample", "evaluate"):
-            if (shards := getattr(settings, rule).shards) > 1:
-                once[f"{rule}_shard"] = n * shards
-        planned = project.planned(f"results/{run}/report/index.html", f"state/{run}/tracked.json")
-        assert planned == {**once, **trained, **each}, run
+    for run, settings in load_params(ROOT / "params.yaml").runs.items():
+        expected: dict[str, int] = {}
+        for result in STAGES.results(settings):
+            name = result.stage.name
+            expected[name] = expected.get(name, 0) + 1
+            if result.stage.over is not None and (shards := getattr(settings, name).shards) > 1:
+                expected[f"{name}_shard"] = expected.get(f"{name}_shard", 0) + shards
+        if settings.extractor.name == "classifier":
+            assert {"prepare", "train", "extractor"} <= expected.keys()
+        planned = project.planned(f"results/{run}/report/index.html", f"state/{run}/track/spec.json")
+        assert planned == expected, run
 
 
 def test_a_run_of_the_zoo_aligns_without_a_dataset(tmp_path: Path) -> None:
@@ -356,8 +356,15 @@ def test_a_run_of_the_zoo_aligns_without_a_dataset(tmp_path: Path) -> None:
     (project.folder / "zoo").symlink_to(ROOT / "zoo")
     search = "    search: {nfe: [4], trials: 16"
     project.edit("params.yaml", search, f"    align: {{nfe: [4], objectives: [trajectory]}}\n{search}")
-    planned = project.planned("results/cifar10-zoo/plans/aligned/nfe4/spec.json")
-    assert planned == dict.fromkeys(("zoo_model", "zoo_stats", "teacher", "search", "align"), 1)
+    planned = project.planned("results/cifar10-zoo/align/nfe4/spec.json")
+    assert planned == dict.fromkeys(("zoo", "teacher", "search", "align"), 1)
+
+
+def test_what_a_run_does_not_have_is_refused_in_one_sentence(finished: Project) -> None:
+    done = finished.command("snakemake", "-n", "--", "results/smoke/search/nfe7/spec.json")
+    assert done.returncode != 0
+    sentence = "run smoke must have what is asked for, but its settings do not ask for search/nfe7"
+    assert sentence in done.stdout + done.stderr
 
 
 def test_lint_and_format(finished: Project) -> None:
@@ -367,7 +374,7 @@ def test_lint_and_format(finished: Project) -> None:
 
 def test_a_second_run_is_refused_in_one_sentence(project: Project) -> None:
     project.edit("params.yaml", "evaluate: {resamples: 10}", "evaluate: {resamples: 12}")
-    spec = project.folder / "state" / "smoke" / "spec" / "evaluate.json"
+    spec = project.folder / "state/smoke/spec/evaluate/plans/nfe3.json"
     before = spec.read_bytes()
     with (project.folder / "state" / "run.lock").open("r+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -409,15 +416,15 @@ def test_settings_on_the_command_line_and_unknown_runs_are_refused(finished: Pro
 
 
 def test_leftovers_of_removed_settings_are_pruned(project: Project) -> None:
-    left = project.folder / "results" / "smoke" / "eval" / "nfe4"
+    left = project.folder / "results/smoke/evaluate/plans/nfe4"
     project.edit("params.yaml", "nfe: [3, 4]", "nfe: [3]")
     project.edit("params.yaml", "nfe: [4, 3]", "nfe: [3]")
     assert left.exists()
     make(project, "prune", "RUN=smoke")
     assert not left.exists()
-    kept = project.folder / "results" / "smoke" / "eval" / "nfe3"
+    kept = project.folder / "results/smoke/evaluate/plans/nfe3"
     assert len(list(kept.glob("*.json"))) == 3
-    assert project.planned().keys() == {"compare", *AFTER_COMPARE}
+    assert project.planned() == {"compose": 1, **END}
 
 
 def sha256(path: Path) -> str:
@@ -433,7 +440,7 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> None:
 
 @pytest.mark.slow
 def test_a_training_that_was_killed_goes_on_to_the_same_weights(finished: Project, tmp_path: Path) -> None:
-    target = "results/smoke/model/spec.json"
+    target = "results/smoke/train/spec.json"
     command = ("snakemake", "--cores", "2", "--quiet", "host", "reason", "--", target)
     made: dict[str, str] = {}
     for name in ("undisturbed", "killed"):
@@ -444,13 +451,13 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights(finished: Projec
             kill_in_training(project, command)
             assert not (project.folder / target).exists(), "the training was over before the kill"
         project.succeed(*command)
-        made[name] = sha256(project.folder / "results" / "smoke" / "model" / "model.safetensors")
+        made[name] = sha256(project.folder / "results" / "smoke" / "train" / "model.safetensors")
     assert made["killed"] == made["undisturbed"]
 
 
 def kill_in_training(project: Project, command: tuple[str, ...]) -> None:
     """Start a command, and kill it and its jobs when the second checkpoint is there."""
-    checkpoints = project.folder / "state" / "smoke" / "checkpoints"
+    checkpoints = project.folder / "state" / "smoke" / "kept" / "train"
     before = set(checkpoints.glob("*/*"))
     started = subprocess.Popen(
         command,

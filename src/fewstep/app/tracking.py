@@ -20,11 +20,11 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
-from fewstep.app.stages import STAGES
 from fewstep.checks import ConfigError
 from fewstep.files import canonical_json, read_json, sha256_file, sha256_text
 from fewstep.pipeline.record import Point, Record, curve_rows, flat, metric_name, row_points
 from fewstep.pipeline.stage.spec import STAMP, read_stamp
+from fewstep.pipeline.stage.stages import Stages
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -40,6 +40,9 @@ _METRICS_PER_BATCH = 1000  # the most that MLflow takes in one call
 _PARAMS_PER_BATCH = 100
 _LIVE_SECONDS = 10.0
 _FIGURES = {".png", ".svg", ".pdf"}
+
+Stamps = Mapping[str, Mapping[str, Any]]
+"""The stamps of results, by place."""
 
 _SHOWN = {".json", ".jsonl", ".parquet", ".csv"}
 
@@ -61,11 +64,14 @@ def tracking_uri(setting: str) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or setting
 
 
-def track_run(run: str, *, uri: str, commit: str | None, results: Path = Path("results")) -> dict[str, Any]:
+def track_run(
+    run: str, *, stages: Stages, uri: str, commit: str | None, results: Path = Path("results")
+) -> dict[str, Any]:
     """Show the finished results of a run in MLflow, unless they are already there.
 
     Args:
         run: Name of the run; also of the MLflow experiment.
+        stages: All stages, of which some have runs of their own.
         uri: The MLflow store, for example `sqlite:///mlflow.db`.
         commit: Commit of the code, or None when it is unknown.
         results: The folder that holds the folder of the run.
@@ -79,10 +85,10 @@ def track_run(run: str, *, uri: str, commit: str | None, results: Path = Path("r
     """
     folder = results / run
     stamps = _provenance(folder, "report")
-    parent = _parent_entry(run, folder, stamps, commit)
+    parent = _parent_entry(run, folder, stamps, commit, stages)
     children = [
-        *(entry for place in stamps for entry in _stage_entries(folder, place, stamps[place], parent.key)),
-        *_sampler_entries(folder, stamps, parent.key),
+        *(entry for place in stamps for entry in _stage_entries(folder, place, stamps[place], parent.key, stages)),
+        *_sampler_entries(folder, stamps, parent.key, stages),
     ]
     with _store(uri) as client:
         shelf = _Shelf(client, run, uri)
@@ -227,7 +233,7 @@ def _store(uri: str) -> Iterator["MlflowClient"]:
             ) from error
 
 
-def _provenance(folder: Path, place: str) -> dict[str, Mapping[str, Any]]:
+def _provenance(folder: Path, place: str) -> Stamps:
     """The stamps of a result and of all that it was made from, what was made first before what needs it."""
     found: dict[str, Mapping[str, Any]] = {}
 
@@ -243,7 +249,7 @@ def _provenance(folder: Path, place: str) -> dict[str, Mapping[str, Any]]:
 
 
 def _parent_entry(
-    run: str, folder: Path, stamps: Mapping[str, Mapping[str, Any]], commit: str | None
+    run: str, folder: Path, stamps: Stamps, commit: str | None, stages: Stages
 ) -> _Entry:
     key, report = stamps["report"]["key"], folder / "report"
     metrics = sha256_file(report / "metrics.json")[:16]
@@ -256,33 +262,33 @@ def _parent_entry(
         "git.dirty": str(bool(commit and commit.endswith("+changes"))).lower(),
         "dvc.lock": hashlib.md5(lock.read_bytes()).hexdigest() if lock.exists() else "none",
     }
-    for place in _making("dataset", stamps):  # a model of the zoo has no data here
+    for place in _making("dataset", stamps, stages):  # a model of the zoo has no data here
         hashes = read_json(folder / place / "manifest.json")["sha256"]
         tags |= {f"data.sha256.{part}": digest for part, digest in hashes.items()}
-    models = [folder / place / name for place in _making("model", stamps) for name in ("card.json", "config.json")]
+    models = [folder / place / name for place in _making("model", stamps, stages) for name in ("card.json", "config.json")]
     tables = [report / name for name in ("index.html", "leaderboard.csv", "metrics.json")]
     figures = sorted(file for file in report.rglob("*") if file.suffix in _FIGURES)
     return _Entry(
         key=f"{key}/{metrics}",
         name=f"{run} {key[:8]}",
         tags=tags,
-        params=flat(_settings_of(folder, stamps)),
+        params=flat(_settings_of(folder, stamps, stages)),
         points=[],
         files=[file for file in (*models, *tables, *figures) if file.exists()],
     )
 
 
-def _making(kind: str, stamps: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _making(kind: str, stamps: Stamps, stages: Stages) -> list[str]:
     """The places of the results that are of a kind."""
-    return [place for place, stamp in stamps.items() if STAGES[stamp["stage"]].makes == kind]
+    return [place for place, stamp in stamps.items() if stages[stamp["stage"]].makes == kind]
 
 
-def _settings_of(folder: Path, stamps: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _settings_of(folder: Path, stamps: Stamps, stages: Stages) -> dict[str, Any]:
     """All settings behind the results; of a model of the zoo, which was trained elsewhere, those of its card."""
     settings: dict[str, Any] = {}
     for stamp in stamps.values():
         settings |= stamp["settings"]
-    for place in _making("model", stamps):
+    for place in _making("model", stamps, stages):
         trained = read_json(folder / place / "card.json").get("settings", {})
         settings |= trained
         if "model" in trained:
@@ -291,9 +297,11 @@ def _settings_of(folder: Path, stamps: Mapping[str, Mapping[str, Any]]) -> dict[
     return settings
 
 
-def _stage_entries(folder: Path, place: str, stamp: Mapping[str, Any], parent: str) -> Iterator[_Entry]:
+def _stage_entries(
+    folder: Path, place: str, stamp: Mapping[str, Any], parent: str, stages: Stages
+) -> Iterator[_Entry]:
     """What a result shows of itself, with the figures of its stage in the report."""
-    stage = STAGES[stamp["stage"]]
+    stage = stages[stamp["stage"]]
     if stage.record is not None:
         found: Iterable[Record] = import_module(stage.record).records(folder / place, stamp)
     elif stage.panel is not None:
@@ -321,11 +329,9 @@ def _plain_record(folder: Path, place: str, stamp: Mapping[str, Any]) -> Record:
     return Record(place.replace("/", " "), params=stamp["settings"], files=files)
 
 
-def _sampler_entries(
-    folder: Path, stamps: Mapping[str, Mapping[str, Any]], parent: str
-) -> Iterator[_Entry]:
+def _sampler_entries(folder: Path, stamps: Stamps, parent: str, stages: Stages) -> Iterator[_Entry]:
     groups: dict[tuple[str, str], list[tuple[Path, Mapping[str, Any]]]] = defaultdict(list)
-    for place in _making("certificates", stamps):
+    for place in _making("certificates", stamps, stages):
         for file in sorted((folder / place).glob("*.json")):
             certificate = read_json(file)
             if file.name != STAMP:

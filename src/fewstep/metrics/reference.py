@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +15,10 @@ from numpy.typing import NDArray
 from fewstep.checks import ConfigError, DataError
 from fewstep.data.packed import load_dataset
 from fewstep.files import atomic_file, canonical_json, require_space
+from fewstep.metrics.baseline import Baseline
 from fewstep.metrics.extractor import Extractor, extract, feature_batches
 from fewstep.metrics.statistics import CHUNK, Accumulator, Array, Statistics
 from fewstep.progress import Progress
-
-if TYPE_CHECKING:
-    from fewstep.metrics.evaluate import Baseline
 
 SCHEMA = "fewstep.statistics/1"
 KEEP_BYTES = 256 * 2**20
@@ -154,12 +152,12 @@ def save_reference(
     path: str | Path,
     reference: Reference,
     *,
-    baselines: "Mapping[int, Baseline] | None" = None,
+    baselines: Mapping[int, Baseline] | None = None,
     compact: bool = False,
 ) -> None:
     """Write the .npz: mu, sigma, sqrt_factor, meta and, where kept, features and heldout.
 
-    Args: baselines: by number of images, of `evaluate.real_baseline`; None keeps those that meta holds. compact:
+    Args: baselines: by number of images, of `baseline.real_baseline`; None keeps those that meta holds. compact:
         write mu and sigma alone, in float32 and compressed. A hash of its own names the rounded numbers, so that
         distances to them and to the others are not taken for the same.
     Raises: DataError: the disk is too full.
@@ -313,8 +311,7 @@ def _parse_meta(text: str, path: str | Path) -> dict[str, Any]:
     return meta
 
 
-def _baselines(meta: dict[str, Any], path: str | Path) -> "dict[int, Baseline]":
-    from fewstep.metrics.evaluate import Baseline  # which imports this module
+def _baselines(meta: dict[str, Any], path: str | Path) -> dict[int, Baseline]:
 
     try:
         return {

@@ -7,11 +7,11 @@ import torch
 
 from fewstep.checks import ConfigError, DataError
 from fewstep.metrics import evaluate as module
+from fewstep.metrics.baseline import SEED, real_baseline
 from fewstep.metrics.evaluate import (
     METRICS,
     evaluate_samples,
     metric_name,
-    real_baseline,
     require_measurable,
 )
 from fewstep.metrics.extractor import Extractor, Head
@@ -222,7 +222,7 @@ def test_every_metric_has_its_record(reference):
 
 def real_rows(n):
     """The rows of the reference that are compared, as `evaluate` draws them."""
-    order = torch.randperm(600, generator=generator(module._SEED, "real", 600))
+    order = torch.randperm(600, generator=generator(SEED, "real", 600))
     return np.sort(order[:n].numpy())
 
 

@@ -6,7 +6,8 @@ import torch
 
 from fewstep.checks import ConfigError, DataError
 from fewstep.metrics import reference as module
-from fewstep.metrics.evaluate import Baseline, evaluate_samples, real_baseline
+from fewstep.metrics.baseline import Baseline, real_baseline
+from fewstep.metrics.evaluate import evaluate_samples
 from fewstep.metrics.extractor import Extractor
 from fewstep.metrics.frechet import frechet
 from fewstep.metrics.reference import (

@@ -34,7 +34,7 @@ def verify(
     Hashes of all files, the images' facts, every metric from the images or their features. Ends with status 1 where
     anything failed; what cannot be reached is said, and is no failure.
 
-    Example: fewstep verify results/digits/eval/nfe10/ddim.uniform-t.to-zero.nfe10.json --resample
+    Example: fewstep verify results/digits/evaluate/plans/nfe10/ddim.uniform-t.to-zero.nfe10.json --resample
     """
     from rich.console import Console
 

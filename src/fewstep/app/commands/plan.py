@@ -28,7 +28,7 @@ def plan(
 ) -> None:
     """Write a known sampler as a plan.
 
-    Example: fewstep plan dpmpp-2m --model results/digits/model --nfe 10 --out plan.json
+    Example: fewstep plan dpmpp-2m --model results/digits/train --nfe 10 --out plan.json
     Timesteps of diffusers: fewstep plan ddim --model DIR --nfe 3 --timesteps 999,666,333 --to-zero --out plan.json
     """
     from fewstep.diffusion.grids import of_rows

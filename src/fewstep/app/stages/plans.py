@@ -33,7 +33,7 @@ def command(
 
     Plans of as many calls in the model's own folder plans/ are copied beside them.
 
-    Example: fewstep plans --model results/digits/model --nfe 10 --presets ddim,unipc-3 --out plans
+    Example: fewstep plans --model results/digits/train --nfe 10 --presets ddim,unipc-3 --out plans
     """
     from fewstep.interop.load import load_model
     from fewstep.interop.zoo import find

@@ -37,7 +37,7 @@ def command(
     Many images are drawn in parts, and what was drawn before an interruption is not drawn again. With --shard K/N, or
     under torchrun, N workers share the parts; the command without --shard then puts them together.
 
-    Example: fewstep sample results/digits/model plan.json --seeds 0-999 --out samples.npz
+    Example: fewstep sample results/digits/train plan.json --seeds 0-999 --out samples.npz
     """
     from fewstep.interop.load import load_model
     from fewstep.interop.zoo import find

@@ -12,7 +12,7 @@ from fewstep.pipeline.stage.options import BackendOption, DeviceOption, Measured
 from fewstep.pipeline.stage.spec import Spec, stamp
 
 if TYPE_CHECKING:
-    from fewstep.metrics.evaluate import Baseline
+    from fewstep.metrics.baseline import Baseline
     from fewstep.metrics.reference import Reference
 
 _BASELINES = (500, 1000, 2000, 5000, 10_000, 50_000)
@@ -62,7 +62,7 @@ def command(
 
 def _baselines(reference: "Reference") -> "dict[int, Baseline]":
     """What real images score, which cannot be told any more once their features are dropped."""
-    from fewstep.metrics.evaluate import real_baseline
+    from fewstep.metrics.baseline import real_baseline
 
     found = {n: real_baseline(reference, n) for n in _BASELINES}
     return {n: baseline for n, baseline in found.items() if baseline is not None}

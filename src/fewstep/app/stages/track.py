@@ -26,10 +26,11 @@ def command(
 
     Example: fewstep track digits --out state/digits/track
     """
+    from fewstep.app.stages import STAGES
     from fewstep.app.tracking import track_run, tracking_uri
     from fewstep.pipeline.environment import git_commit
 
-    done = track_run(run, uri=tracking_uri(track.uri), commit=git_commit())
+    done = track_run(run, stages=STAGES, uri=tracking_uri(track.uri), commit=git_commit())
     with atomic_dir(out) as folder:
         write_json(folder / RECORD, done)
         if spec:

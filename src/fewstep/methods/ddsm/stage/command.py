@@ -57,7 +57,7 @@ def command(
 ) -> None:
     """Find which steps of a plan can do with a narrower network, for a model that was trained at several widths.
 
-    Example: fewstep stepaware --model results/digits/model --plan plan.json --out narrowed
+    Example: fewstep stepaware --model results/digits/train --plan plan.json --out narrowed
     Then: fewstep stepaware --front narrowed --budget 0.5 --out plan50.json
     """
     from fewstep.sampling.plan import load_plan

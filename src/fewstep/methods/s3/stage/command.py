@@ -54,7 +54,7 @@ def teacher(
 ) -> None:
     """Solve some noises finely: what searches for any number of calls are measured against.
 
-    Example: fewstep teacher --model results/digits/model --out teacher.npz
+    Example: fewstep teacher --model results/digits/train --out teacher.npz
     """
     from fewstep.methods.s3.stage.solutions import FILE, write_teacher
 

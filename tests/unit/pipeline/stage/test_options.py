@@ -2,8 +2,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from fewstep.app.settings import ModelSettings, TrainSettings
 from fewstep.checks import ConfigError
-from fewstep.pipeline.config import ModelSettings, TrainSettings
 from fewstep.pipeline.stage.options import takes_settings
 from fewstep.pipeline.stage.spec import Spec
 

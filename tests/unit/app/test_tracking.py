@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 from unit.pipeline.finished_search import SEEDS, record, write_search
 
+from fewstep.app import tracking
+from fewstep.app.keys import make_specs
+from fewstep.app.params import Settings
+from fewstep.app.stages import STAGES
+from fewstep.app.tracking import live_curve, tracking_uri
 from fewstep.checks import ConfigError, DataError
 from fewstep.files import write_json
-from fewstep.pipeline import tracking
-from fewstep.pipeline.config import Settings
-from fewstep.pipeline.stage.spec import make_spec, stamp
-from fewstep.app.tracking import live_curve, track_run, tracking_uri
+from fewstep.pipeline.stage.spec import stamp
 
 mlflow = pytest.importorskip("mlflow")
 
@@ -41,41 +43,42 @@ def finished_run(
 ) -> Path:
     """A folder of results as the workflow leaves it, without pixels."""
     settings = Settings.model_validate({"plans": {"nfe": list(nfe)}, "search": {"nfe": list(searched)}})
+    specs = make_specs("digits", settings)
     folder = root / "results" / "digits"
-
-    def stamped(rule: str, place: str) -> Path:
-        (folder / place).mkdir(parents=True, exist_ok=True)
-        stamp(make_spec("digits", rule, settings), folder / place)
-        return folder / place
-
-    write_json(
-        stamped("prepare", "data") / "manifest.json", {"sha256": {"images": "ab" * 32, "labels": "cd" * 32}}
-    )
-    model = stamped("train", "model")
-    write_json(model / "card.json", {"steps": 30})
+    for place in specs:
+        if place != "track":
+            (folder / place).mkdir(parents=True)
+    hashes = {"images": "ab" * 32, "labels": "cd" * 32}
+    write_json(folder / "prepare" / "manifest.json", {"sha256": hashes})
+    trained = settings.model_dump(mode="json", include={"model", "train"})
+    write_json(folder / "train" / "card.json", {"steps": 30, "settings": trained})
     rows = [{"step": step, "loss": 1.0 / step} for step in STEPS]
-    (model / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    stamped("stats", "reference")
+    (folder / "train" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for n in nfe:
-        stamped("plans", f"plans/nfe{n}")
-        stamped("sample", f"samples/nfe{n}")
-        place = stamped("evaluate", f"eval/nfe{n}")
         for sampler, grid in samplers:
-            write_json(place / f"{sampler}-{grid}.json", certificate(sampler, grid, n))
+            name = f"{sampler}-{grid}.json"
+            write_json(folder / f"evaluate/plans/nfe{n}" / name, certificate(sampler, grid, n))
     for n in searched:
-        write_search(stamped("search", f"plans/searched/nfe{n}"), n, model="0" * 64)
-        place = stamped("evaluate-searched", "eval/searched")
-        write_json(place / f"searched.nfe{n}.json", certificate("searched", "free", n))
-    report = stamped("report", "report")
+        write_search(folder / f"search/nfe{n}", n, model="0" * 64)
+        name = f"searched.nfe{n}.json"
+        write_json(folder / f"evaluate/search/nfe{n}" / name, certificate("searched", "free", n))
+    report = folder / "report"
     write_json(report / "metrics.json", {"best": 1.0})
     (report / "leaderboard.csv").write_text("nfe,value\n4,1.0\n")
     (report / "index.html").write_text("<html></html>")
-    (report / "figures").mkdir(exist_ok=True)
+    (report / "figures" / "search").mkdir(parents=True)
     (report / "figures" / "fd.svg").write_text("<svg/>")
     for n in searched:
-        for name in ("search", "plan", "samples"):
-            (report / "figures" / f"{name}_nfe{n:03d}.svg").write_text("<svg/>")
+        for name in ("search", "plan"):
+            (report / "figures" / "search" / f"{name}_nfe{n:03d}.svg").write_text("<svg/>")
+    for place, spec in specs.items():
+        if place != "track":
+            stamp(spec, folder / place)
     return folder
+
+
+def track_run(run: str, *, uri: str, commit: str | None) -> dict[str, Any]:
+    return tracking.track_run(run, stages=STAGES, uri=uri, commit=commit)
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +183,7 @@ def first_key(folder: Path) -> str:
 
 def test_a_damaged_search_is_one_sentence(uri: str, tmp_path: Path) -> None:
     folder = finished_run(tmp_path, searched=(5,))
-    (folder / "plans" / "searched" / "nfe5" / "search.nfe5.json").write_text("{")
+    (folder / "search" / "nfe5" / "search.nfe5.json").write_text("{")
     with pytest.raises(DataError, match=r"search\.nfe5\.json must be JSON"):
         track_run("digits", uri=uri, commit=None)
 
@@ -211,7 +214,7 @@ def test_what_a_killed_process_left_is_made_again(uri: str, tmp_path: Path) -> N
 
 def test_a_live_curve_is_continued_and_then_taken_over(uri: str, tmp_path: Path) -> None:
     folder = finished_run(tmp_path)
-    key = json.loads((folder / "model" / "spec.json").read_text())["key"]
+    key = json.loads((folder / "train" / "spec.json").read_text())["key"]
     curve = tmp_path / "growing.jsonl"
     with pytest.raises(KeyboardInterrupt), live_curve(curve, run="digits", key=key, uri=uri):
         raise KeyboardInterrupt  # before the first row
@@ -264,18 +267,19 @@ def test_the_environment_names_the_store(monkeypatch: pytest.MonkeyPatch) -> Non
     assert tracking_uri("sqlite:///mlflow.db") == "sqlite:///mlflow.db"
 
 
-def test_a_model_of_the_zoo_is_recorded_with_the_settings_of_its_training(tmp_path, monkeypatch):
+def test_a_model_of_the_zoo_is_recorded_with_the_settings_of_its_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FEWSTEP_ZOO", str(Path(__file__).parents[3] / "zoo"))
     from_zoo = {"zoo": "cifar10-32-tiny"}
     settings = Settings.model_validate(
         {"model": from_zoo, "extractor": {"name": "effnet-lite0-p320"}, "evaluate": {"metrics": ["fd"]}}
     )
-    for place, rule in (("model", "zoo"), ("reference", "zoo-stats"), ("samples", "sample")):
-        (tmp_path / place).mkdir()
-        stamp(make_spec("z", rule, settings), tmp_path / place)
+    specs = make_specs("z", settings)
+    stamps = {place: specs[place].as_json() for place in ("zoo", "sample/plans/nfe4")}
     trained = {"model": {"channels": 32}, "train": {"steps": 5}}
-    write_json(tmp_path / "model" / "card.json", {"settings": trained})
-    found = tracking._stamped_settings(tmp_path / "model")
-    assert found == {"model": {"channels": 32, **from_zoo}, "train": {"steps": 5}}
-    assert "model" not in tracking._stamped_settings(tmp_path / "reference")
-    assert tracking._stamped_settings(tmp_path / "samples")["sample"]["n"] == settings.sample.n
+    write_json(tmp_path / "zoo" / "card.json", {"settings": trained})
+    found = tracking._settings_of(tmp_path, stamps, STAGES)
+    assert found["model"] == {"channels": 32, **from_zoo}
+    assert found["train"] == {"steps": 5}
+    assert found["sample"]["n"] == settings.sample.n

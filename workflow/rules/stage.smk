@@ -1,0 +1,88 @@
+# The rules of the stages, one each. An input is the stamp of another stage's result; its option is the stamp's folder.
+from pathlib import Path
+from shutil import which
+
+from fewstep.app import keys
+from fewstep.app.params import settings
+from fewstep.pipeline.stage.spec import STAMP
+
+# Jobs that use the accelerator ask for it only where there is one; elsewhere they run side by side on cores.
+GPU = int(which("nvidia-smi") is not None)
+
+
+def result_of(stage, wildcards):
+    """The result that a job makes, and the settings of its run."""
+    try:
+        chosen = settings(PARAMS, wildcards.run)
+    except UserError as error:
+        raise WorkflowError(str(error))
+    origin = wildcards.get("source", None)
+    if origin is None:
+        nfe = wildcards.get("nfe", None)
+        origin = stage.name if nfe is None else f"{stage.name}/nfe{nfe}"
+    found = keys.STAGES.named(stage, origin, chosen)
+    if found is None:
+        raise WorkflowError(
+            f"run {wildcards.run} must have what is asked for, but its settings do not ask for {origin} of stage "
+            f"{stage.name}; change params.yaml"
+        )
+    return found, chosen
+
+
+def inputs(stage):
+    """Input function: the stamps of the results that a job reads, by parameter of its command."""
+
+    def stamps(wildcards):
+        result, chosen = result_of(stage, wildcards)
+        return keys.STAGES.stamps(result, wildcards.run, chosen)
+
+    return stamps
+
+
+def options(stage):
+    """Params function: the command line of a job, but its spec."""
+
+    def words(wildcards):
+        result, chosen = result_of(stage, wildcards)
+        return keys.STAGES.words(result, wildcards.run, chosen)
+
+    return words
+
+
+def place(stage):
+    """The folder of a stage's results below that of the run, with wildcards."""
+    if stage.over is not None:
+        return f"{stage.name}/{{source}}"
+    return stage.name if stage.nfe is None else f"{stage.name}/nfe{{nfe}}"
+
+
+def message(stage):
+    """What a job does, and where its progress is."""
+    which = " of {wildcards.source}" if stage.over is not None else ""
+    does = stage.does.replace("{nfe}", "{wildcards.nfe}")
+    return f"{{wildcards.run}}: {does}{which} (progress in {{log}})"
+
+
+for stage in keys.STAGES:
+    if stage.over is None and stage.makes != "report":
+
+        rule:
+            name:
+                stage.name
+            input:
+                unpack(inputs(stage)),
+                spec=f"state/{{run}}/spec/{place(stage)}.json",
+            output:
+                spec=f"{stage.root}/{{run}}/{place(stage)}/{STAMP}",
+            log:
+                f"logs/{{run}}/{place(stage)}.log",
+            priority: int(stage.first)
+            threads: stage.threads or workflow.cores
+            resources:
+                gpu=GPU * stage.gpu,
+            params:
+                options=options(stage),
+            message:
+                message(stage)
+            shell:
+                "fewstep {params.options:q} --spec {input.spec} 2> {log}"
