@@ -33,7 +33,7 @@ def test_a_model_learns_to_be_narrow_and_its_plans_are_compared(study, tmp_path)
     assert table["winner"].sum() == 1
     winner = table[table["winner"]].iloc[0]
     assert winner["plan"] in line
-    for file in (tmp_path / "composed").glob("unipc*.json"):
+    for file in (tmp_path / "composed" / "plans").glob("unipc*.w*.json"):
         plan = load_plan(file)
         assert plan.fingerprint == load_model(tmp_path / "slim").fingerprint
         assert plan.provenance["parents"]

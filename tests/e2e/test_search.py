@@ -17,7 +17,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from fewstep.checks import ConfigError
 from fewstep.interop.load import load_model
-from fewstep.pipeline.config import load_params
+from fewstep.app.params import load_params
 from fewstep.pipeline.samples import read_samples
 from fewstep.sampling.plan import load_plan
 from fewstep.sampling.sample import Costs, sample

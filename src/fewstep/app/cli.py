@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import traceback
+from collections.abc import Callable
 
 import typer
 
@@ -55,15 +56,15 @@ def commands() -> typer.Typer:
     from fewstep.app.commands import certificates, export, leaderboard, plan
     from fewstep.app.stages import STAGES
 
-    for name, command in (
-        *((stage.name, stage.command) for stage in STAGES),
-        ("plan", plan.plan),
-        ("export", export.export),
-        ("verify", certificates.verify),
-        ("compare", certificates.compare),
-        ("protocols", certificates.protocols),
-        ("leaderboard", leaderboard.leaderboard),
-    ):
+    others: dict[str, Callable[..., None]] = {
+        "plan": plan.plan,
+        "export": export.export,
+        "verify": certificates.verify,
+        "compare": certificates.compare,
+        "protocols": certificates.protocols,
+        "leaderboard": leaderboard.leaderboard,
+    }
+    for name, command in ({stage.name: stage.command for stage in STAGES} | others).items():
         app.command(name)(command)
     return app
 

@@ -25,8 +25,8 @@ class MeasureSettings(Section):
         default=["fd", "kid", "pr"],
         min_length=1,
         description="fd: Fréchet distance; kid: kernel distance; pr: precision, recall; dc: density, coverage; "
-        "is: Inception score, by the extractor's classifier; inf: Fréchet distance at infinitely many images; mem: share "
-        "of images nearer to training than to held-out ones",
+        "is: Inception score, by the extractor's classifier; inf: Fréchet distance at infinitely many images; mem: "
+        "share of images nearer to training than to held-out ones",
     )
     resamples: int = Field(
         default=100, ge=10, le=10000, multiple_of=2, description="half-samples behind each interval, two a cut"

@@ -99,7 +99,7 @@ CHANGES: dict[str, Any] = {  # for fields whose other values do not follow from 
     "train.weighting": {"weighting": "snr"},
     "train.lr_course": {"lr_course": "constant"},
     "train.precision": {"precision": "bf16"},
-    "extractor.name": {"name": "inception2015"},
+    "extractor.name": {"name": "effnet-lite0-p320"},
     "stats.split": {"split": "test"},
     "plans.presets": {"presets": ["ddim"]},
     "plans.grids": {"grids": ["karras"]},
@@ -128,7 +128,7 @@ def changed_value(section: str, field: str, value: Any) -> dict[str, Any] | None
     if f"{section}.{field}" in CHANGES:
         return CHANGES[f"{section}.{field}"]
     if field == "nfe":
-        return {field: [4]}
+        return {field: [4, 5] if section == "plans" else [4]}
     if isinstance(value, bool):
         return {field: not value}
     if isinstance(value, list):

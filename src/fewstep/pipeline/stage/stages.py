@@ -209,7 +209,8 @@ class Stages(Sequence[Stage]):
                     f"Settings that a stage reads must be fields or sections of params.yaml; stage {stage.name} names "
                     f"{field}; add it, or leave it out."
                 )
-        defaults = self.settings().model_construct(**{n: s.model_construct() for n, s in self.sections.items()})
+        sections: dict[str, Any] = {name: kind.model_construct() for name, kind in self.sections.items()}
+        defaults = self.settings().model_construct(**sections)
         everything = [Result(one, None if one.nfe is None else _ANY_NFE) for one in self._stages]
         for name, value in stage.inputs(defaults, None if stage.nfe is None else _ANY_NFE).items():
             if name not in stage.parameters:
