@@ -80,7 +80,7 @@ def levels(*images_u8: Tensor) -> Tensor:
 
 
 def _to_levels(values: Tensor) -> Callable[[Tensor], Tensor]:
-    """Round to the nearest of some values, the lower of two: what is coded finer would be told by that alone."""
+    """Round to the nearest of some values, the lower of two: what is coded finer would be detected by that alone."""
     apart = (torch.arange(256)[:, None] - values).abs()
     table = values[apart.argmin(1)].to(torch.uint8)
     return lambda images_u8: table[images_u8.long()]
