@@ -9,9 +9,9 @@ import pytest
 from e2e.shell import made, refused
 
 from fewstep.data.packed import load_dataset
+from fewstep.methods.multilid.stage.panel import panel
 from fewstep.methods.multilid.stage.record import NULL, POOLED, PUBLISHED, read_detection
 from fewstep.pipeline.report.results import read_results
-from fewstep.methods.multilid.stage.panel import panel
 from fewstep.pipeline.samples import Samples, files_in, read_samples, write_samples
 
 SMALL = ("--images", 50, "--bank", 20, "--k", 5, "--classifiers", "logistic")

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 from unit.pipeline.slimming import VP, ddim, pixels, reference, silent, slimmable
 
+from fewstep.app.settings import ComposeSettings
+from fewstep.app.stages.compose.run import compose
 from fewstep.checks import ConfigError
 from fewstep.methods.ddsm.widths import with_widths
-from fewstep.app.stages.compose.run import compose
-from fewstep.app.settings import ComposeSettings
 from fewstep.sampling.presets import PRESETS
 from fewstep.sampling.task import Task
 

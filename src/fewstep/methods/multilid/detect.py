@@ -1,4 +1,4 @@
-"""What a simple classifier can tell from descriptions of images, out of fold, beside its null control."""
+"""How well a simple classifier distinguishes descriptions of images, out of fold, beside its null control."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

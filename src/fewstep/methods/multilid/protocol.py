@@ -36,8 +36,8 @@ def real_rows(total: int, *, images: int, bank: int, seed: int) -> tuple[Tensor,
     needed = bank + 2 * images
     if total < needed:
         raise DataError(
-            f"Detection needs {needed} real images, {bank} for the bank, {images} to tell from generated ones and "
-            f"{images} for the null control, but the dataset has {total}; lower --images to at most "
+            f"Detection needs {needed} real images, {bank} for the bank, {images} to distinguish from generated ones "
+            f"and {images} for the null control, but the dataset has {total}; lower --images to at most "
             f"{max((total - bank) // 2, 0)} or take a smaller --bank."
         )
     order = torch.randperm(total, generator=generator(seed, "real images"))

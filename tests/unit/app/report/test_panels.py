@@ -2,8 +2,8 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -60,7 +60,10 @@ def test_panels_stand_between_distance_and_samplers_in_the_order_of_the_stages(
     assert sections(text) == [*SECTIONS[:2], "first", "second", *SECTIONS[2:]]
     assert text.index("<p>one</p>") < text.index("<p>two</p>")
     assert {"#first", "#second"} <= set(Page(text).addresses)
-    assert {path.name for path in (tmp_path / "out" / "figures" / "first").iterdir()} == {"curve.png", "curve.svg"}
+    assert {path.name for path in (tmp_path / "out" / "figures" / "first").iterdir()} == {
+        "curve.png",
+        "curve.svg",
+    }
     assert not (tmp_path / "out" / "figures" / "second").exists()
 
 
@@ -82,7 +85,9 @@ def test_stages_that_show_nothing_change_nothing(stages: None, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["silent", "unknown"])
 def test_a_stage_without_panel_is_refused(stages: None, tmp_path: Path, name: str) -> None:
-    with pytest.raises(ConfigError, match=f"must be of stages that have one, first, empty, second; got {name}"):
+    with pytest.raises(
+        ConfigError, match=f"must be of stages that have one, first, empty, second; got {name}"
+    ):
         build_report([write_all(tmp_path / "c")], [], tmp_path / "out", run="r", panels={name: [tmp_path]})
     assert not (tmp_path / "out").exists()
 

@@ -2,7 +2,7 @@ import io
 from pathlib import Path
 
 import pytest
-from unit.app.report.study import STUDY, certificate, write_all
+from unit.app.report.study import write_all
 
 from fewstep.app.report.terminal import print_leaderboard
 from fewstep.checks import ConfigError

@@ -12,7 +12,9 @@ from fewstep.pipeline.report.panel import rendered
 
 TEMPLATE = """{% from "macros" import facts, fd, figure %}
 <p>{{ text }}</p>
-{% if value is defined %}{{ value | number }} {{ value | ratio }} {{ value | percent }} {{ (1000 * value) | count }}{% endif %}
+{% if value is defined %}
+{{ value | number }} {{ value | ratio }} {{ value | percent }} {{ (1000 * value) | count }}
+{% endif %}
 {{ facts({"a<b": "1 & 2"}) }}
 {{ fd({"fd": 3.125, "fd_low": 3.0, "fd_high": 3.25}) }}
 {% call figure(svg, "what <it> is") %}said <b>below</b>{% endcall %}

@@ -102,7 +102,9 @@ def test_certificates_of_one_plan_that_agree_are_one_row(tmp_path: Path, order: 
 def test_certificates_of_one_plan_that_disagree_are_refused(tmp_path: Path, order: int) -> None:
     other = certificate_of(FULL, 3.0)
     other["results"][METRIC]["value"] = 3.01
-    with pytest.raises(ConfigError, match=r"must agree, but .*0\d\.json and .*0\d\.json have other images or results"):
+    with pytest.raises(
+        ConfigError, match=r"must agree, but .*0\d\.json and .*0\d\.json have other images or results"
+    ):
         rows(tmp_path / "results", *[certificate_of(FOUND, 3.0), other][::order])
     other = certificate_of(FULL, 3.0)
     other["subject"]["images_sha256"] = sha256_text("drawn elsewhere")
@@ -113,7 +115,9 @@ def test_certificates_of_one_plan_that_disagree_are_refused(tmp_path: Path, orde
 def test_a_certificate_whose_plan_is_none_is_one_sentence(tmp_path: Path) -> None:
     torn = certificate("ddim", "uniform-t", 5, 3.0)
     torn["subject"]["plan"]["steps"] = {"schema": "fewstep.plan/1"}
-    with pytest.raises(ConfigError, match=r"00\.json: subject\.plan\.steps: plan\.noise_schedule must be there"):
+    with pytest.raises(
+        ConfigError, match=r"00\.json: subject\.plan\.steps: plan\.noise_schedule must be there"
+    ):
         rows(tmp_path, torn)
 
 

@@ -33,7 +33,11 @@ def groups(root: ET.Element, gid: str) -> list[ET.Element]:
 
 def test_the_element_is_bare_and_says_what_it_shows(root: ET.Element) -> None:
     assert root.tag == "svg"
-    assert root.attrib == {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": 'a "figure" of <x>'}
+    assert root.attrib == {
+        "viewBox": root.attrib["viewBox"],
+        "role": "img",
+        "aria-label": 'a "figure" of <x>',
+    }
     assert not [element for element in root.iter() if ":" in element.tag or "}" in element.tag]
     assert not list(root.iter("metadata"))
 

@@ -57,9 +57,16 @@ def test_the_page_compares_the_winner_with_the_target_and_the_presets(folder: Pa
     build_report([certificates], [], tmp_path / "out", run="r", panels={"compose": [folder]})
     page = Page((tmp_path / "out" / "index.html").read_text(encoding="utf-8"))
     assert "Quality and time" in page.words
-    assert "The fastest plan that is as good as ddim in 50 calls is narrow (found+widths): 2.67 ms" in page.words
-    assert "On the seeds of this report its FD is 2.95 [2.75, 3.15], and 3.00 [2.80, 3.20] of ddim in 50" in page.words
-    assert "The fastest preset that reaches the larger of the two is ddim on uniform-t in 50 calls" in page.words
+    assert (
+        "The fastest plan that is as good as ddim in 50 calls is narrow (found+widths): 2.67 ms" in page.words
+    )
+    assert (
+        "On the seeds of this report its FD is 2.95 [2.75, 3.15], and 3.00 [2.80, 3.20] of ddim in 50"
+        in page.words
+    )
+    assert (
+        "The fastest preset that reaches the larger of the two is ddim on uniform-t in 50 calls" in page.words
+    )
     narrow, found, target = page.tables["plain"][1:]
     assert narrow == ["narrow", "found+widths", "5", "01000", "1", "2.67", "2.00", "2.95 [2.75, 3.15]", "yes"]
     assert found[3:5] == ["full", "0"]
@@ -97,7 +104,9 @@ def test_the_front_marks_the_chosen_plan_and_every_group_by_ancestors(tmp_path: 
 
 def test_names_are_escaped(tmp_path: Path) -> None:
     odd = replace(FOUND, name="<b>&")
-    html = panel([write_composition(tmp_path / "f", [odd], odd)], read_results([write_all(tmp_path / "c")])).html
+    html = panel(
+        [write_composition(tmp_path / "f", [odd], odd)], read_results([write_all(tmp_path / "c")])
+    ).html
     assert "&lt;b&gt;&amp;" in html
     assert "<b>&" not in html
 

@@ -77,7 +77,10 @@ def headline(tmp_path: Path, certificates: list[dict[str, Any]]) -> str:
 def test_a_searched_plan_that_wins_is_the_headline(tmp_path: Path) -> None:
     words = headline(tmp_path, WON)
     assert "At 5 evaluations a plan made for this model is best: FD 4.00 [3.80, 4.20]." in words
-    assert "Its FD is 0.50 of the best preset's (dpmpp-2m on uniform-t, 8.00), a significant difference." in words
+    assert (
+        "Its FD is 0.50 of the best preset's (dpmpp-2m on uniform-t, 8.00), a significant difference."
+        in words
+    )
     assert "It does not reach ddim at 50 (FD 3.00) within the evaluations measured." in words
 
 
@@ -226,7 +229,9 @@ def test_a_search_without_reference_or_curves_has_a_page(tmp_path: Path) -> None
     write_search(tmp_path / "s", 5, model=MODEL, by="error")
     content = record(5, MODEL, by="error") | {"importance": {}, "history": [], "polish": {}}
     write_json(tmp_path / "s" / "search.nfe5.json", content)
-    build_report([write_all(tmp_path / "c", STUDY)], [], tmp_path / "out", run="r", panels={"search": [tmp_path / "s"]})
+    build_report(
+        [write_all(tmp_path / "c", STUDY)], [], tmp_path / "out", run="r", panels={"search": [tmp_path / "s"]}
+    )
     page = Page((tmp_path / "out" / "index.html").read_text(encoding="utf-8"))
     assert "The winner is polished.frechet: distance to the fine solutions 0.500" in page.words
     assert "No certificate of this report is about it." in page.words
@@ -237,7 +242,9 @@ def test_a_search_without_reference_or_curves_has_a_page(tmp_path: Path) -> None
 def test_seeds_that_are_reported_on_are_pointed_out(tmp_path: Path) -> None:
     write_search(tmp_path / "s", 5, model=MODEL)
     write_json(tmp_path / "s" / "search.nfe5.json", record(5, MODEL) | {"seeds": {"trials": [999, 1030]}})
-    build_report([write_all(tmp_path / "c", STUDY)], [], tmp_path / "out", run="r", panels={"search": [tmp_path / "s"]})
+    build_report(
+        [write_all(tmp_path / "c", STUDY)], [], tmp_path / "out", run="r", panels={"search": [tmp_path / "s"]}
+    )
     assert "Some of these seeds are reported on" in (tmp_path / "out" / "index.html").read_text("utf-8")
 
 
@@ -291,7 +298,11 @@ def test_a_damaged_search_is_one_sentence(
     damage(tmp_path / "s")
     with pytest.raises(DataError, match=words) as raised:
         build_report(
-            [write_all(tmp_path / "c", WON)], [], tmp_path / "out", run="r", panels={"search": [tmp_path / "s"]}
+            [write_all(tmp_path / "c", WON)],
+            [],
+            tmp_path / "out",
+            run="r",
+            panels={"search": [tmp_path / "s"]},
         )
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "out").exists()
