@@ -1,7 +1,6 @@
 """From samples to what a detector can tell of them, and to the section of the report."""
 
 import json
-import math
 import shutil
 
 import numpy as np
@@ -10,9 +9,9 @@ import pytest
 from e2e.shell import made, refused
 
 from fewstep.data.packed import load_dataset
+from fewstep.methods.multilid.stage.panel import panel
 from fewstep.methods.multilid.stage.record import NULL, POOLED, PUBLISHED, read_detection
-from fewstep.pipeline.report import read_results
-from fewstep.methods.multilid.stage.panel import detection_panel
+from fewstep.pipeline.report.results import read_results
 from fewstep.pipeline.samples import Samples, files_in, read_samples, write_samples
 
 SMALL = ("--images", 50, "--bank", 20, "--k", 5, "--classifiers", "logistic")
@@ -46,7 +45,7 @@ def test_the_record_names_what_numbers_depend_on(detected, study):
     out, _ = detected
     record = json.loads((out / "detection.json").read_text())
     dataset, files = load_dataset(study / "data"), files_in([study / "samples"], ".npz")
-    assert record["schema"] == "fewstep.detection/2"
+    assert record["schema"] == "fewstep.detection/3"
     assert record["data"]["fingerprint"] == dataset.fingerprint
     assert [record["data"][name] for name in ("n_bank", "n_real", "n_null", "levels")] == [20, 50, 50, 17]
     assert [one["images_sha256"] for one in record["generators"]] == [read_samples(f).sha256 for f in files]
@@ -61,7 +60,7 @@ def test_the_record_names_what_numbers_depend_on(detected, study):
     names = {one["name"] for one in record["generators"]}
     for which in ("easiest", "hardest"):
         told = record["extremes"][which]
-        assert {told["name"], *told["not_told_apart_from"]} <= names
+        assert {told["name"], *told["not_distinguishable_from"]} <= names
     trained = len(load_dataset(study / "data", "train")) / len(dataset)
     assert record["data"]["trained_on"] == pytest.approx(trained)
     assert record["transfer"].keys() == {one["name"] for one in record["generators"]}
@@ -146,14 +145,10 @@ def test_what_cannot_be_measured_is_one_sentence(study, tmp_path):
 def test_a_detection_becomes_a_section_of_the_report(detected, study):
     results = read_results(files_in([study / "eval"], ".json"))
     found = read_detection(detected[0])
-    panel = detection_panel(found, results)
-    assert len(panel.rows) == 2
-    assert all(not math.isnan(float(row["fd"].replace(",", ""))) for row in panel.rows)
-    assert set(panel.figures) == {"detection", "detection_confusion"}
+    shown = panel([detected[0]], results)
+    assert set(shown.figures) == {"distance", "confusion"}
     for hash_ in results.frame["plan_hash"]:
-        assert f"point-accuracy-{hash_}" in panel.svgs["distance"]
-    assert [row["network"] for row in panel.leaks if row["classifier"] == "logistic"] == [
-        one["id"] for one in found.record["protocol"]["networks"]
-    ]
-    assert panel.facts["images of the bank among others"] == "none"
-    assert "trained on 80.2 % of all images of digits" in panel.facts["layers"]
+        assert f"point-accuracy-{hash_}" in shown.html
+    assert all(one["name"] in shown.html for one in found.record["generators"])
+    assert "images of the bank among others</dt><dd>none" in shown.html
+    assert "trained on 80.2 % of all images of digits" in shown.html

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unit.pipeline.finished_search import SEEDS, record, write_search
+from unit.methods.s3.stage.finished_search import SEEDS, record, write_search
 
 from fewstep.app import tracking
 from fewstep.app.keys import make_specs

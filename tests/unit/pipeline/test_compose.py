@@ -1,19 +1,14 @@
-"""The last comparison: which plan wins, what it says of the others, and what the report makes of it."""
+"""The last comparison: which plan wins, and what it says of the others."""
 
 from dataclasses import replace
 
 import pytest
 from unit.pipeline.slimming import VP, ddim, pixels, reference, silent, slimmable
-from unit.pipeline.test_report import STUDY, Page, certificate, write_all
 
-from fewstep.checks import ConfigError, DataError
-from fewstep.methods.ddsm.widths import with_widths
+from fewstep.app.settings import ComposeSettings
 from fewstep.app.stages.compose.run import compose
-from fewstep.pipeline.config import ComposeSettings
-from fewstep.pipeline.report import build_report
-from fewstep.app.stages.compose.panel import front_figure
-from fewstep.pipeline.report.results import read_results
-from fewstep.methods.s3.stage.record import COMPOSITION, read_composition
+from fewstep.checks import ConfigError
+from fewstep.methods.ddsm.widths import with_widths
 from fewstep.sampling.presets import PRESETS
 from fewstep.sampling.task import Task
 
@@ -82,58 +77,3 @@ def test_images_that_a_plan_was_found_with_are_refused_and_later_ones_remembered
 def test_nothing_to_compare_is_one_sentence():
     with pytest.raises(ConfigError, match="There must be a plan to compare, got none"):
         compared([])
-
-
-# The report
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    made = compared([replace(plan, fingerprint=None) for plan in plans()], model=slimmable((0.0, 3.0)))
-    child = replace(
-        made.plans[0].with_node(1, t_cond=0.5), name="child", provenance={"parents": [made.plans[0].hash]}
-    )
-    made = compared([*plans(), child], model=slimmable((0.0, 3.0)))
-    out = tmp_path_factory.mktemp("composed")
-    for plan in made.plans:
-        plan.save(out / f"{plan.name}.json")
-    made.table.to_parquet(out / COMPOSITION, index=False)
-    return out
-
-
-def own(folder, name, fd, ms, sampler="searched+widths"):
-    """The certificate of a composed plan."""
-    composition = read_composition(folder)
-    plan = next(plan for plan in composition.plans.values() if plan.name == name)
-    found = certificate(sampler, f"free {name}", plan.nfe, fd)
-    found["subject"]["plan"]["hash"] = plan.hash
-    found["costs"]["network_ms_per_image"] = ms
-    return found
-
-
-def test_the_page_compares_the_winner_with_the_target_and_the_presets(folder, tmp_path):
-    certificates = [*STUDY, own(folder, "good", 2.9, 0.5), own(folder, "spoilt", 5.0, 0.2)]
-    build_report([write_all(tmp_path / "c", certificates)], [], tmp_path / "out", run="r", composed=folder)
-    words = Page((tmp_path / "out" / "index.html").read_text(encoding="utf-8")).words
-    assert "The fastest plan that is as good as ddim in 6 calls is" in words
-    assert "Quality against time" in words
-    for name in ("composition.png", "composed_plan.svg"):
-        assert (tmp_path / "out" / "figures" / name).stat().st_size > 1000
-
-
-def test_the_front_marks_the_chosen_plan_and_every_group(folder, tmp_path):
-    certificates = [*STUDY, own(folder, "good", 2.9, 0.5), own(folder, "spoilt", 5.0, 0.2, "searched")]
-    results = read_results([write_all(tmp_path, certificates)])
-    chosen = read_composition(folder).table.set_index("plan")["hash"]["good"]
-    axes = front_figure(results, chosen).axes[0]
-    labels = axes.get_legend_handles_labels()[1]
-    assert labels == ["presets", "searched", "searched+widths", "chosen"]
-
-
-def test_a_damaged_composition_is_one_sentence(folder, tmp_path):
-    with pytest.raises(DataError, match=r"composition.parquet must exist"):
-        read_composition(tmp_path)
-    (tmp_path / COMPOSITION).write_bytes((folder / COMPOSITION).read_bytes())
-    ddim(2).save(tmp_path / "other.json")
-    with pytest.raises(DataError, match="must hold every plan of its table"):
-        read_composition(tmp_path)

@@ -2,24 +2,32 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from fewstep.checks import DataError
+from fewstep.app.report.page import Background, Samples, Strips, render
+from fewstep.checks import ConfigError, DataError
 from fewstep.files import atomic_dir, read_json, write_json
-from fewstep.methods.multilid.stage.record import read_detection
 from fewstep.pipeline.report import figures
-from fewstep.app.stages.compose.panel import composition_panel
-from fewstep.methods.multilid.stage.panel import detection_panel
 from fewstep.pipeline.report.images import SampleFile, read_sample_files, shared_seeds, strip
-from fewstep.app.report.page import Background, Panel, Samples, render
-from fewstep.pipeline.report.results import Results, flat_metrics, number, read_results, reference_row
-from fewstep.methods.s3.stage.panel import search_panels
-from fewstep.methods.s3.stage.record import read_composition, read_searches
+from fewstep.pipeline.report.numbers import number
+from fewstep.pipeline.report.panel import Panel
+from fewstep.pipeline.report.results import Results, flat_metrics, read_results, reference_row
 
-PANEL_ROWS = 10
+STRIP_ROWS = 10
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Results of a stage, and the module whose `panel` shows them."""
+
+    stage: str
+    module: str
+    folders: Sequence[Path]
 
 
 def build_report(
@@ -30,17 +38,13 @@ def build_report(
     run: str,
     card: Path | None = None,
     training: Path | None = None,
-    settings: Path | None = None,
-    searches: Sequence[Path] = (),
-    composed: Path | None = None,
-    detection: Path | None = None,
+    panels: Sequence[Shown] = (),
 ) -> Results:
     """Write the report of a run: the page, the tables and the figures, all or nothing.
 
     The folder holds `index.html` (nothing else is needed to read it), `leaderboard.csv`, `metrics.json`
-    (flat, for `dvc metrics`) and `figures/` with `fd_vs_nfe`, `fd_vs_ms`, `samples_nfe<N>`, `search_nfe<N>`,
-    `plan_nfe<N>`, `composition`, `composed_plan`, `detection`, `detection_confusion` and `training` as PNG and SVG,
-    as far as there is data for them.
+    (flat, for `dvc metrics`) and `figures/` with `fd_vs_nfe`, `fd_vs_ms`, `samples_nfe<N>` and `training` as PNG and
+    SVG, as far as there is data for them; the figures of a panel stand in a folder of the stage's name in there.
     The same inputs give the same bytes.
 
     Args:
@@ -50,38 +54,27 @@ def build_report(
         run: Name of the run, for the title.
         card: `card.json` of the model.
         training: `metrics.jsonl` of its training.
-        settings: JSON of the settings of the run.
-        searches: Folders of `fewstep search`.
-        composed: Folder of `fewstep compose`.
-        detection: Folder of `fewstep detect`.
+        panels: Results of stages to show, in this order.
 
     Returns:
         The table behind the report.
 
     Raises:
-        ConfigError: The certificates differ in protocol, model or data, or certify a plan twice, or images with
-            a part in a search are reported on.
-        DataError: A file is missing or damaged, or samples or a search come from another model.
+        ConfigError: The certificates differ in protocol, model or data, or in what they say of one plan, or a panel cannot
+            be made.
+        DataError: A file is missing or damaged, or samples or results of a stage come from another model.
     """
     results = read_results(certificates)
     background = Background(
         card=None if card is None else _mapping(card),
         training=None if training is None else read_training(training),
-        settings=None if settings is None else _mapping(settings),
     )
     gallery = collect_samples(results, read_sample_files(samples))
-    panels = search_panels(read_searches(searches), results)
-    composition = None if composed is None else composition_panel(read_composition(composed), results)
-    detected = None if detection is None else detection_panel(read_detection(detection), results)
-    page = render(
-        results,
-        run=run,
-        samples=gallery,
-        background=background,
-        searches=panels,
-        composition=composition,
-        detection=detected,
-    )
+    made: dict[str, Panel | None] = {
+        one.stage: import_module(one.module).panel(one.folders, results) for one in panels
+    }
+    shown = {stage: panel for stage, panel in made.items() if panel is not None}
+    page = render(results, run=run, samples=gallery, background=background, panels=shown)
     with atomic_dir(out) as folder:
         (folder / "index.html").write_text(page, encoding="utf-8")
         results.frame.drop(columns="resampling").to_csv(
@@ -90,9 +83,11 @@ def build_report(
         write_json(folder / "metrics.json", flat_metrics(results))
         (folder / "figures").mkdir()
         _save_figures(results, gallery, background, folder / "figures")
-        shown = [panel.figures for panel in (*panels, composition, detected) if panel is not None]
-        for name, figure in (pair for one in shown for pair in one.items()):
-            figures.save(figure, folder / "figures" / name)
+        for stage, panel in shown.items():
+            if panel.figures:
+                (folder / "figures" / stage).mkdir()
+            for name, figure in panel.figures.items():
+                figures.save(figure, folder / "figures" / stage / name)
     return results
 
 
@@ -122,17 +117,17 @@ def collect_samples(results: Results, files: dict[str, SampleFile]) -> Samples:
     chosen: dict[int, list[dict[str, Any]]] = {}
     for nfe in results.steps:
         rows = results.at(nfe).drop_duplicates("sampler").to_dict("records")
-        chosen[nfe] = [row for row in rows if row["plan_hash"] in files][:PANEL_ROWS]
+        chosen[nfe] = [row for row in rows if row["plan_hash"] in files][:STRIP_ROWS]
     shown = [row for rows in chosen.values() for row in rows]
     wanted = [files[row["plan_hash"]] for row in [*shown, reference] if row["plan_hash"] in files]
     for file in wanted:
         _require_model(file, results)
     seeds = shared_seeds(wanted, rows=len(wanted))
     if not seeds:
-        return Samples(panels=(), seeds=(), reference=None)
+        return Samples(strips=(), seeds=(), reference=None)
     return Samples(
-        panels=[
-            Panel(nfe, [(row, strip(files[row["plan_hash"]], seeds)) for row in rows])
+        strips=[
+            Strips(nfe, [(row, strip(files[row["plan_hash"]], seeds)) for row in rows])
             for nfe, rows in chosen.items()
             if rows
         ],
@@ -159,17 +154,17 @@ def _save_figures(results: Results, samples: Samples, background: Background, fo
     figures.save(figures.distance_figure(results, lines), folder / "fd_vs_nfe")
     if results.frame["ms"].gt(0).any():
         figures.save(figures.distance_figure(results, lines, x="ms"), folder / "fd_vs_ms")
-    for panel in samples.panels:
-        rows = panel.rows if samples.reference is None else [samples.reference, *panel.rows]
+    for shown in samples.strips:
+        rows = shown.rows if samples.reference is None else [samples.reference, *shown.rows]
         # grid and numbers on a line of their own, as long names would run into the images
         strips = {
             f"{row['sampler']}\n{row['grid']}, NFE {row['nfe']}, FD {number(row['fd'])}": image
             for row, image in rows
         }
-        title = f"{results.model['name']}: same seeds, {panel.nfe} evaluations"
+        title = f"{results.model['name']}: same seeds, {shown.nfe} evaluations"
         figures.save(
             figures.samples_figure(strips, columns=len(samples.seeds), title=title),
-            folder / f"samples_nfe{panel.nfe:03d}",
+            folder / f"samples_nfe{shown.nfe:03d}",
         )
     if background.training is not None:
         figures.save(figures.training_figure(background.training), folder / "training")

@@ -46,7 +46,7 @@ filters.addEventListener("input", filter);
 filters.addEventListener("submit", event => event.preventDefault());
 filter();
 
-// Samples and searches: tabs with arrow keys.
+// Tabs with arrow keys.
 for (const list of all("[role=tablist]")) {
   const tabs = all("[role=tab]", list);
   const select = tab => {

@@ -3,28 +3,20 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
 
+from fewstep.app.report.headline import headline
 from fewstep.pipeline.report import figures
 from fewstep.pipeline.report.images import data_uri
-from fewstep.pipeline.report.results import (
-    Results,
-    calls_to_match,
-    number,
-    reference_row,
-    shown_lines,
-    winners,
-)
-
-if TYPE_CHECKING:
-    from fewstep.app.stages.compose.panel import CompositionPanel
-    from fewstep.methods.multilid.stage.panel import DetectionPanel
-    from fewstep.methods.s3.stage.panel import SearchPanel
+from fewstep.pipeline.report.numbers import count, number
+from fewstep.pipeline.report.panel import Panel, beside, rendered
+from fewstep.pipeline.report.results import Results, reference_row, shown_lines, winners
+from fewstep.pipeline.report.svg import inline_svg
+from fewstep.pipeline.report.words import flatten, tooltip
 
 # The same hues as on paper, light enough to read on dark.
 _DARK = {
@@ -36,7 +28,7 @@ MATRIX_ROWS = 24
 
 
 @dataclass(frozen=True)
-class Panel:
+class Strips:
     """The sample images of one number of evaluations: (row of the table, strip) from best to worst."""
 
     nfe: int
@@ -45,26 +37,24 @@ class Panel:
 
 @dataclass(frozen=True)
 class Samples:
-    """All panels, the seeds of their columns, and the strip that each panel is compared with."""
+    """All strips, the seeds of their columns, and the strip that they are compared with."""
 
-    panels: Sequence[Panel]
+    strips: Sequence[Strips]
     seeds: Sequence[int]
     reference: tuple[Mapping[str, Any], Image.Image] | None
 
 
 @dataclass(frozen=True)
 class Background:
-    """What is told about the run beside the certificates; everything may be missing.
+    """What the page says of the run beside the certificates; everything may be missing.
 
     Attributes:
         card: The model card.
         training: Columns step and loss of the training log.
-        settings: The resolved settings of the run.
     """
 
     card: Mapping[str, Any] | None = None
     training: pd.DataFrame | None = None
-    settings: Mapping[str, Any] | None = None
 
 
 def render(
@@ -73,137 +63,51 @@ def render(
     run: str,
     samples: Samples,
     background: Background,
-    searches: Sequence["SearchPanel"] = (),
-    composition: "CompositionPanel | None" = None,
-    detection: "DetectionPanel | None" = None,
+    panels: Mapping[str, Panel],
 ) -> str:
-    """The page as text; it names no address that a browser would load."""
+    """The page as text, with panels by name of their stage; it names no address that a browser would load."""
     lines = figures.highlighted(results)
-    titles = {f"point-{row['plan_hash']}": tooltip(row) for row in results.frame.to_dict("records")}
-    environment = Environment(
-        loader=FunctionLoader(_asset),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "percent": _percent, "count": count, "ratio": ratio}
-    page = environment.get_template("page.html.j2").render(
-        run=run,
-        results=results,
-        style=_asset("page.css"),
-        script=_asset("page.js"),
-        light=figures.page_colours(),
-        dark=_DARK,
-        headline=headline(results),
-        winners=winners(results),
-        searches=searches,
-        composition=composition,
-        detection=detection,
-        searched_nfe=min(
-            (s.nfe for s in searches), key=lambda n: abs(n - results.headline_nfe), default=None
-        ),
-        reference=reference_row(results),
-        matrix=_matrix(results),
-        matrix_hidden=max(0, results.frame["sampler"].nunique() - MATRIX_ROWS),
-        rows=results.frame.to_dict("records"),
-        has_kid=bool(results.frame["kid"].notna().any()),
-        has_precision=bool(results.frame["precision"].notna().any()),
-        has_ms=bool(results.frame["ms"].gt(0).any()),
-        fd_figure=_svg(results, lines, titles, x="nfe"),
-        ms_figure=_svg(results, lines, titles, x="ms") if results.frame["ms"].gt(0).any() else None,
-        highlighted={(line.sampler, line.grid) for line in lines},
-        samples=samples,
-        training=None if background.training is None else _training_svg(background.training),
-        uri=data_uri,
-        seeds=_seeds(samples.seeds),
-        off_chart=off_chart(results),
-        paired=all(row is not None for row in results.frame["resampling"]),
-        protocol=_protocol(results),
-        costs=_costs(results),
-        environments=[flatten(environment) for environment in results.environments],
-        card=flatten(background.card or {}),
-        settings=flatten(background.settings or {}),
-    )
-    return page.rstrip() + "\n"
+    rows = results.frame.to_dict("records")
+    titles = {f"point-{row['plan_hash']}": tooltip(row) for row in rows}
+    has_ms = bool(results.frame["ms"].gt(0).any())
+    values = {
+        "run": run,
+        "results": results,
+        "style": Markup(beside(__name__, "css")),
+        "script": Markup(beside(__name__, "js")),
+        "light": figures.page_colours(),
+        "dark": _DARK,
+        "headline": headline(results),
+        "winners": winners(results),
+        "panels": panels,
+        "reference": reference_row(results),
+        "matrix": _matrix(results),
+        "matrix_hidden": max(0, results.frame["sampler"].nunique() - MATRIX_ROWS),
+        "rows": rows,
+        "has_kid": bool(results.frame["kid"].notna().any()),
+        "has_precision": bool(results.frame["precision"].notna().any()),
+        "has_ms": has_ms,
+        "fd_figure": _svg(results, lines, titles, x="nfe"),
+        "ms_figure": _svg(results, lines, titles, x="ms") if has_ms else None,
+        "highlighted": {(line.sampler, line.grid) for line in lines},
+        "samples": samples,
+        "training": None if background.training is None else _training_svg(background.training),
+        "uri": data_uri,
+        "seeds": _seeds(samples.seeds),
+        "off_chart": off_chart(results),
+        "paired": all(row["resampling"] is not None for row in rows),
+        "protocol": _protocol(results),
+        "costs": _costs(results),
+        "environments": [flatten(environment) for environment in results.environments],
+        "card": flatten(background.card or {}),
+    }
+    return rendered(__name__, values).rstrip() + "\n"
 
 
-def headline(results: Results) -> list[str]:
-    """The answer in a few sentences."""
-    nfe = results.headline_nfe
-    entry = next(entry for entry in winners(results) if entry["nfe"] == nfe)
-    best, reference = entry["best"], reference_row(results)
-    own = entry["own"]
-    ours = best is own
-    if ours:
-        what = "a plan made for this model is best" + (
-            f", {best['sampler']}" if "+" in best["sampler"] else ""
-        )
-    elif entry["candidates"] > 1:
-        what = f"the best known sampler is {describe(best)}"
-    else:
-        what = f"there is one sampler, {describe(best)}"
-    sentences = [f"At {nfe} evaluations {what}: FD {interval(best, 'fd')}."]
-    if own is not None and not math.isnan(own["of_preset"]):
-        start = "Its FD is" if ours else f"The best such plan's FD, {interval(own, 'fd')}, is"
-        sentences.append(f"{start} {of_preset(own, entry['preset'])}.")
-    if entry["ties"]:
-        sentences.append(f"{entry['ties']} of {entry['candidates'] - 1} other plans cannot be told from it.")
-    if reference["nfe"] > nfe and reference["sampler"] != best["sampler"]:
-        calls = calls_to_match(results, best, reference)
-        target = f"{reference['sampler']} at {reference['nfe']} (FD {number(reference['fd'])})"
-        if calls is None:
-            searched = "searched for" if ours else "measured"
-            sentences.append(f"It does not reach {target} within the evaluations {searched}.")
-        else:
-            who = "Such a plan" if ours else "It"
-            sentences.append(f"{who} needs {calls} evaluations to match {target}.")
-    if not math.isnan(results.baseline):
-        sentences.append(f"Equally many real images are at FD {number(results.baseline)}.")
-    return sentences
-
-
-def of_preset(row: Mapping[str, Any], preset: Mapping[str, Any]) -> str:
-    """`0.45 of the best preset's (dpmpp-2m on uniform-t, 23.2), certain`, for a plan made for the model."""
-    how = "certain" if row["certain"] else "a difference that may be chance"
-    return f"{row['of_preset']:.2f} of the best preset's ({describe(preset)}, {number(preset['fd'])}), {how}"
-
-
-def describe(row: Mapping[str, Any]) -> str:
-    """Sampler and grid in words."""
-    return f"{row['sampler']} on {row['grid']}"
-
-
-def interval(row: Mapping[str, Any], column: str) -> str:
-    """`3.12 [2.91, 3.33]`; the value alone when its interval has no width."""
-    low, high = row[f"{column}_low"], row[f"{column}_high"]
-    if not high > low:
-        return number(row[column])
-    return f"{number(row[column])} [{number(low)}, {number(high)}]"
-
-
-def tooltip(row: Mapping[str, Any]) -> str:
-    """What a point of a figure says when it is pointed at."""
-    text = f"{describe(row)}, NFE {row['nfe']}: FD {interval(row, 'fd')}"
-    return text if math.isnan(row["ms"]) else f"{text}, {number(row['ms'])} ms per image"
-
-
-def flatten(value: Any, name: str = "") -> dict[str, str]:
-    """Nested mappings as dotted names and printable values."""
-    if isinstance(value, Mapping):
-        flat: dict[str, str] = {}
-        for key, below in value.items():
-            flat |= flatten(below, f"{name}.{key}" if name else str(key))
-        return flat
-    if isinstance(value, list | tuple):
-        return {name: ", ".join(map(str, value))}
-    return {name: f"{value:.6g}" if isinstance(value, float) else str(value)}
-
-
-def _svg(results: Results, lines: Sequence[figures.Line], titles: Mapping[str, str], *, x: str) -> str:
+def _svg(results: Results, lines: Sequence[figures.Line], titles: Mapping[str, str], *, x: str) -> Markup:
     against = "network evaluations" if x == "nfe" else "network milliseconds per image"
     label = f"{results.metric} against {against}"
-    return figures.inline_svg(
+    return inline_svg(
         figures.distance_figure(results, lines, x=x),
         name=x,
         label=f"{label}, logarithmic axes; the values are in the leaderboard below.",
@@ -211,10 +115,10 @@ def _svg(results: Results, lines: Sequence[figures.Line], titles: Mapping[str, s
     )
 
 
-def _training_svg(log: pd.DataFrame) -> str:
+def _training_svg(log: pd.DataFrame) -> Markup:
     last = number(float(log["loss"].iloc[-1]))
     label = f"Training loss over {int(log['step'].iloc[-1])} steps; the last value is {last}."
-    return figures.inline_svg(figures.training_figure(log), name="training", label=label)
+    return inline_svg(figures.training_figure(log), name="training", label=label)
 
 
 def _matrix(results: Results) -> list[dict[str, Any]]:
@@ -272,23 +176,3 @@ def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def count(value: float) -> str:
-    """Whole numbers with their thousands apart; a dash for no value."""
-    if math.isnan(value):
-        return "–"
-    return f"{int(value):,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
-
-
-def ratio(value: float) -> str:
-    """`0.45×`; a dash for no value."""
-    return "–" if math.isnan(value) else f"{value:.2f}×"
-
-
-def _percent(value: float) -> str:
-    return "–" if math.isnan(value) else f"{100 * value:.1f}"
-
-
-def _asset(name: str) -> str:
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")

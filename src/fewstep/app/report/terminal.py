@@ -8,9 +8,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fewstep.app.report.headline import headline
 from fewstep.checks import ConfigError
-from fewstep.app.report.page import headline, interval
-from fewstep.pipeline.report.results import Results, distinguishable, number
+from fewstep.pipeline.report.numbers import number
+from fewstep.pipeline.report.results import Results, distinguishable
+from fewstep.pipeline.report.words import interval
 
 _HEADERS = ("NFE", "#", "sampler", "grid", "FD", "", "of preset", "prec.", "recall", "KID×10³", "ms/image")
 _OF_PRESET = _HEADERS.index("of preset")
@@ -48,7 +50,7 @@ def print_leaderboard(
     shown = len(headers) - (_WIDE_ONLY if console.width < _NARROW else 0)
     table = Table(
         title=results.metric,
-        caption="= cannot be told from the best of its NFE"
+        caption="= not distinguishable from the best of its NFE"
         + (
             "; of preset: FD of a plan made for the model over that of the best preset" if results.own else ""
         ),
@@ -76,7 +78,7 @@ def leaderboard_rows(results: Results, *, top: int | None, nfe: int | None) -> l
 def _cells(row: dict[str, Any], best: dict[str, Any]) -> tuple[str, ...]:
     tie = "=" if row is not best and not distinguishable(row, best) else ""
     ratio = row["of_preset"]
-    of_preset = "" if math.isnan(ratio) else f"{ratio:.2f} {'certain' if row['certain'] else 'tie'}"
+    of_preset = "" if math.isnan(ratio) else f"{ratio:.2f} {'significant' if row['significant'] else 'tie'}"
     place = (str(row["nfe"]), str(row["rank"]), row["sampler"], row["grid"], interval(row, "fd"))
     quality = (_share(row["precision"]), _share(row["recall"]), number(1000 * row["kid"]))
     return (*place, tie, of_preset, *quality, number(row["ms"]))

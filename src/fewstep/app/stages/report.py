@@ -1,8 +1,8 @@
 """`fewstep report`: the page, the tables and the figures of a run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,9 @@ from fewstep.pipeline.samples import files_in
 from fewstep.pipeline.stage import MODEL, Every, Panels, Stage
 from fewstep.pipeline.stage.options import CertificatesArgument, takes_settings
 from fewstep.pipeline.stage.spec import Spec, stamp
+
+if TYPE_CHECKING:
+    from fewstep.app.report.build import Shown
 
 
 @takes_settings()
@@ -52,22 +55,23 @@ def command(
     typer.echo(f"{out / 'index.html'}")
 
 
-def _panels(given: Sequence[str]) -> Mapping[str, list[Path]]:
-    """Folders by stage, in the order of the stages.
+def _panels(given: Sequence[str]) -> "list[Shown]":
+    """What to show, in the order of the stages.
     Raises: ConfigError: not STAGE=FOLDER, or no stage of that name has a panel.
     """
+    from fewstep.app.report.build import Shown
     from fewstep.app.stages import STAGES
 
-    known = [stage.name for stage in STAGES if stage.panel is not None]
-    found: dict[str, list[Path]] = {name: [] for name in known}
+    modules = {stage.name: stage.panel for stage in STAGES if stage.panel is not None}
+    folders: dict[str, list[Path]] = {name: [] for name in modules}
     for text in given:
         name, equals, folder = text.partition("=")
-        if not equals or not folder or name not in known:
+        if not equals or not folder or name not in modules:
             raise ConfigError(
-                f"--panel must be STAGE=FOLDER, with a stage that the report shows ({', '.join(known)}); got {text!r}."
+                f"--panel must be STAGE=FOLDER, with a stage that the report shows ({', '.join(modules)}); got {text!r}."
             )
-        found[name].append(Path(folder))
-    return {name: folders for name, folders in found.items() if folders}
+        folders[name].append(Path(folder))
+    return [Shown(name, modules[name], found) for name, found in folders.items() if found]
 
 
 STAGE = Stage(

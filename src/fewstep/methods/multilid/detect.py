@@ -1,4 +1,4 @@
-"""What a simple classifier can tell from descriptions of images, out of fold, beside its null control."""
+"""How well a simple classifier distinguishes descriptions of images, out of fold, beside its null control."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -102,7 +102,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Separation:
-    """How well real images (n,) are told from others (m,), as means over images.
+    """How well real images (n,) are distinguished from others (m,), as means over images.
 
     Attributes: correct: share of repeats in which each image was put on its side, ties by half. placed: share of the
         other class that each image is on the right side of; their mean is the area under the ROC curve. caught:
@@ -143,9 +143,9 @@ class Separation:
         return Estimate(value, wilson_interval(value, (len(real) + len(others)) / self.widening, level))
 
     def auroc(self, level: float) -> Estimate:
-        """Area under the ROC curve with the interval of [delong1988comparing], Wilson's where all are told apart."""
+        """Area under the ROC curve with the interval of [delong1988comparing], Wilson's where all are distinguished."""
         value, spread = float(self.placed[0].mean()), self._widened(*self.placed)
-        if spread == 0:  # perfect on these images, which is not yet certain
+        if spread == 0:  # perfect on these images, which need not be so on others
             return Estimate(value, wilson_interval(value, min(map(len, self.placed)) / self.widening, level))
         low, high = normal_interval(value, spread, level)
         return Estimate(value, Interval(max(low, 0.0), min(high, 1.0)))
@@ -156,7 +156,7 @@ class Separation:
         Wilson's interval of as many images as would vary by chance and threshold together.
         """
         m = len(self.correct[1])
-        share = (self.caught * m + 1) / (m + 2)  # none or all of them caught is not yet certain
+        share = (self.caught * m + 1) / (m + 2)  # none or all of them caught need not be so on others
         own = share * (1 - share)
         n = own / (own / m + self.slack**2) / self.widening
         return Estimate(self.caught, wilson_interval(self.caught, n, level))
@@ -232,8 +232,8 @@ def separate(
     return found, transfer
 
 
-def not_told_apart(found: Mapping[str, Separation], name: str, level: float) -> list[str]:
-    """Generators that may be as easy to tell from real images as a named one.
+def not_distinguishable(found: Mapping[str, Separation], name: str, level: float) -> list[str]:
+    """Generators whose accuracy is not distinguishable from that of a named one.
 
     Their images at one position are of one noise. All that are left out are so with the level, taken together.
     """
@@ -247,8 +247,8 @@ def not_told_apart(found: Mapping[str, Separation], name: str, level: float) -> 
 class Identification:
     """Which class an image is of, out of fold.
 
-    Attributes: classes: REAL and the generators. confusion: share (true, said), rows sum to 1. accuracy: mean of the
-        diagonal, with Wilson's interval over distinct images.
+    Attributes: classes: REAL and the generators. confusion: share (true, predicted), rows sum to 1. accuracy: mean of
+        the diagonal, with Wilson's interval over distinct images.
     """
 
     classes: tuple[str, ...]
@@ -257,7 +257,7 @@ class Identification:
 
 
 def identify(columns: Mapping[str, Array], classifier: str, splits: Splits, level: float) -> Identification:
-    """Tell REAL and all generators apart at once; NULL has no part in it."""
+    """Classify REAL and all generators at once; NULL has no part in it."""
     names = tuple(name for name in columns if name != NULL)
     shares = probabilities([columns[name] for name in names], classifier, splits)
     said = np.eye(len(names))[shares.argmax(-1)]

@@ -36,8 +36,8 @@ def real_rows(total: int, *, images: int, bank: int, seed: int) -> tuple[Tensor,
     needed = bank + 2 * images
     if total < needed:
         raise DataError(
-            f"Detection needs {needed} real images, {bank} for the bank, {images} to tell from generated ones and "
-            f"{images} for the null control, but the dataset has {total}; lower --images to at most "
+            f"Detection needs {needed} real images, {bank} for the bank, {images} to distinguish from generated ones "
+            f"and {images} for the null control, but the dataset has {total}; lower --images to at most "
             f"{max((total - bank) // 2, 0)} or take a smaller --bank."
         )
     order = torch.randperm(total, generator=generator(seed, "real images"))
@@ -80,7 +80,7 @@ def levels(*images_u8: Tensor) -> Tensor:
 
 
 def _to_levels(values: Tensor) -> Callable[[Tensor], Tensor]:
-    """Round to the nearest of some values, the lower of two: what is coded finer would be told by that alone."""
+    """Round to the nearest of some values, the lower of two: what is coded finer would be detected by that alone."""
     apart = (torch.arange(256)[:, None] - values).abs()
     table = values[apart.argmin(1)].to(torch.uint8)
     return lambda images_u8: table[images_u8.long()]

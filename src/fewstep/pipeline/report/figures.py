@@ -3,10 +3,7 @@
 Nothing here depends on the clock, the display or the user's matplotlib settings: equal rows give equal bytes.
 """
 
-import html
-import io
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,21 +17,24 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 from PIL import Image
 
-from fewstep.pipeline.report.results import NARROWED, SEARCHED, Results, number, shown_lines
+from fewstep.pipeline.report.numbers import number
+from fewstep.pipeline.report.results import Results, originals, shown_lines
 
 # Okabe and Ito's colour-blind-safe hues, darkened until text in them reads on white. A marker and a dash
-# pattern go with each, so that no line is told by its colour alone. The page has lighter ones on dark.
+# pattern go with each, so that no line is known by its colour alone. The page has lighter ones on dark.
 COLOURS = ("#0067a5", "#b8430b", "#007a5a", "#9c3d7c", "#8a6400", "#1b7f9e", "#5b4bb3", "#6b6f76")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 _DASHES = ("-", (0, (6, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), "-", (0, (6, 2)), (0, (1.5, 1.5)), "--")
 INK, MUTED, FAINT = "#1c2127", "#5c6670", "#b9c0c7"
+FONT = "DejaVu Sans"
+WIDTH = 8.6  # inches
 _CONTEXT = 0.9
 TOP_RATIO = 6
 
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fewstep",
-    "font.family": "DejaVu Sans",
+    "font.family": FONT,
     "font.size": 10,
     "text.color": INK,
     "axes.edgecolor": FAINT,
@@ -60,11 +60,12 @@ _STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Line:
-    """A highlighted sampler: the best of its family."""
+    """A highlighted sampler: the best of its family; original if it was made for the model from no other plan."""
 
     family: str
     sampler: str
     grid: str
+    original: bool
     colour: str
     marker: str
     dash: Any
@@ -76,13 +77,16 @@ class Line:
 
 
 def highlighted(results: Results) -> list[Line]:
-    """One line per family, searched plans and then the best family first, as many as there are colours."""
-    # narrowed plans trade quality for time, which is no matter of calls
-    frame = results.frame[~results.frame["sampler"].str.contains(NARROWED, regex=False)]
+    """One line per family, original plans and then the best family first, as many as there are colours.
+
+    Plans of reduced width are left out: they trade quality for time, which is no matter of calls.
+    """
+    frame = results.frame[~results.frame["narrows"]]
     best = shown_lines(frame, "family", len(COLOURS))
+    first = set(frame["sampler"][originals(frame)])
     rows = best[["family", "sampler", "grid"]].itertuples()
     return [
-        Line(str(row.family), str(row.sampler), str(row.grid), colour, marker, dash)
+        Line(str(row.family), str(row.sampler), str(row.grid), row.sampler in first, colour, marker, dash)
         for row, colour, marker, dash in zip(rows, COLOURS, _MARKERS, _DASHES, strict=False)
     ]
 
@@ -95,7 +99,7 @@ def distance_figure(results: Results, lines: Sequence[Line], *, x: str = "nfe") 
     """
     frame = results.frame[results.frame["fd"].gt(0) & results.frame[x].gt(0)]
     with house_style():
-        figure = Figure(figsize=(8.6, 5.0))
+        figure = Figure(figsize=(WIDTH, 5.0))
         axes = figure.add_axes((0.075, 0.1, 0.68, 0.86))
         axes.set(xscale="log", yscale="log")
         chosen = {(line.sampler, line.grid) for line in lines}
@@ -111,7 +115,7 @@ def distance_figure(results: Results, lines: Sequence[Line], *, x: str = "nfe") 
         if not frame.empty:
             _finish_axes(axes, frame, results, x)
         right = frame[x].max()
-        ours = [end for end in ends if end[2].family == SEARCHED and end[0] < right]
+        ours = [end for end in ends if end[2].original and end[0] < right]
         for at, fd, line in ours:  # a line to the edge would cross all others
             off = 8 if fd >= results.baseline else -8  # away from the level of real images
             axes.annotate(
@@ -227,7 +231,7 @@ def training_figure(log: pd.DataFrame) -> Figure:
     """
     smooth = log["loss"].rolling(max(3, len(log) // 40), center=True, min_periods=1).median()
     with house_style():
-        figure = Figure(figsize=(8.6, 2.9))
+        figure = Figure(figsize=(WIDTH, 2.9))
         axes = figure.add_axes((0.075, 0.17, 0.9, 0.74))
         axes.plot(log["step"], log["loss"], color=FAINT, linewidth=0.7)
         axes.plot(log["step"], smooth, color=COLOURS[0])
@@ -248,11 +252,11 @@ def samples_figure(strips: Mapping[str, Image.Image], *, columns: int, title: st
     row = 6.2 * height / width
     tall = len(strips) * (row + 0.06) + 0.4
     with house_style():
-        figure = Figure(figsize=(8.6, tall))
+        figure = Figure(figsize=(WIDTH, tall))
         figure.text(0.01, 1 - 0.12 / tall, title, va="top", color=MUTED)
         for i, (label, picture) in enumerate(strips.items()):
             bottom = 1 - (0.4 + (i + 1) * (row + 0.06)) / tall
-            axes = figure.add_axes((2.3 / 8.6, bottom, 6.2 / 8.6, row / tall))
+            axes = figure.add_axes((2.3 / WIDTH, bottom, 6.2 / WIDTH, row / tall))
             axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
             axes.set_axis_off()
             for edge in range(1, columns):
@@ -276,37 +280,6 @@ def save(figure: Figure, path: Path) -> None:
     with house_style():
         figure.savefig(path.with_suffix(".png"), dpi=200, facecolor="white", metadata={"Software": None})
         figure.savefig(path.with_suffix(".svg"), facecolor="white", metadata={"Date": None, "Creator": None})
-
-
-def inline_svg(figure: Figure, *, name: str, label: str, titles: Mapping[str, str] | None = None) -> str:
-    """The figure as an SVG element that takes its colours from the variables of the page.
-
-    Args:
-        figure: What to draw.
-        name: Prefix of every id, so that several figures fit one page.
-        label: What the figure shows, for readers who cannot see it.
-        titles: Tooltip by gid of the artists that have one.
-    """
-    buffer = io.StringIO()
-    with house_style():
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
-    for gid, title in (titles or {}).items():
-        point = f'<g id="{gid}" class="point"><title>{html.escape(title)}</title>'
-        svg = svg.replace(f'<g id="{gid}">', point)
-    svg = re.sub(r'<g id="(line|band|label)-([^"]*)">', r'<g id="\1-\2" class="mark" data-family="\2">', svg)
-    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
-    for variable, colour in page_colours().items():
-        svg = svg.replace(colour, f"var(--{variable})")
-    svg = svg.replace("font: ", "font-family: inherit; font: ").replace("'DejaVu Sans'", "var(--font)")
-    return re.sub(
-        r'<svg [^>]*viewBox="([^"]*)"[^>]*>',
-        lambda match: f'<svg viewBox="{match[1]}" role="img" aria-label="{html.escape(label, quote=True)}">',
-        svg, count=1,
-    )  # fmt: skip
 
 
 def page_colours() -> dict[str, str]:

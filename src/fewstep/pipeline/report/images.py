@@ -37,7 +37,7 @@ class SampleFile:
 
 
 def read_sample_files(paths: Sequence[Path]) -> dict[str, SampleFile]:
-    """Sample files by the hash of their plan.
+    """Sample files by the hash of their plan; of several files of one plan the first by path.
 
     Args:
         paths: npz files, or folders that hold them.
@@ -45,7 +45,7 @@ def read_sample_files(paths: Sequence[Path]) -> dict[str, SampleFile]:
     Raises:
         DataError: A file is damaged or not a sample file.
     """
-    files = map(_read, files_in(paths, ".npz"))
+    files = map(_read, sorted(set(files_in(paths, ".npz")), reverse=True))
     return {file.plan_hash: file for file in files}
 
 

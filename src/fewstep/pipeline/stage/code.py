@@ -82,20 +82,17 @@ def _only_describes(name: str) -> bool:
 
 
 def _files(modules: frozenset[str]) -> Iterator[tuple[str, Path]]:
-    """Names and files of modules, and of the templates, style sheets and scripts that stand beside them."""
+    """Names and files of modules, and of the templates, style sheets and scripts of their names beside them."""
     found = find_spec(PACKAGE)
     assert found is not None and found.origin is not None
     package = Path(found.origin).parent
-    folders = set()
     for module in modules:
         path = package.joinpath(*module.split(".")[1:])
         file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
         yield file.relative_to(package).as_posix(), file
-        folders.add(file.parent)
-    for folder in folders:
-        for file in folder.iterdir():
-            if file.suffix in _BESIDE:
-                yield file.relative_to(package).as_posix(), file
+        for other in file.parent.glob(f"{file.stem}.*"):
+            if other.suffix in _BESIDE:
+                yield other.relative_to(package).as_posix(), other
 
 
 @cache

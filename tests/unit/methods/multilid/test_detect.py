@@ -8,7 +8,7 @@ from fewstep.methods.multilid.detect import (
     Separation,
     Splits,
     identify,
-    not_told_apart,
+    not_distinguishable,
     probabilities,
     separate,
 )
@@ -139,7 +139,7 @@ def test_intervals_hold_for_classifiers_that_learn_from_the_same_images(monkeypa
     assert (((low <= truth) & (truth <= high)).mean(0) > 0.95 - 4 * 0.011).all()
 
 
-def test_generators_are_told_apart_by_images_of_the_same_noise():
+def test_generators_are_distinguished_by_images_of_the_same_noise():
     """One is the other with a little noise, one differs by chance alone, one is a standard deviation off."""
     rng = np.random.default_rng(8)
     real, noise = rng.normal(-0.5, 1, (1, 300)), rng.normal(0.5, 1, (1, 300))
@@ -151,8 +151,8 @@ def test_generators_are_told_apart_by_images_of_the_same_noise():
         "better": noise - 1,
     }
     found = {name: Separation.of(*(1 / (1 + np.exp(-z)) for z in (real, z))) for name, z in logits.items()}
-    assert not_told_apart(found, "ddim", 0.95) == ["as good", "by chance"]
-    assert not_told_apart(found, "better", 0.95) == []
+    assert not_distinguishable(found, "ddim", 0.95) == ["as good", "by chance"]
+    assert not_distinguishable(found, "better", 0.95) == []
     # of one noise the shift by 0.2 is seen, of two it is not: what both share is not counted as chance
     shifted = Separation.of(*(1 / (1 + np.exp(-z)) for z in (real, noise - 0.2)))
     lows = [found["ddim"].minus(shifted, 0.999, paired=paired)[1].interval.low for paired in (True, False)]

@@ -1,4 +1,4 @@
-"""`fewstep compose`: the last comparison of plans that were searched, narrowed and aligned."""
+"""`fewstep compose`: the last comparison of all plans that were made for the model."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,6 +7,7 @@ import typer
 
 from fewstep.app.settings import ComposeSettings
 from fewstep.files import atomic_dir
+from fewstep.pipeline.samples import files_in
 from fewstep.pipeline.stage.options import (
     DeviceOption,
     ExtractorOption,
@@ -14,7 +15,6 @@ from fewstep.pipeline.stage.options import (
     ModelOption,
     takes_settings,
 )
-from fewstep.pipeline.samples import files_in
 from fewstep.pipeline.stage.spec import Spec, stamp
 
 

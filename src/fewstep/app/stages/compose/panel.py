@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -10,75 +10,56 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from fewstep.app.stages.compose.record import Composition, read_composition
+from fewstep.checks import ConfigError
 from fewstep.pareto import pareto
-from fewstep.pipeline.report.figures import (
-    COLOURS,
-    FAINT,
-    INK,
-    MUTED,
-    house_style,
-    inline_svg,
-    top_of_axis,
-)
-from fewstep.app.report.page import count, interval, tooltip
-from fewstep.pipeline.report.results import Results, made_here, number
-from fewstep.methods.s3.stage.panel import plan_figure
-from fewstep.methods.s3.stage.record import Composition
+from fewstep.pipeline.report.figures import COLOURS, FAINT, INK, MUTED, WIDTH, house_style, top_of_axis
+from fewstep.pipeline.report.numbers import count, number
+from fewstep.pipeline.report.panel import Panel, rendered
+from fewstep.pipeline.report.plan_figure import plan_figure
+from fewstep.pipeline.report.results import Results
+from fewstep.pipeline.report.svg import inline_svg
+from fewstep.pipeline.report.words import interval, tooltip
 from fewstep.sampling.plan import Plan
 
 _MARKERS = ("o", "s", "^", "D", "v")
 _LENGTH = 20  # signs of a plan's widths that a table shows
 
 
-@dataclass(frozen=True)
-class CompositionPanel:
-    """What the page tells of the composition.
+def panel(folders: Sequence[Path], results: Results) -> Panel:
+    """The comparison in the folder of the stage; its numbers in this report are those of the certificates.
 
-    Attributes:
-        sentences: the outcome in words.
-        rows: one per plan that was compared, nearest first, as in the table of `fewstep compose`, with `here`, FD
-            and interval in this report.
-        figures: name of the file -> figure.
-        svgs: the same for the page, by `front` and `plan`.
+    Raises:
+        DataError: The folder holds no comparison, or a damaged one.
+        ConfigError: There are several folders.
     """
-
-    sentences: Sequence[str]
-    rows: Sequence[Mapping[str, Any]]
-    figures: Mapping[str, Figure]
-    svgs: Mapping[str, str]
-
-
-def composition_panel(composition: Composition, results: Results) -> CompositionPanel:
-    """The panel of a finished comparison; its numbers in this report are those of the certificates."""
+    if len(folders) != 1:
+        raise ConfigError(f"A report shows one comparison of plans, got {', '.join(map(str, folders))}.")
+    composition = read_composition(folders[0])
     table = composition.table
-    certified = {row["plan_hash"]: row for row in results.frame.to_dict("records")}
     winner = table[table["winner"]].iloc[0]
     front, picture = front_figure(results, winner["hash"]), plan_figure(_lineage(composition, winner["hash"]))
-    titles = {f"point-{row['plan_hash']}": tooltip(row) for row in results.frame.to_dict("records")}
-    rows = [
-        row
-        | {
-            "here": interval(certified[row["hash"]], "fd") if row["hash"] in certified else "–",
-            "shown_widths": _shown(row["widths"]),
-        }
-        for row in table.sort_values("fd").to_dict("records")
-    ]
-    return CompositionPanel(
-        sentences=_sentences(table.iloc[0].to_dict(), winner.to_dict(), certified, results),
-        rows=rows,
-        figures={"composition": front, "composed_plan": picture},
-        svgs={
-            "front": inline_svg(
-                front,
-                name="front",
-                titles=titles,
-                label="FD against network time of every plan, by how it was made.",
-            ),
-            "plan": inline_svg(
-                picture, name="composed", label="The fastest good plan and the one it was made from."
-            ),
-        },
-    )
+    values = {
+        "sentences": _sentences(table.iloc[0].to_dict(), winner.to_dict(), results),
+        "rows": [_row(row, results) for row in table.sort_values("fd").to_dict("records")],
+        "front": inline_svg(
+            front,
+            name="compose-front",
+            titles={f"point-{row['plan_hash']}": tooltip(row) for row in results.frame.to_dict("records")},
+            label="FD against network time of every plan, by how it was made.",
+        ),
+        "plan": inline_svg(
+            picture, name="compose-plan", label="The fastest good plan and the one it was made from."
+        ),
+    }
+    return Panel("Quality and time", rendered(__name__, values), {"front": front, "plan": picture})
+
+
+def _row(row: Mapping[str, Any], results: Results) -> dict[str, Any]:
+    """A row of the table of `fewstep compose`, with `here`: FD and interval in this report."""
+    certified = results.row(row["hash"])
+    here = "–" if certified is None else interval(certified, "fd")
+    return {**row, "here": here, "shown_widths": _shown(row["widths"])}
 
 
 def _shown(widths: str) -> str:
@@ -87,9 +68,7 @@ def _shown(widths: str) -> str:
     return widths if len(widths) <= _LENGTH else f"{widths[:_LENGTH]}…"
 
 
-def _sentences(
-    target: Mapping[str, Any], winner: Mapping[str, Any], certified: Mapping[str, Any], results: Results
-) -> list[str]:
+def _sentences(target: Mapping[str, Any], winner: Mapping[str, Any], results: Results) -> list[str]:
     goal = f"{target['sampler']} in {count(target['nfe'])} calls"
     good = winner["fd"] <= target["fd"]
     start = (
@@ -101,13 +80,13 @@ def _sentences(
         f"{start} {winner['plan']} ({winner['sampler']}): {number(winner['ms'])} ms an image against "
         f"{number(target['ms'])}, {target['ms'] / winner['ms']:.1f} times as fast."
     ]
-    ours, theirs = certified.get(winner["hash"]), certified.get(target["hash"])
+    ours, theirs = results.row(winner["hash"]), results.row(target["hash"])
     if ours is None or theirs is None:
         return sentences
     sentences.append(
         f"On the seeds of this report its FD is {interval(ours, 'fd')}, and {interval(theirs, 'fd')} of {goal}."
     )
-    presets = results.frame[~results.frame["sampler"].map(made_here)]
+    presets = results.frame[~results.frame["own"]]
     reached = presets[presets["fd"] <= max(theirs["fd"], ours["fd"])].sort_values("ms")
     if len(reached):
         best = reached.iloc[0]
@@ -120,7 +99,7 @@ def _sentences(
 
 
 def _lineage(composition: Composition, winner: str) -> dict[str, Plan]:
-    """The plan and, where it is there, the first of its ancestors."""
+    """The plan and, where it is there, the first of its parents."""
     plan = composition.plans[winner]
     found = {plan.name: plan}
     for parent in plan.provenance.get("parents", [])[:1]:
@@ -132,10 +111,11 @@ def _lineage(composition: Composition, winner: str) -> dict[str, Plan]:
 def front_figure(results: Results, winner: str) -> Figure:
     """Fréchet distance against network time, by how a plan was made, and the front of all."""
     frame = results.frame[results.frame["fd"].gt(0) & results.frame["ms"].gt(0)]
-    own = frame["sampler"].map(made_here)
-    groups = sorted(frame["sampler"][own].unique(), key=lambda name: (name.count("+"), name))
+    own = frame["own"]
+    ancestors = frame[own].groupby("sampler")["ancestors"].min()
+    groups = sorted(ancestors.index, key=lambda name: (ancestors[name], name))
     with house_style():
-        figure = Figure(figsize=(8.6, 4.6))
+        figure = Figure(figsize=(WIDTH, 4.6))
         axes = figure.add_axes((0.075, 0.11, 0.9, 0.82))
         axes.set(xscale="log", yscale="log")
         _scatter(axes, frame[~own], "presets", FAINT, "o")

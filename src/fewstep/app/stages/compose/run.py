@@ -1,4 +1,4 @@
-"""The last comparison: plans that were searched, narrowed and aligned, by quality and time on images of their own."""
+"""The last comparison: all plans that were made for the model, by quality and time on images of their own."""
 
 import math
 import time
@@ -16,9 +16,9 @@ from fewstep.metrics.frechet import frechet
 from fewstep.metrics.reference import Reference
 from fewstep.metrics.statistics import Statistics
 from fewstep.metrics.uncertainty import half_samples, normal_interval, spread
+from fewstep.pareto import pareto
 from fewstep.pipeline.measure import features_of
 from fewstep.pipeline.seeds import require_unseen
-from fewstep.pareto import pareto
 from fewstep.progress import Track
 from fewstep.sampling.plan import Plan, network_nodes, widths_of
 from fewstep.sampling.presets import PRESETS
@@ -34,8 +34,9 @@ class Composed:
 
     Attributes:
         plans: one per row of the table but the target's.
-        table: columns plan, hash, nfe, sampler, widths, moved (nodes told another time), fd, fd_low, fd_high, ms (of
-            the whole sampler on one image), on_front, winner; the first row is the target.
+        table: columns plan, hash, nfe, sampler, widths, moved (calls with another conditioning timestep or scaled
+            noise), fd, fd_low, fd_high, ms (of the whole sampler on one image), on_front, winner; the first row is the
+            target.
     """
 
     plans: Sequence[Plan]
@@ -63,7 +64,7 @@ def compose(
         different.setdefault(plan.hash, plan)
     plans = list(different.values())
     if not plans:
-        raise ConfigError("There must be a plan to compare, got none; search, narrow or align one first.")
+        raise ConfigError("There must be a plan to compare, got none; make one first.")
     seeds = range(settings.seed, settings.seed + settings.images)
     for plan in plans:
         require_unseen(plan, seeds)
@@ -85,14 +86,14 @@ def compose(
 
 def facts(plan: Plan) -> dict[str, Any]:
     """What a table says of a plan: what was done to it, and to how many of its network calls."""
-    asked = [plan.nodes[i] for i in network_nodes(plan)]
+    calls = [plan.nodes[i] for i in network_nodes(plan)]
     return {
         "plan": plan.name,
         "hash": plan.hash,
         "nfe": plan.nfe,
         "sampler": plan.sampler,
         "widths": "".join(map(str, widths_of(plan))),
-        "moved": sum(node.t_cond is not None or node.eps_scale != 1 for node in asked),
+        "moved": sum(node.t_cond is not None or node.eps_scale != 1 for node in calls),
     }
 
 

@@ -1,4 +1,4 @@
-"""`fewstep detect`: how well generated images can be told from real ones, and by which sampler they were made."""
+"""`fewstep detect`: how well generated images can be distinguished from real ones, and one sampler from another."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,8 +7,8 @@ import typer
 
 from fewstep.files import atomic_dir
 from fewstep.methods.multilid.stage.settings import DetectSettings
-from fewstep.pipeline.stage.options import DeviceOption, takes_settings
 from fewstep.pipeline.samples import files_in
+from fewstep.pipeline.stage.options import DeviceOption, takes_settings
 from fewstep.pipeline.stage.spec import Spec, stamp
 
 
@@ -27,15 +27,15 @@ def command(
     detect: DetectSettings,
     spec: Spec | None,
 ) -> None:
-    """Tell generated images from real ones, and samplers from each other, by distances to real images.
+    """Distinguish generated images from real ones, and samplers from each other, by distances to real images.
 
     Every number stands beside a null control: real images in the place of the generated ones. The published protocol,
-    which tells even those apart, is measured, too.
+    which distinguishes even those, is measured, too.
 
     Example: fewstep detect samples/nfe5 --data data/digits --features extractor --out detection
     """
-    from fewstep.methods.multilid.stage.run import run_detection
     from fewstep.methods.multilid.stage.record import print_detection
+    from fewstep.methods.multilid.stage.run import run_detection
     from fewstep.pipeline.devices import chosen_device
     from fewstep.progress import track
 

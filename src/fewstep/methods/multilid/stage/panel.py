@@ -1,20 +1,32 @@
-"""How well generated images are told from real ones, against the distance of their sampler, and from each other."""
+"""How well generated images are distinguished from real ones, against the distance of their sampler."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
-from fewstep.checks import DataError
-from fewstep.methods.multilid.stage.record import POOLED, PUBLISHED, Detection, agreement, leak, percent, sentences
-from fewstep.pipeline.report.figures import COLOURS, FAINT, MUTED, house_style, inline_svg
-from fewstep.pipeline.report.results import Results, number
+from fewstep.checks import ConfigError, DataError
+from fewstep.methods.multilid.stage.record import (
+    POOLED,
+    PUBLISHED,
+    Detection,
+    agreement,
+    leak,
+    read_detection,
+    sentences,
+)
+from fewstep.pipeline.report.figures import COLOURS, FAINT, MUTED, WIDTH, house_style
+from fewstep.pipeline.report.numbers import number, percent
+from fewstep.pipeline.report.panel import Panel, rendered
+from fewstep.pipeline.report.results import Results
+from fewstep.pipeline.report.svg import inline_svg
 
 _MEASURES = {"accuracy": "accuracy minus null control", "auroc": "AUROC minus null control"}
 _NAME_SIGNS = 34
@@ -22,73 +34,66 @@ _DARKEST = 0.7
 _ROW = 0.34
 
 
-@dataclass(frozen=True)
-class DetectionPanel:
-    """What the page tells of the detector.
-
-    Attributes:
-        sentences: the outcome in words.
-        rows: one per generator, easiest to tell first: generator, nfe, fd, accuracy, null, minus_null, auroc, found
-            (at 5 % false alarms), ratios (without the scale), lid, pooled, untrained, published; printable.
-        leaks: null controls of the published protocol, one per network and classifier: network, classifier, accuracy,
-            auroc.
-        facts: what the numbers depend on.
-        figures: name of the file -> figure.
-        svgs: the same for the page, by `distance` (absent where no generator has a certificate) and `confusion`.
-    """
-
-    sentences: Sequence[str]
-    rows: Sequence[Mapping[str, str]]
-    leaks: Sequence[Mapping[str, str]]
-    facts: Mapping[str, str]
-    figures: Mapping[str, Figure]
-    svgs: Mapping[str, str]
-
-
-def detection_panel(detection: Detection, results: Results) -> DetectionPanel:
-    """The panel of a finished detection; distances are those of the certificates.
+def panel(folders: Sequence[Path], results: Results) -> Panel:
+    """The detection in the folder of the stage; distances are those of the certificates.
 
     Raises:
-        DataError: The samples are of another model than the certified one.
+        DataError: The folder holds no detection, or a damaged one, or one of samples of another model.
+        ConfigError: There are several folders.
     """
-    record = detection.record
-    for one in record["generators"]:
+    if len(folders) != 1:
+        raise ConfigError(f"A report shows one detection, got {', '.join(map(str, folders))}.")
+    detection = read_detection(folders[0])
+    table = _with_distances(detection, results)
+    measured = table[table["fd"] > 0]
+    confusion = confusion_figure(detection)
+    figures = {"confusion": confusion}
+    distance = None
+    if len(measured):
+        figures["distance"] = distance_figure(measured, results)
+        distance = _distance_svg(figures["distance"], measured)
+    values = {
+        "sentences": [*sentences(detection), *agreement(list(measured["auroc"]), list(measured["fd"]))],
+        "rows": [
+            _row(detection, row) for row in table.sort_values("auroc", ascending=False).to_dict("records")
+        ],
+        "leaks": _leaks(detection),
+        "depends_on": _facts(detection.record),
+        "distance": distance,
+        "confusion": inline_svg(
+            confusion, name="detect-confusion", label="Which class images were assigned to."
+        ),
+    }
+    return Panel("Detection", rendered(__name__, values), figures)
+
+
+def _with_distances(detection: Detection, results: Results) -> pd.DataFrame:
+    """Generators under the protocol that counts, with the distance of their certificates, or NaN."""
+    generators = detection.record["generators"]
+    for one in generators:
         if one["model"] != results.model.get("fingerprint"):
             raise DataError(
                 f"The detection must be of samples of the certified model {results.model.get('fingerprint')}, but "
                 f"{one['name']} is of {one['model']}; name another folder."
             )
     distances = dict(zip(results.frame["plan_hash"], results.frame["fd"], strict=True))
-    table = detection.headline().merge(
-        pd.DataFrame(record["generators"]), left_on="generator", right_on="name"
-    )
+    table = detection.headline().merge(pd.DataFrame(generators), left_on="generator", right_on="name")
     table["fd"] = table["plan_hash"].map(distances)
-    figures = {"detection_confusion": confusion_figure(detection)}
-    svgs = {
-        "confusion": inline_svg(
-            figures["detection_confusion"], name="confusion", label="Which class images were said to be of."
-        )
+    return table
+
+
+def _distance_svg(figure: Figure, measured: pd.DataFrame) -> Markup:
+    titles = {
+        f"point-{what}-{row['plan_hash']}": _title(row, what)
+        for row in measured.to_dict("records")
+        for what in _MEASURES
     }
-    measured = table[table["fd"] > 0]
-    if len(measured):
-        figures["detection"] = distance_figure(measured, results)
-        svgs["distance"] = inline_svg(
-            figures["detection"],
-            name="detection",
-            titles={
-                f"point-{what}-{row['plan_hash']}": _title(row, what)
-                for row in measured.to_dict("records")
-                for what in _MEASURES
-            },
-            label="How far images are told from real ones, above the null control, against the FD of their sampler.",
-        )
-    return DetectionPanel(
-        sentences=[*sentences(detection), *agreement(list(measured["auroc"]), list(measured["fd"]))],
-        rows=[_row(detection, row) for row in table.sort_values("auroc", ascending=False).to_dict("records")],
-        leaks=_leaks(detection),
-        facts=_facts(record),
-        figures=figures,
-        svgs=svgs,
+    return inline_svg(
+        figure,
+        name="detect-distance",
+        titles=titles,
+        label="How well images are distinguished from real ones, above the null control, against the FD of their "
+        "sampler.",
     )
 
 
@@ -118,7 +123,7 @@ def _row(detection: Detection, row: Mapping[str, Any]) -> dict[str, str]:
         "null": percent(row["null_accuracy"]),
         "minus_null": f"{percent(row['accuracy_minus_null'])} [{low}, {high}]",
         "auroc": f"{row['auroc']:.3f}",
-        "found": percent(row["tpr"]),
+        "tpr": percent(row["tpr"]),
         "ratios": accuracy(network=network, features="multilid", protocol=fair),
         "lid": accuracy(network=network, features="lid", protocol=fair),
         "pooled": accuracy(features=POOLED),
@@ -171,7 +176,7 @@ def _trained_on(data: Mapping[str, Any]) -> str:
 def distance_figure(measured: pd.DataFrame, results: Results) -> Figure:
     """Accuracy and AUROC above the null control against Fréchet distance, with intervals, one mark per generator."""
     with house_style():
-        figure = Figure(figsize=(8.6, 3.9))
+        figure = Figure(figsize=(WIDTH, 3.9))
         samplers = list(dict.fromkeys(measured.sort_values("fd")["sampler"]))
         for i, (what, title) in enumerate(_MEASURES.items()):
             axes = figure.add_axes((0.075 + 0.49 * i, 0.14, 0.42, 0.74))
@@ -207,13 +212,13 @@ def _finish(axes: Axes, title: str, results: Results) -> None:
 
 
 def confusion_figure(detection: Detection) -> Figure:
-    """Shares of each class that were said to be of each class, in percent; rows sum to 100."""
-    told = detection.record["identification"]
-    shares, names = np.array(told["confusion"]), [_short(name) for name in told["classes"]]
+    """Shares of each class that were assigned to each class, in percent; rows sum to 100."""
+    identified = detection.record["identification"]
+    shares, names = np.array(identified["confusion"]), [_short(name) for name in identified["classes"]]
     n = len(names)
     with house_style():
         rows = _ROW * n  # inches, as are the margins: a tenth below, room for numbers and title above
-        figure = Figure(figsize=(8.6, rows + 0.8))
+        figure = Figure(figsize=(WIDTH, rows + 0.8))
         height = figure.get_figheight()
         axes = figure.add_axes((0.34, 0.1 / height, 0.62, rows / height))
         axes.grid(False)
@@ -230,9 +235,9 @@ def confusion_figure(detection: Detection) -> Figure:
         axes.xaxis.tick_top()
         for side in axes.spines.values():
             side.set_color(FAINT)
-        chance = f"chance is {percent(told['chance'])} %"
+        chance = f"chance is {percent(identified['chance'])} %"
         axes.set_title(
-            f"said to be of class, % of the images of a row; {chance}", loc="left", fontsize=10, color=MUTED
+            f"assigned to class, % of the images of a row; {chance}", loc="left", fontsize=10, color=MUTED
         )
     return figure
 

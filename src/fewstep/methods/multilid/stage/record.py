@@ -1,6 +1,5 @@
 """What a finished detection left behind, for those who show it: its record, its table, and the outcome in words."""
 
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ import pandas as pd
 from fewstep.checks import DataError
 from fewstep.files import read_json, write_json
 from fewstep.methods.multilid.protocol import NULL
+from fewstep.pipeline.report.numbers import percent
 
-SCHEMA = "fewstep.detection/2"
+SCHEMA = "fewstep.detection/3"
 RECORD, TABLE = "detection.json", "detection.parquet"
 FAIR, PUBLISHED = "fair", "published"
 POOLED = "pooled"
@@ -81,11 +81,11 @@ def print_detection(detection: Detection, stream: TextIO | None = None) -> None:
     head, n = detection.record["protocol"]["headline"], detection.record["protocol"]["images"]
     table = Table(
         title=f"{head['features']} of {head['network']}, {head['classifier']}, {n} images a class",
-        caption="accuracy in %, of the null control, and the difference; AUROC; found at 5 % false alarms",
+        caption="accuracy in %, of the null control, and the difference; AUROC; TPR at 5 % false positives",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    for header in ("generator", "accuracy", "null", "minus null", "AUROC", "found", "pooled", "published"):
+    for header in ("generator", "accuracy", "null", "minus null", "AUROC", "TPR", "pooled", "published"):
         table.add_column(header, justify="left" if header == "generator" else "right", no_wrap=True)
     for row in detection.headline().to_dict("records"):
         others = [
@@ -107,17 +107,18 @@ def print_detection(detection: Detection, stream: TextIO | None = None) -> None:
 def sentences(detection: Detection) -> list[str]:
     """The outcome in words."""
     record, rows = detection.record, detection.headline().set_index("generator")
-    told, extremes = record["identification"], record["extremes"]
+    identified, extremes = record["identification"], record["extremes"]
     easiest, hardest = (_extreme(extremes[which], rows) for which in ("easiest", "hardest"))
     leaks = leak(detection)
     leaks = leaks[leaks["classifier"] == record["protocol"]["headline"]["classifier"]]
     return [
-        f"Easiest to tell from real images is {easiest}; hardest is {hardest}; points are above the null control, with "
-        f"{record['protocol']['images']} images of each and {record['data']['n_bank']} real ones to compare with.",
-        f"Of {len(told['classes'])} classes, that of an image is said rightly in "
-        f"{percent(told['accuracy']['value'])} % of cases; chance is {percent(told['chance'])} %.",
+        f"Easiest to distinguish from real images is {easiest}; hardest is {hardest}; points are above the null "
+        f"control, with {record['protocol']['images']} images of each and {record['data']['n_bank']} real ones to "
+        "compare with.",
+        f"Of {len(identified['classes'])} classes, {percent(identified['accuracy']['value'])} % of all images are "
+        f"assigned to their own; chance is {percent(identified['chance'])} %.",
         *(
-            f"Through {row['network']} the published protocol tells real images from real images in "
+            f"Through {row['network']} the published protocol distinguishes real images from real images in "
             f"{percent(row['accuracy'])} % [{percent(row['accuracy_low'])}, {percent(row['accuracy_high'])}] of "
             "cases, where 50 % would be right."
             for row in leaks.to_dict("records")
@@ -126,22 +127,17 @@ def sentences(detection: Detection) -> list[str]:
 
 
 def _extreme(found: Mapping[str, Any], rows: pd.DataFrame) -> str:
-    row, like = rows.loc[found["name"]], found["not_told_apart_from"]
+    row, like = rows.loc[found["name"]], found["not_distinguishable_from"]
     bounds = (row["accuracy_minus_null_low"], row["accuracy_minus_null_high"])
     points = (
         f"{found['name']}, {percent(row['accuracy_minus_null'])} points [{', '.join(map(percent, bounds))}]"
     )
-    return f"{points}, not told apart from {', '.join(like)}" if like else points
+    return f"{points}, not distinguishable from {', '.join(like)}" if like else points
 
 
 def agreement(auroc: Sequence[float], fd: Sequence[float]) -> list[str]:
-    """Whether what is nearer to real images is also harder to tell; Spearman's, of five generators and more."""
+    """Whether what is nearer to real images is also harder to distinguish; Spearman's, of five generators and more."""
     if len(auroc) < 5:
         return []
     rank = pd.Series(auroc).rank().corr(pd.Series(fd).rank())
     return [f"Over {len(auroc)} plans the rank correlation of AUROC and FD is {rank:.2f}."]
-
-
-def percent(share: float) -> str:
-    """Percent with one digit; a dash where there is no number."""
-    return "–" if math.isnan(share) else f"{100 * share:.1f}"

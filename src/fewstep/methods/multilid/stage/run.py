@@ -19,7 +19,7 @@ from fewstep.methods.multilid.detect import (
     Separation,
     Splits,
     identify,
-    not_told_apart,
+    not_distinguishable,
     separate,
 )
 from fewstep.methods.multilid.features import COLUMNS, Array, duplicates
@@ -33,10 +33,10 @@ from fewstep.methods.multilid.protocol import (
     published_distances,
     real_rows,
 )
+from fewstep.methods.multilid.stage.record import FAIR, POOLED, PUBLISHED, SCHEMA, Detection
 from fewstep.methods.multilid.taps import Taps, load_taps
 from fewstep.metrics.extractor import extract
 from fewstep.nets import CARD
-from fewstep.methods.multilid.stage.record import FAIR, POOLED, PUBLISHED, SCHEMA, Detection
 from fewstep.pipeline.environment import environment
 from fewstep.pipeline.samples import read_samples
 from fewstep.progress import Track
@@ -65,7 +65,7 @@ def run_detection(
     track: Track,
     spec_key: str | None = None,
 ) -> Detection:
-    """Put samples to the detector.
+    """Detect generated images among real ones.
 
     Args: files: samples files; those whose plans do not match the settings are left out. data: packed dataset of real
         images. features: of `load_taps`.
@@ -96,7 +96,7 @@ def run_detection(
         },
         "generators": generators,
         "results": measured.rows,
-        "identification": _told(measured.told),
+        "identification": _identified(measured.identification),
         "transfer": measured.transfer,
         "extremes": measured.extremes,
         "environment": environment(),
@@ -111,7 +111,7 @@ class _Measured(NamedTuple):
     rows: list[dict[str, Any]]
     transfer: dict[str, dict[str, float]]
     extremes: dict[str, dict[str, Any]]
-    told: Identification
+    identification: Identification
     equal: dict[str, int]
 
 
@@ -127,23 +127,26 @@ def _measure(
         for classifier in progress(settings.classifiers):
             found, transfer = separate(columns, classifier, splits)
             one = {**key, "classifier": classifier}
-            rows += [{**one, **_row(name, told, found[NULL], settings.level)} for name, told in found.items()]
+            rows += [
+                {**one, **_row(name, separation, found[NULL], settings.level)}
+                for name, separation in found.items()
+            ]
             if one == head:
-                told = identify(columns, classifier, splits, settings.level)
-                measured = _Measured(rows, transfer, _extremes(found, settings.level), told, equal)
+                identification = identify(columns, classifier, splits, settings.level)
+                measured = _Measured(rows, transfer, _extremes(found, settings.level), identification, equal)
     assert measured is not None  # the headline is among what is described
     return measured
 
 
 def _extremes(found: Mapping[str, Separation], level: float) -> dict[str, dict[str, Any]]:
-    """The generators of the highest and lowest accuracy, and those that may be as easy, or as hard, to tell."""
-    accuracy = {name: told.accuracy(level).value for name, told in found.items() if name != NULL}
+    """The generators of the highest and lowest accuracy, and those not distinguishable from these."""
+    accuracy = {name: one.accuracy(level).value for name, one in found.items() if name != NULL}
     chosen = {
         "easiest": max(accuracy, key=accuracy.__getitem__),
         "hardest": min(accuracy, key=accuracy.__getitem__),
     }
     return {
-        which: {"name": name, "not_told_apart_from": not_told_apart(found, name, level)}
+        which: {"name": name, "not_distinguishable_from": not_distinguishable(found, name, level)}
         for which, name in chosen.items()
     }
 
@@ -178,9 +181,7 @@ def _generated(
         if settings.match and not any(fnmatch(name, pattern) for pattern in settings.match):
             continue
         if name in images:
-            raise ConfigError(
-                f"Plans must differ in name to be told apart, but two are {name}; leave one out."
-            )
+            raise ConfigError(f"Plans must differ in name, but two are {name}; leave one out.")
         made_by = meta["plan"]["provenance"]
         facts.append(
             {
@@ -292,7 +293,7 @@ def _row(name: str, found: Separation, null: Separation, level: float) -> dict[s
     return row
 
 
-def _told(found: Identification) -> dict[str, Any]:
+def _identified(found: Identification) -> dict[str, Any]:
     return {
         "classes": list(found.classes),
         "confusion": found.confusion.tolist(),

@@ -8,7 +8,7 @@ from fewstep.pipeline.stage.settings import Positive, Section
 
 
 class DetectSettings(Section):
-    """The detector: what a simple classifier can tell about generated images."""
+    """The detector: how well a simple classifier distinguishes generated images from real ones."""
 
     nfe: list[Positive] = Field(default=[], description="numbers of network calls; none: no detection")
     match: list[str] = Field(
@@ -19,7 +19,7 @@ class DetectSettings(Section):
     )
     bank: int = Field(default=100, ge=3, description="real images that every image is compared with")
     k: int = Field(default=10, ge=2, description="nearest neighbours in the bank")
-    scale: bool = Field(default=True, description="tell the classifier distances, too, not only their ratios")
+    scale: bool = Field(default=True, description="give the classifier distances, too, not only their ratios")
     same_levels: bool = Field(
         default=True,
         description="round generated images to the byte values that real ones take, whose coding would give them away",
@@ -31,7 +31,7 @@ class DetectSettings(Section):
         default=True, description="also look through an untrained ResNet-18, as published"
     )
     classifiers: list[Literal["logistic", "forest"]] = Field(
-        default=["logistic", "forest"], min_length=1, description="what tells images apart; the first counts"
+        default=["logistic", "forest"], min_length=1, description="classifiers of images; the first counts"
     )
     folds: int = Field(default=5, ge=2, description="folds of the cross-validation")
     repeats: Positive = Field(default=1, description="times that it is repeated with other folds")

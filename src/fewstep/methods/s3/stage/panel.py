@@ -5,30 +5,28 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
-import torch
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from fewstep.checks import ConfigError, DataError
-from fewstep.diffusion.schedule import Schedule, schedule_from_config
-from fewstep.pipeline.report.figures import COLOURS, FAINT, INK, MUTED, house_style, inline_svg
-from fewstep.app.report.page import count, flatten, interval, of_preset
-from fewstep.pipeline.report.results import Results, number, winners
+from fewstep.checks import DataError
+from fewstep.methods.s3.stage.record import Finalist, FinishedSearch, Point, SearchRecord, read_searches
+from fewstep.pipeline.report.figures import COLOURS, FAINT, MUTED, WIDTH, house_style
+from fewstep.pipeline.report.numbers import count, number
+from fewstep.pipeline.report.panel import Panel, rendered
+from fewstep.pipeline.report.plan_figure import plan_figure
+from fewstep.pipeline.report.results import Results, winners
+from fewstep.pipeline.report.svg import inline_svg
+from fewstep.pipeline.report.words import flatten, interval, of_preset
 from fewstep.pipeline.samples import parse_seeds
-from fewstep.methods.s3.stage.record import Finalist, FinishedSearch, Point, SearchRecord
-from fewstep.sampling.linear import Row, linear_form
-from fewstep.sampling.plan import Plan, Step
-from fewstep.sampling.presets import ANALYTIC, PRESETS, analytical
+from fewstep.sampling.plan import Plan
 
 BARS = 10
-NODE = 7.5  # points across a node at full width
-SIDE_BY_SIDE = 7  # rows of weights up to which two tables fit beside one another
 ENDS = ("complete", "pruned", "disqualified", "lost")
 PURPOSES = ("presets", "trials", "validation", "polish", "finalists")  # of calls and seeds, in order of time
 STEPS = [1, 2, 5, 10]  # between ticks, times a power of ten
@@ -38,13 +36,11 @@ _DECISIONS = {
     "gap": "length", "scale": "scales", "order": "order", "points": "order", "pred": "prediction",
     "corr": "corrector", "corr_scale": "corrector", "first_step": "first step", "end": "time of the last call",
 }  # fmt: skip
-_SYMBOLS = {"x0": "x₀", "eps": "ε"}
-_WIDTH = 8.6
 
 
 @dataclass(frozen=True)
-class SearchPanel:
-    """What the page tells of one search.
+class _Shown:
+    """What the panel shows of one search.
 
     Attributes:
         nfe: network calls of the plans.
@@ -54,8 +50,9 @@ class SearchPanel:
         facts: counts, costs and seeds.
         unseen: whether no image of the report had a part in the search.
         settings: those of the search.
-        figures: name of the file -> figure.
-        svgs: the same for the page, by `search` and `plan`.
+        curves: the figure of the search, for the page.
+        plan: the figure of the plan, for the page.
+        figures: both, by name of the file.
     """
 
     nfe: int
@@ -65,20 +62,26 @@ class SearchPanel:
     facts: Mapping[str, str]
     unseen: bool
     settings: Mapping[str, str]
+    curves: Markup
+    plan: Markup
     figures: Mapping[str, Figure]
-    svgs: Mapping[str, str]
 
 
-def search_panels(searches: Sequence[FinishedSearch], results: Results) -> list[SearchPanel]:
-    """One panel per search.
+def panel(folders: Sequence[Path], results: Results) -> Panel:
+    """The searches that stand in folders of the stage, each on a tab of its own.
 
     Raises:
-        DataError: A search was made for another model than the certified one.
+        DataError: A folder holds no search or a damaged one, or one for another model than the certified one.
+        ConfigError: Two searches are for one number of calls.
     """
-    return [_panel(search, results) for search in searches]
+    searches = [_shown(search, results) for search in read_searches(folders)]
+    first = min((shown.nfe for shown in searches), key=lambda nfe: abs(nfe - results.headline_nfe))
+    values = {"searches": searches, "first": first, "reported": results.protocol["seeds"]}
+    figures = {name: figure for shown in searches for name, figure in shown.figures.items()}
+    return Panel("Search for plans", rendered(__name__, values), figures)
 
 
-def _panel(search: FinishedSearch, results: Results) -> SearchPanel:
+def _shown(search: FinishedSearch, results: Results) -> _Shown:
     record, nfe = search.record, search.nfe
     if record.model.get("fingerprint") != results.model.get("fingerprint"):
         raise DataError(
@@ -86,10 +89,9 @@ def _panel(search: FinishedSearch, results: Results) -> SearchPanel:
             f"got one for {record.model.get('fingerprint')}; name another folder."
         )
     reported = parse_seeds(results.protocol["seeds"])
-    curves = search_figure(search)
     plans = {"searched": search.plan} | best_preset_plan(search, results)
-    picture = plan_figure(plans)
-    return SearchPanel(
+    curves, picture = search_figure(search), plan_figure(plans)
+    return _Shown(
         nfe=nfe,
         sentences=_sentences(search, results),
         finalists=[
@@ -100,18 +102,18 @@ def _panel(search: FinishedSearch, results: Results) -> SearchPanel:
         facts=_facts(record),
         unseen=all(last < reported[0] or reported[-1] < first for first, last in record.seeds.values()),
         settings=flatten(record.settings),
-        figures={f"search_nfe{nfe:03d}": curves, f"plan_nfe{nfe:03d}": picture},
-        svgs={
-            "search": inline_svg(
-                curves,
-                name=f"search{nfe}",
-                label=f"The search for {nfe} evaluations: best error against network calls, the polish, and "
-                "which decisions matter.",
-            ),
-            "plan": inline_svg(
-                picture, name=f"plan{nfe}", label=f"The nodes and weights of {' and of '.join(plans)}."
-            ),
-        },
+        curves=inline_svg(
+            curves,
+            name=f"search{nfe}",
+            label=f"The search for {nfe} evaluations: best error against network calls, the polish, and "
+            "which decisions matter.",
+        ),
+        plan=inline_svg(
+            picture,
+            name=f"search{nfe}-plan",
+            label=f"The nodes and weights of {' and of '.join(plans)}.",
+        ),
+        figures={f"curves_nfe{nfe:03d}": curves, f"plan_nfe{nfe:03d}": picture},
     )
 
 
@@ -123,13 +125,18 @@ def _sentences(search: FinishedSearch, results: Results) -> list[str]:
         f"The winner is {record.winner}: {what} {number(_measured(ours, record))} on seeds of the search, against "
         f"{number(_measured(known, record))} of {record.best_preset}, the best of the presets that were finalists."
     ]
-    entry = next((entry for entry in winners(results) if entry["nfe"] == search.nfe), None)
-    row = entry and entry["searched"]
-    if entry is None or row is None or row["plan_hash"] != search.plan.hash:
+    row, preset = results.row(search.plan.hash), _best_preset(search.nfe, results)
+    if row is None:
         return [*sentences, "No certificate of this report is about it."]
     reported = f"On the seeds of this report its FD is {interval(row, 'fd')}"
-    compared = "" if math.isnan(row["of_preset"]) else f", {of_preset(row, entry['preset'])}"
+    compared = "" if preset is None or math.isnan(row["of_preset"]) else f", {of_preset(row, preset)}"
     return [*sentences, f"{reported}{compared}."]
+
+
+def _best_preset(nfe: int, results: Results) -> Mapping[str, Any] | None:
+    """Its row among those of as many calls."""
+    presets = (entry["preset"] for entry in winners(results) if entry["nfe"] == nfe)
+    return next(presets, None)
 
 
 def _measured(finalist: Finalist, record: SearchRecord) -> float:
@@ -155,26 +162,11 @@ def _facts(record: SearchRecord) -> dict[str, str]:
 
 
 def best_preset_plan(search: FinishedSearch, results: Results) -> dict[str, Plan]:
-    """The best certified preset of as many calls, else the best of the search, if it can be made again."""
-    schedule = schedule_from_config(dict(search.plan.schedule))
-    named: list[tuple[str, str, str]] = []
-    for entry in winners(results):
-        if entry["nfe"] == search.nfe and entry["preset"]:
-            row = entry["preset"]
-            named.append((row["sampler"], row["grid"], row["plan_hash"]))
-    known = search.record.finalist(search.record.best_preset)
-    sampler, _, grid = known.name.partition(".")
-    named.append((sampler, grid, known.hash))
-    for sampler, grid, wanted in named:
-        for to_zero in (True, False):
-            try:
-                make = partial(analytical, PRESETS[sampler]) if grid.endswith(ANALYTIC) else PRESETS[sampler]
-                plan = make(schedule, search.nfe, grid=grid.removesuffix(ANALYTIC), to_zero=to_zero)
-            except (KeyError, ConfigError):  # of another origin, or on a grid of its own
-                continue
-            if plan.hash == wanted:
-                return {f"{sampler}, {grid}": plan}
-    return {}
+    """The best certified preset of as many calls, else the best of the search; none where neither is known."""
+    row = _best_preset(search.nfe, results)
+    if row is not None:
+        return {f"{row['sampler']}, {row['grid']}": results.plans[row["plan_hash"]]}
+    return {} if search.preset is None else {search.record.best_preset: search.preset}
 
 
 # The curves
@@ -184,7 +176,7 @@ def search_figure(search: FinishedSearch) -> Figure:
     """Best error against network calls, the decisions that matter, and the polishes."""
     record = search.record
     with house_style():
-        figure = Figure(figsize=(_WIDTH, 5.4))
+        figure = Figure(figsize=(WIDTH, 5.4))
         _draw_trials(figure.add_axes((0.075, 0.585, 0.4, 0.355)), search)
         if record.importance:
             _draw_importance(figure.add_axes((0.2, 0.085, 0.275, 0.355)), record.importance)
@@ -273,140 +265,3 @@ def _plain_numbers(axes: Axes, which: Literal["x", "y"], written: Callable[[floa
         axis.set_major_locator(MaxNLocator(5, steps=STEPS))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: written(value)))
-
-
-# The plan
-
-
-def plan_figure(plans: Mapping[str, Plan]) -> Figure:
-    """One or two plans of one schedule: their nodes by log-SNR, and below the weights of every step.
-
-    A node is as large as the network is wide there; a cross beside it is the time that the network is told.
-
-    A step reads x_end = A x_start + sum of c_m x0_m, whatever way it was written; what the step of a
-    structured plan is stands beside its weights.
-    """
-    schedule = schedule_from_config(dict(next(iter(plans.values())).schedule))
-    forms = {name: form for name, plan in plans.items() if (form := _form(plan, schedule))}
-    cells = max((len(form) for form in forms.values()), default=0)
-    columns = 2 if cells <= SIDE_BY_SIDE else 1
-    rails, table = 0.6 * len(plans), 0.6 + 0.26 * cells
-    tall = 0.3 + rails + 0.65 + table * math.ceil(len(forms) / columns)
-    with house_style():
-        figure = Figure(figsize=(_WIDTH, tall))
-        axes = figure.add_axes((0.02, 1 - (rails + 0.3) / tall, 0.96, rails / tall))
-        _draw_nodes(axes, plans, schedule)
-        strongest = max(
-            (abs(float(c)) for form in forms.values() for row in form for c in row.c), default=1.0
-        )
-        for i, (name, form) in enumerate(forms.items()):
-            down, right = divmod(i, columns)
-            bottom = tall - (rails + 0.95) - table * (down + 1)
-            place = (0.02 + 0.49 * right, bottom / tall, 0.98 / columns - 0.02, table / tall)
-            _draw_weights(figure.add_axes(place), name, plans[name], form, strongest, COLOURS[i], rows=cells)
-    return figure
-
-
-def _form(plan: Plan, schedule: Schedule) -> tuple[Row, ...]:
-    return () if plan.stochastic else linear_form(plan, schedule)
-
-
-def _draw_nodes(axes: Axes, plans: Mapping[str, Plan], schedule: Schedule) -> None:
-    finite = [n.lambda_ for plan in plans.values() for n in plan.nodes if math.isfinite(n.lambda_)]
-    low, high = min(finite), max(finite)
-    wide = high - low
-    axes.set(xlim=(low - 0.17 * wide, high + 0.13 * wide), ylim=(-0.5, len(plans) - 0.5))
-    for y, (name, plan), colour in zip(reversed(range(len(plans))), plans.items(), COLOURS, strict=False):
-        places = [n.lambda_ if math.isfinite(n.lambda_) else high + 0.09 * wide for n in plan.nodes]
-        axes.plot(places, [y] * len(places), color=colour, linewidth=1.2, zorder=2)
-        for i, (x, node) in enumerate(zip(places, plan.nodes, strict=True)):
-            clean, analytic = math.isinf(node.lambda_), node.eval.startswith("afs")
-            marker = "s" if clean else "D" if analytic else "o"
-            inside = "none" if clean or analytic else colour
-            size = NODE / (1 + (node.width or 0)) ** 0.5
-            axes.plot(x, y, marker, color=colour, markerfacecolor=inside, markersize=size, zorder=3)
-            if node.t_cond is not None:
-                told = float(schedule.lambda_(torch.tensor(node.t_cond, dtype=torch.float64)))
-                axes.plot([x, told], [y, y + 0.3], color=colour, linewidth=0.8, zorder=2)
-                axes.plot(told, y + 0.3, "x", color=colour, markersize=4.5, zorder=3)
-            label = "clean" if clean else f"{i} analytic" if analytic else str(i)
-            axes.annotate(
-                label, (x, y), xytext=(0, -6), textcoords="offset points", ha="center", va="top", fontsize=8,
-                color=MUTED,
-            )  # fmt: skip
-        axes.annotate(
-            name, (low - 0.17 * wide, y), xytext=(0, 6), textcoords="offset points", va="bottom", color=colour,
-            fontsize=9.5,
-        )  # fmt: skip
-    axes.grid(visible=False)
-    axes.yaxis.set_major_locator(NullLocator())
-    axes.spines["left"].set_visible(False)
-    axes.spines["bottom"].set_bounds(low, high)
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    axes.set_xticks([tick for tick in axes.get_xticks() if low <= tick <= high])
-    axes.set_xlabel("half log-SNR λ")
-    times = _round_times(schedule, low, high)
-    top = axes.secondary_xaxis("top")
-    top.set_xticks(
-        [x for x, _ in times], [f"t = {t:g}" if i == 0 else f"{t:g}" for i, (_, t) in enumerate(times)]
-    )
-    top.spines["top"].set_visible(False)
-
-
-def _round_times(schedule: Schedule, low: float, high: float) -> list[tuple[float, float]]:
-    """(log-SNR, time) of round times between two log-SNRs, far enough apart to be read."""
-    chosen: list[tuple[float, float]] = []
-    for power in range(math.floor(math.log10(schedule.t_max)), -6, -1):
-        for digit in (5, 2, 1):
-            t = digit * 10.0**power
-            if not schedule.t_min <= t <= schedule.t_max:
-                continue
-            x = float(schedule.lambda_(torch.tensor(t, dtype=torch.float64)))
-            apart = not chosen or x - chosen[-1][0] > 0.08 * (high - low)
-            if low - 0.01 <= x <= high + 0.01 and apart:
-                chosen.append((x, float(f"{t:.6g}")))
-    return chosen
-
-
-def _draw_weights(
-    axes: Axes, name: str, plan: Plan, form: Sequence[Row], strongest: float, colour: str, *, rows: int
-) -> None:
-    axes.set_axis_off()
-    # a column for the names of rows, one for A, a gap, one per prediction, and room for what a step is
-    axes.set(xlim=(-1.6, rows + 5.2), ylim=(rows + 0.5, -1.8))
-    axes.text(-1.6, -1.1, f"{name}: weights of the state, A, and of x₀", color=colour, fontsize=9.5)
-    for m, row in enumerate(form):
-        axes.text(m + 1.8, -0.25, str(row.node), ha="center", color=MUTED, fontsize=8)
-    axes.text(0.5, -0.25, "A", ha="center", color=MUTED, fontsize=8)
-    for k, row in enumerate(form):
-        axes.text(-0.2, k + 0.5, f"step {k + 1}", ha="right", va="center", color=MUTED, fontsize=8)
-        _cell(axes, 0, k, float(row.A), 1.0, MUTED)
-        for m, c in enumerate(row.c):
-            _cell(axes, m + 1.3, k, float(c), strongest, COLOURS[0] if c >= 0 else COLOURS[1])
-        if len(form) == len(plan.steps):
-            axes.text(
-                len(row.c) + 1.5, k + 0.5, step_words(plan.steps[k]), va="center", color=MUTED, fontsize=8
-            )
-
-
-def _cell(axes: Axes, x: float, y: float, value: float, full: float, colour: str) -> None:
-    strength = 0.04 + 0.5 * min(1.0, abs(value) / full)  # never so strong that the number is lost on it
-    axes.add_patch(Rectangle((x + 0.03, y + 0.05), 0.94, 0.9, color=colour, alpha=strength, linewidth=0))
-    text = f"{abs(value):.2f}"
-    text = "0" if text == "0.00" else ("\N{MINUS SIGN}" if value < 0 else "") + text.removeprefix("0")
-    axes.text(x + 0.5, y + 0.51, text, ha="center", va="center", color=INK, fontsize=7)
-
-
-def step_words(step: Step) -> str:
-    """`order 2 of x₀, scale 1.03, corrected` for a structured step; nothing for a raw one."""
-    if step.raw is not None:
-        return ""
-    scales = [
-        d.scale.kind if d.scale.value is None else f"{d.scale.value:.2f}"
-        for d in step.deriv
-        if d.scale.kind != "none"
-    ]
-    parts = [f"order {step.order} of {_SYMBOLS[step.pred]}"]
-    parts += [f"scale {' '.join(scales)}"] if scales else []
-    parts += ["corrected"] if step.corr else []
-    return ", ".join(parts)

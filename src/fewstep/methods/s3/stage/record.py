@@ -13,7 +13,7 @@ from fewstep.files import read_json
 from fewstep.pipeline.record import Point as MetricPoint
 from fewstep.pipeline.record import Record
 from fewstep.pipeline.tables import read_table
-from fewstep.sampling.plan import Plan, load_plan
+from fewstep.sampling.plan import Plan, load_plan, plan_from_json
 
 COLUMNS = ("number", "state", "value", "network_calls", "seed")
 
@@ -53,6 +53,7 @@ class SearchRecord(BaseModel):
     finalists: list[Finalist]
     winner: str
     best_preset: str
+    best_preset_plan: dict[str, Any] | None = None
     network_calls: dict[str, int]
     seconds: dict[str, float]
 
@@ -63,12 +64,13 @@ class SearchRecord(BaseModel):
 
 @dataclass(frozen=True)
 class FinishedSearch:
-    """The search for one number of calls: its record, the plan, the trials, and their files."""
+    """The search for one number of calls: its record, the plan, the trials, their files, and the best preset."""
 
     record: SearchRecord
     plan: Plan
     trials: pd.DataFrame
     files: tuple[Path, ...]
+    preset: Plan | None = None
 
     @property
     def nfe(self) -> int:
@@ -125,7 +127,16 @@ def _read(path: Path) -> FinishedSearch:
             f"{plan_file} must be the plan of {path.name}, {record.nfe} calls of model {fingerprint}, but it makes "
             f"{plan.nfe} of {plan.fingerprint}; search again."
         )
-    return FinishedSearch(record, plan, read_table(trials_file, COLUMNS), (plan_file, path, trials_file))
+    files = (plan_file, path, trials_file)
+    return FinishedSearch(record, plan, read_table(trials_file, COLUMNS), files, _preset(record, path))
+
+
+def _preset(record: SearchRecord, path: Path) -> Plan | None:
+    """The best preset as a plan; None in a record of before it was kept."""
+    try:
+        return None if record.best_preset_plan is None else plan_from_json(record.best_preset_plan)
+    except ConfigError as error:
+        raise DataError(f"{path} must hold a plan as best_preset_plan, but {error} Search again.") from None
 
 
 def records(folder: Path, stamp: Mapping[str, Any]) -> Iterator[Record]:

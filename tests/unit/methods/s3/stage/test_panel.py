@@ -11,51 +11,40 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from unit.pipeline.finished_search import (
+from unit.app.report.study import MODEL, STUDY, Page, certificate, certificate_of, write_all
+from unit.methods.s3.stage.finished_search import (
     PRESET,
-    SCHEDULE,
     SEEDS,
     found_plan,
     preset_plan,
     record,
     write_search,
 )
-from unit.pipeline.test_report import MODEL, STUDY, Page, certificate, write_all
 
+from fewstep.app.report.build import Shown, build_report
+from fewstep.app.report.terminal import print_leaderboard
 from fewstep.checks import ConfigError, DataError
 from fewstep.files import write_json
-from fewstep.pipeline.report import build_report, print_leaderboard, read_results
+from fewstep.methods.s3.stage.panel import best_preset_plan, decision, search_figure
+from fewstep.methods.s3.stage.record import read_searches
 from fewstep.pipeline.report.results import (
     best_lines,
     calls_to_match,
     flat_metrics,
+    read_results,
     reference_row,
     shown_lines,
 )
-from fewstep.methods.s3.stage.panel import (
-    best_preset_plan,
-    decision,
-    plan_figure,
-    search_figure,
-    step_words,
-)
-from fewstep.methods.s3.stage.record import read_searches
-from fewstep.sampling.plan import Corrector, Derivative, Scale, Step
-from fewstep.sampling.presets import PRESETS
 
 
 def searched(nfe: int, fd: float, **options: Any) -> dict[str, Any]:
     """The certificate of the searched plan."""
-    made = certificate("searched", "free", nfe, fd, **options)
-    made["subject"]["plan"]["hash"] = found_plan(nfe, MODEL).hash
-    return made
+    return certificate_of(found_plan(nfe, MODEL), fd, **options)
 
 
 def of_preset(nfe: int, fd: float, **options: Any) -> dict[str, Any]:
     """The certificate of the preset that can be drawn beside it."""
-    made = certificate("dpmpp-2m", "uniform-t", nfe, fd, **options)
-    made["subject"]["plan"]["hash"] = preset_plan(nfe).hash
-    return made
+    return certificate_of(preset_plan(nfe), fd, **options)
 
 
 WON = [*STUDY, searched(5, 4.0)]
@@ -70,7 +59,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_search(folder / f"nfe{nfe}", nfe, model=MODEL)
     build_report(
         [write_all(folder / "c", certificates)], [], folder / "out", run="r",
-        searches=[folder / "nfe5", folder / "nfe10"],
+        panels=[Shown("search", "fewstep.methods.s3.stage.panel", [folder / "nfe5", folder / "nfe10"])],
     )  # fmt: skip
     return folder / "out"
 
@@ -88,8 +77,11 @@ def headline(tmp_path: Path, certificates: list[dict[str, Any]]) -> str:
 def test_a_searched_plan_that_wins_is_the_headline(tmp_path: Path) -> None:
     words = headline(tmp_path, WON)
     assert "At 5 evaluations a plan made for this model is best: FD 4.00 [3.80, 4.20]." in words
-    assert "Its FD is 0.50 of the best preset's (dpmpp-2m on uniform-t, 8.00), certain." in words
-    assert "It does not reach ddim at 50 (FD 3.00) within the evaluations searched for." in words
+    assert (
+        "Its FD is 0.50 of the best preset's (dpmpp-2m on uniform-t, 8.00), a significant difference."
+        in words
+    )
+    assert "It does not reach ddim at 50 (FD 3.00) within the evaluations measured." in words
 
 
 def test_a_searched_plan_that_loses_is_compared(tmp_path: Path) -> None:
@@ -98,23 +90,24 @@ def test_a_searched_plan_that_loses_is_compared(tmp_path: Path) -> None:
     assert "The best such plan's FD, 6.10 [5.90, 6.30], is 2.00 of the best preset's" in words
 
 
-def test_a_lead_within_its_interval_may_be_chance(tmp_path: Path) -> None:
+def test_a_lead_within_its_interval_is_not_significant(tmp_path: Path) -> None:
     words = headline(tmp_path, [*STUDY, searched(5, 7.9)])
     assert (
-        "0.99 of the best preset's (dpmpp-2m on uniform-t, 8.00), a difference that may be chance." in words
+        "0.99 of the best preset's (dpmpp-2m on uniform-t, 8.00), a difference that is not significant."
+        in words
     )
 
 
-def test_pairs_make_a_small_lead_certain(tmp_path: Path) -> None:
+def test_pairs_make_a_small_lead_significant(tmp_path: Path) -> None:
     wiggle = [0.1 * math.sin(i) for i in range(100)]
     pair = [
         certificate("ddim", "uniform-t", 5, 8.0, half=1.0, pair=[8 + w for w in wiggle]),
         searched(5, 7.6, half=1.0, pair=[7.6 + w for w in wiggle]),
     ]
     results = read_results([write_all(tmp_path, pair)])
-    assert results.at(5).iloc[0]["certain"]
+    assert results.at(5).iloc[0]["significant"]
     assert results.at(5).iloc[0]["of_preset"] == pytest.approx(0.95)
-    assert results.at(5).iloc[1]["certain"] is None
+    assert results.at(5).iloc[1]["significant"] is None
 
 
 def test_metrics_and_table_have_the_ratio(report: Path, tmp_path: Path) -> None:
@@ -154,19 +147,19 @@ def test_terminal_has_the_ratio_where_there_is_one(tmp_path: Path) -> None:
     head, first, second, *_ = stream.getvalue().splitlines()
     assert "of preset" in head
     assert first.split()[:8] == ["5", "1", "searched", "free", "4.00", "[3.80,", "4.20]", "0.50"]
-    assert "certain" in first
-    assert "certain" not in second
+    assert "significant" in first
+    assert "significant" not in second
     stream = io.StringIO()
     print_leaderboard(read_results([write_all(tmp_path / "without")]), stream=stream)
     assert "of preset" not in stream.getvalue()
 
 
 def test_each_search_has_its_figures_and_tab(report: Path, page: Page) -> None:
-    figures = {path.name for path in (report / "figures").iterdir()}
+    figures = {path.name for path in (report / "figures" / "search").iterdir()}
     for nfe in ("005", "010"):
-        for name in (f"search_nfe{nfe}", f"plan_nfe{nfe}"):
+        for name in (f"curves_nfe{nfe}", f"plan_nfe{nfe}"):
             assert {f"{name}.png", f"{name}.svg"} <= figures
-    assert {"tab-search-5", "panel-search-5", "tab-search-10", "panel-search-10"} <= set(page.ids)
+    assert {"search-tab-5", "search-panel-5", "search-tab-10", "search-panel-10"} <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
     assert all(address.startswith(("#", "data:")) for address in page.addresses)
 
@@ -177,7 +170,7 @@ def test_the_search_is_told_in_words_and_numbers(page: Page) -> None:
         in page.words
     )
     assert "On the seeds of this report its FD is 4.00 [3.80, 4.20], 0.50 of the best preset's" in page.words
-    first = page.tables["finalists"][1:4]
+    first = page.tables["plain"][1:4]
     assert first == [
         ["polished.frechet", "0.500", "3.00", "yes"],
         ["trial-1", "1.00", "8.00", ""],
@@ -193,7 +186,7 @@ def test_the_search_is_told_in_words_and_numbers(page: Page) -> None:
 
 
 def test_the_plan_is_drawn_beside_the_best_preset(report: Path) -> None:
-    picture = (report / "figures" / "plan_nfe005.svg").read_text(encoding="utf-8")
+    picture = (report / "figures" / "search" / "plan_nfe005.svg").read_text(encoding="utf-8")
     for words in ("searched", "dpmpp-2m, uniform-t", "order 2 of x₀", "clean", "half log-SNR"):
         assert words in picture
 
@@ -217,35 +210,41 @@ def test_numbers_of_an_axis_of_trials_do_not_overlap(tmp_path: Path, calls: tupl
 
 def test_the_best_preset_is_the_certified_one_else_that_of_the_search_else_none(tmp_path: Path) -> None:
     write_search(tmp_path / "s", 5, model=MODEL)
+    certified = read_results([write_all(tmp_path / "a", [certificate("ddim", "karras", 5, 8.0)])])
+    unknown = read_results([write_all(tmp_path / "b", [searched(5, 4.0)])])
+    (older,) = read_searches([tmp_path / "s"])
+    assert best_preset_plan(older, unknown) == {}
+    write_json(
+        tmp_path / "s" / "search.nfe5.json",
+        record(5, MODEL) | {"best_preset_plan": preset_plan(5).to_json()},
+    )
     (search,) = read_searches([tmp_path / "s"])
-    certified = of_preset(5, 8.0)
-    certified["subject"]["plan"] |= {
-        "sampler": "ddim", "hash": PRESETS["ddim"](SCHEDULE, 5, grid="uniform-t").hash
-    }  # fmt: skip
-    drawn = best_preset_plan(search, read_results([write_all(tmp_path / "a", [certified])]))
-    assert list(drawn) == ["ddim, uniform-t"]
-    unknown = read_results([write_all(tmp_path / "b", [certificate("other", "own", 5, 3.0)])])
-    assert list(best_preset_plan(search, unknown)) == ["dpmpp-2m, uniform-t"]
-    search.record.finalists[0].hash = "0" * 64  # a grid that was made for the model
-    assert best_preset_plan(search, unknown) == {}
+    assert best_preset_plan(search, unknown) == {PRESET: preset_plan(5)}
+    drawn = best_preset_plan(search, certified)
+    assert list(drawn) == ["ddim, karras"]
+    assert list(drawn.values()) == list(certified.plans.values())
 
 
 def test_a_search_without_reference_or_curves_has_a_page(tmp_path: Path) -> None:
     write_search(tmp_path / "s", 5, model=MODEL, by="error")
     content = record(5, MODEL, by="error") | {"importance": {}, "history": [], "polish": {}}
     write_json(tmp_path / "s" / "search.nfe5.json", content)
-    build_report([write_all(tmp_path / "c", STUDY)], [], tmp_path / "out", run="r", searches=[tmp_path / "s"])
+    build_report(
+        [write_all(tmp_path / "c", STUDY)], [], tmp_path / "out", run="r", panels=[Shown("search", "fewstep.methods.s3.stage.panel", [tmp_path / "s"])]
+    )
     page = Page((tmp_path / "out" / "index.html").read_text(encoding="utf-8"))
     assert "The winner is polished.frechet: distance to the fine solutions 0.500" in page.words
     assert "No certificate of this report is about it." in page.words
-    assert page.tables["finalists"][0] == ["plan", "error", "chosen"]
+    assert page.tables["plain"][0] == ["plan", "error", "chosen"]
     assert "nan" not in page.words.lower()
 
 
 def test_seeds_that_are_reported_on_are_pointed_out(tmp_path: Path) -> None:
     write_search(tmp_path / "s", 5, model=MODEL)
     write_json(tmp_path / "s" / "search.nfe5.json", record(5, MODEL) | {"seeds": {"trials": [999, 1030]}})
-    build_report([write_all(tmp_path / "c", STUDY)], [], tmp_path / "out", run="r", searches=[tmp_path / "s"])
+    build_report(
+        [write_all(tmp_path / "c", STUDY)], [], tmp_path / "out", run="r", panels=[Shown("search", "fewstep.methods.s3.stage.panel", [tmp_path / "s"])]
+    )
     assert "Some of these seeds are reported on" in (tmp_path / "out" / "index.html").read_text("utf-8")
 
 
@@ -254,8 +253,8 @@ def test_same_search_same_bytes(tmp_path: Path) -> None:
     certificates = write_all(tmp_path / "c", WON)
 
     def digests(out: Path) -> list[str]:
-        build_report([certificates], [], out, run="r", searches=[tmp_path / "s"])
-        files = [out / "index.html", *sorted((out / "figures").glob("*nfe005*"))]
+        build_report([certificates], [], out, run="r", panels=[Shown("search", "fewstep.methods.s3.stage.panel", [tmp_path / "s"])])
+        files = [out / "index.html", *sorted((out / "figures" / "search").glob("*nfe005*"))]
         return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
 
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
@@ -282,6 +281,7 @@ def changed(**fields: Any) -> Callable[[Path], None]:
         (changed(seeds=...), "seeds: Field required"),
         (changed(finalists=[{"name": "x"}]), r"finalists.0.hash"),
         (changed(winner="nobody"), "winner"),
+        (changed(best_preset_plan={"schema": "fewstep.plan/1"}), "must hold a plan as best_preset_plan"),
         (lambda folder: (folder / "searched.nfe5.json").unlink(), "searched.nfe5.json must exist"),
         (cut("searched.nfe5.json"), "searched.nfe5.json must be JSON"),
         (lambda folder: found_plan(6, MODEL).save(folder / "searched.nfe5.json"), "but it makes 6"),
@@ -298,7 +298,11 @@ def test_a_damaged_search_is_one_sentence(
     damage(tmp_path / "s")
     with pytest.raises(DataError, match=words) as raised:
         build_report(
-            [write_all(tmp_path / "c", WON)], [], tmp_path / "out", run="r", searches=[tmp_path / "s"]
+            [write_all(tmp_path / "c", WON)],
+            [],
+            tmp_path / "out",
+            run="r",
+            panels=[Shown("search", "fewstep.methods.s3.stage.panel", [tmp_path / "s"])],
         )
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "out").exists()
@@ -308,7 +312,7 @@ def test_searches_of_other_models_or_twice_are_refused(tmp_path: Path) -> None:
     write_search(tmp_path / "a", 5, model="0" * 64)
     certificates = write_all(tmp_path / "c", WON)
     with pytest.raises(DataError, match="certified model"):
-        build_report([certificates], [], tmp_path / "out", run="r", searches=[tmp_path / "a"])
+        build_report([certificates], [], tmp_path / "out", run="r", panels=[Shown("search", "fewstep.methods.s3.stage.panel", [tmp_path / "a"])])
     with pytest.raises(ConfigError, match="both for 5"):
         read_searches([tmp_path / "a", tmp_path / "a"])
 
@@ -317,13 +321,6 @@ def test_one_folder_may_hold_several_searches(tmp_path: Path) -> None:
     for nfe in (8, 10, 5):
         write_search(tmp_path, nfe, model=MODEL)
     assert [search.nfe for search in read_searches([tmp_path])] == [5, 8, 10]
-
-
-@pytest.mark.parametrize("preset", sorted(PRESETS))
-def test_every_preset_can_be_drawn(preset: str) -> None:
-    nfe = 11 if preset == "heun" else 12  # its numbers of calls are odd
-    figure = plan_figure({"a": PRESETS[preset](SCHEDULE, nfe, grid="uniform-t")})
-    assert len(figure.axes) == (1 if preset in ("ddpm", "ddim-eta") else 2)
 
 
 @pytest.mark.parametrize(
@@ -336,11 +333,3 @@ def test_every_preset_can_be_drawn(preset: str) -> None:
 )  # fmt: skip
 def test_decisions_in_words(name: str, words: str) -> None:
     assert decision(name) == words
-
-
-def test_steps_in_words() -> None:
-    derivative = Derivative((0,), Scale("const", 1.25))
-    assert step_words(Step(0, 1, "eps")) == "order 1 of ε"
-    step = Step(1, 2, "x0", (derivative,), corr=Corrector("pseudo", (Derivative((2,)),)))
-    assert step_words(step) == "order 2 of x₀, scale 1.25, corrected"
-    assert step_words(found_plan(5, MODEL).steps[2]) == ""

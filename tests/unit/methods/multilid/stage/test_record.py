@@ -18,8 +18,8 @@ def test_what_is_hardest_to_tell_is_said_beside_what_may_be_as_hard():
         "data": {"n_bank": 20},
         "identification": {"classes": [*gains, "real"], "accuracy": {"value": 0.5}, "chance": 0.25},
         "extremes": {
-            "easiest": {"name": "ddim", "not_told_apart_from": []},
-            "hardest": {"name": "heun", "not_told_apart_from": ["unipc"]},
+            "easiest": {"name": "ddim", "not_distinguishable_from": []},
+            "hardest": {"name": "heun", "not_distinguishable_from": ["unipc"]},
         },
     }
     rows = [
@@ -29,4 +29,4 @@ def test_what_is_hardest_to_tell_is_said_beside_what_may_be_as_hard():
     ]  # fmt: skip
     said = sentences(Detection(record, pd.DataFrame(rows)))[0]
     assert "is ddim, 20.0 points [15.0, 25.0]; hardest" in said
-    assert "heun, 10.0 points [5.0, 15.0], not told apart from unipc;" in said
+    assert "heun, 10.0 points [5.0, 15.0], not distinguishable from unipc;" in said

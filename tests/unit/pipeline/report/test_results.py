@@ -1,0 +1,94 @@
+"""What a set of certificates says: who wins, by how much, and whether that is significant."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from unit.app.report.study import METRIC, STUDY, certificate, write_all
+
+from fewstep.checks import ConfigError, DataError
+from fewstep.pipeline.report.results import (
+    best_lines,
+    calls_to_match,
+    difference,
+    distinguishable,
+    read_results,
+    reference_row,
+    winners,
+)
+
+
+def test_order_of_files_does_not_matter(tmp_path: Path) -> None:
+    forward, backward = write_all(tmp_path / "a"), write_all(tmp_path / "b", STUDY[::-1])
+    a, b = (read_results([folder]).frame.drop(columns="certificate") for folder in (forward, backward))
+    pd.testing.assert_frame_equal(a, b)
+
+
+def test_images_of_another_program_are_not_ranked(tmp_path: Path) -> None:
+    other = certificate("ddim", "karras", 5, 3.0)
+    other["subject"]["plan"] = None
+    with pytest.raises(ConfigError, match="fewstep compare"):
+        read_results([write_all(tmp_path, [other])])
+
+
+def test_another_distance_is_refused(tmp_path: Path) -> None:
+    other = certificate("ddim", "karras", 5, 3.0)
+    other["results"]["FD-other#1k"] = other["results"].pop(METRIC)
+    with pytest.raises(ConfigError, match="has no FD-classifier#1k"):
+        read_results([write_all(tmp_path, [STUDY[0], other])])
+
+
+def test_a_certificate_without_distance_is_refused(tmp_path: Path) -> None:
+    other = certificate("ddim", "karras", 5, 3.0)
+    del other["results"][METRIC]
+    with pytest.raises(DataError, match="Fréchet"):
+        read_results([write_all(tmp_path, [other])])
+
+
+def test_nothing_to_report_is_an_error() -> None:
+    with pytest.raises(DataError, match="got none"):
+        read_results([])
+
+
+def test_nfe_with_one_sampler_has_no_runner_up(tmp_path: Path) -> None:
+    results = read_results([write_all(tmp_path, [*STUDY, certificate("heun", "karras", 7, 5.0)])])
+    entry = next(entry for entry in winners(results) if entry["nfe"] == 7)
+    assert entry["runner_up"] is entry["lead"] is entry["ddim"] is entry["ratio"] is None
+    assert entry["ties"] == 0
+
+
+def test_paired_replicates_tell_apart_what_intervals_cannot(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.5, 100)
+    close = [
+        certificate("ddim", "uniform-t", 5, 3.1, half=1.0, pair=(noise + 0.1).tolist()),
+        certificate("heun", "uniform-t", 5, 3.0, half=1.0, pair=(noise + 0.001 * noise**2).tolist()),
+        certificate("ddpm", "uniform-t", 5, 3.1, half=1.0),
+    ]
+    heun, ddpm, ddim = (
+        read_results([write_all(tmp_path, close)])
+        .frame.sort_values("sampler", ascending=False)
+        .to_dict("records")
+    )
+    assert distinguishable(ddim, heun)
+    assert not distinguishable(ddpm, heun)  # no replicates: independent, +-1 each
+    low, high = difference(ddpm, heun).interval
+    assert (low + high) / 2 == pytest.approx(0.1)
+    assert high - low == pytest.approx(2 * math.sqrt(2))
+
+
+def test_reference_is_the_baseline_at_its_largest_nfe(tmp_path: Path) -> None:
+    results = read_results([write_all(tmp_path)])
+    reference = reference_row(results)
+    assert (reference["sampler"], reference["nfe"]) == ("ddim", 50)
+    best = results.at(10).iloc[0].to_dict()
+    assert calls_to_match(results, best, reference) == 10
+    assert calls_to_match(results, best, {"fd_high": 0.1}) is None
+
+
+def test_a_line_does_not_win_by_being_measured_where_it_is_easy(tmp_path: Path) -> None:
+    study = [*STUDY, certificate("dpmpp-3m", "karras", 50, 2.5)]
+    lines = best_lines(read_results([write_all(tmp_path, study)]).frame, "family").set_index("family")
+    assert lines.loc["dpmpp", "sampler"] == "dpmpp-2m"
+    assert lines.index[0] == "dpmpp"
