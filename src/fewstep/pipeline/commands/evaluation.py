@@ -8,7 +8,7 @@ import typer
 from fewstep.checks import ConfigError
 from fewstep.pipeline.config import EvaluateSettings, StatsSettings
 from fewstep.pipeline.features import FeatureStore
-from fewstep.pipeline.images import open_images
+from fewstep.pipeline.images import arrays_in, open_images
 from fewstep.pipeline.options import DeviceOption, takes_settings
 from fewstep.pipeline.parts import PATIENCE, parse_shard
 from fewstep.pipeline.recorded import record_dataset
@@ -86,7 +86,7 @@ def evaluate(
         list[Path],
         typer.Argument(
             metavar="IMAGES...",
-            help="samples files or other .npz of images, folders of them, folders of image files, packed datasets",
+            help="samples files or other .npz or .npy of images, folders of them or of image files, packed datasets",
         ),
     ],
     reference: Annotated[Path, typer.Option(help="statistics file, from fewstep stats, or name in the zoo")],
@@ -161,9 +161,7 @@ def evaluate(
 
 
 def images_in(paths: list[Path]) -> list[Path]:
-    """The sets of images that are meant: those named, and the .npz files of named folders that hold such files."""
-    found: list[Path] = []
-    for path in paths:
-        is_one = path.is_dir() and ((path / "manifest.json").exists() or not any(path.glob("*.npz")))
-        found += [path] if is_one else files_in([path], ".npz")
-    return found
+    """The sets of images that are meant: those named, and the arrays in named folders that hold such files."""
+    return [
+        found for path in paths for found in (arrays_in(path) if path.is_dir() else files_in([path], ".npz"))
+    ]
