@@ -85,7 +85,7 @@ def folder_source(
     if labels is not None:
         rules["classes"] = "dataset.json"
     elif has_labels and classes is None:
-        rules["classes"] = "none in dataset.json"
+        rules.setdefault("classes", "none in dataset.json")
     return Source(
         name=member_name(source.name).split(".")[0].lower(),
         items=items,

@@ -56,7 +56,7 @@ class ImageFiles:
         Raises: DataError: a file is missing or no image.
         """
         with pixel_limit(self.max_pixels):
-            return [_header(path) for path in self.paths]
+            return [_header(path, self.max_pixels) for path in self.paths]
 
     @cached_property
     def shape(self) -> tuple[int, int, int]:
@@ -103,16 +103,16 @@ class ImageFiles:
             )
 
 
-def _header(path: Path) -> Header:
+def _header(path: Path, max_pixels: int | None) -> Header:
     try:
         status = os.stat(path)
-        return _remembered(path, status.st_size, status.st_mtime_ns)
+        return _remembered(path, status.st_size, status.st_mtime_ns, max_pixels)
     except UNREADABLE as error:
         raise _unreadable(path, error) from None
 
 
 @lru_cache(_REMEMBERED)
-def _remembered(path: Path, size: int, changed: int) -> Header:
+def _remembered(path: Path, size: int, changed: int, max_pixels: int | None) -> Header:
     with path.open("rb") as file:
         return read_header(file)
 
