@@ -23,7 +23,7 @@ from PIL import Image
 from fewstep.checks import DataError
 from fewstep.data.decoding import open_image
 from fewstep.data.left_out import HIDDEN, LOOP, NOT_IMAGES, REPLACED, SPECIAL, LeftOut
-from fewstep.data.links import MOST_PATHS, NOWHERE, followed, require_no_folder, too_many_paths
+from fewstep.data.links import MOST_PATHS, NOWHERE, followed, is_missing_image, too_many_paths
 from fewstep.data.names import has_image_suffix, is_hidden, member_name
 from fewstep.data.source import Item, Read
 
@@ -45,6 +45,8 @@ _COMPRESSED: dict[bytes, Callable[[Path], Any]] = {
 """First bytes of a file -> what reads all its streams and checks their sums, which `tarfile` alone does not."""
 
 _CHUNK = 1 << 20
+_NAMELESS = "(no name)"  # "..", or nothing
+_END_OF_ZIP, _MANY = 22, 0xFFFF  # bytes of its last record, without comment; a number that stands elsewhere
 
 Member = tuple[str, Any, str]  # name in the source, where the reader finds it, stamp
 
@@ -84,11 +86,11 @@ def list_folder(folder: Path) -> Listing:
         inside, above = todo.pop()
         for entry in _entries(folder, inside):  # several times faster than Path.rglob
             raw = inside + entry.name
-            if not _is_folder(entry):
-                _take(listing, entry, raw)
-                continue
             if entry.is_symlink() and is_hidden(member_name(raw)):
                 listing.left_out.add(HIDDEN, member_name(raw))
+                continue
+            if not _is_folder(entry):
+                _take(listing, entry, raw)
                 continue
             key = _key(entry.stat())
             if key in above:
@@ -129,10 +131,8 @@ def _take(listing: Listing, entry: os.DirEntry[str], raw: str) -> None:
     try:
         status = entry.stat()
     except OSError:
-        if entry.is_symlink() and not require_no_folder(name, os.readlink(entry.path)):
-            listing.left_out.add(HIDDEN, name)
-        elif listing.takes(name):
-            listing.members.append((name, raw, ""))  # reading it will say what is wrong
+        if is_missing_image(name, os.readlink(entry.path), listing.left_out):
+            listing.members.append((name, raw, ""))
         return
     if not stat.S_ISREG(status.st_mode):
         listing.left_out.add(HIDDEN if is_hidden(name) else SPECIAL, name)
@@ -186,10 +186,11 @@ def list_zip(path: Path) -> Listing:
     links: dict[str, str] = {}
     labels, left_out = {}, LeftOut()
     with zipfile.ZipFile(path) as archive:
+        _require_all(path, archive)
         for info in archive.infolist():
-            name = member_name(info.filename)
-            if info.filename.endswith(("/", "\\")) or not name:
+            if info.filename.endswith(("/", "\\")):
                 continue
+            name = member_name(info.filename) or _NAMELESS
             if files.pop(name, None) is not None or links.pop(name, None) is not None:
                 left_out.add(REPLACED, name)
             if stat.S_ISLNK(info.external_attr >> 16):
@@ -199,6 +200,16 @@ def list_zip(path: Path) -> Listing:
             if name.rsplit("/", 1)[-1] == LABELS and name in files:
                 labels[info.filename] = archive.read(info)
     return _listed(files, links, left_out, labels)
+
+
+def _require_all(path: Path, archive: zipfile.ZipFile) -> None:
+    """Raise where the list of a zip is not as long as it says: a damaged one may hide members."""
+    with path.open("rb") as file:
+        file.seek(-_END_OF_ZIP - len(archive.comment), os.SEEK_END)
+        end = file.read(_END_OF_ZIP)
+    stated, found = int.from_bytes(end[10:12], "little"), len(archive.infolist())
+    if end.startswith(b"PK\5\6") and stated not in (_MANY, found % (_MANY + 1)):
+        raise zipfile.BadZipFile(f"it lists {found} members and not {stated}")
 
 
 @contextmanager
@@ -279,9 +290,9 @@ def list_tar(path: Path, *, plain: bool) -> Listing:
     with _open_tar(path, plain=plain) as archive:
         for position, member in enumerate(archive):
             archive.members = []  # type: ignore[attr-defined]  # else it keeps all headers
-            name = member_name(member.name)
-            if member.isdir() or not name:
+            if member.isdir():
                 continue
+            name = member_name(member.name) or _NAMELESS
             where: Any = (member.offset_data, member.size) if plain else position
             if member.islnk():  # another name of an earlier member
                 where = files.get(member_name(member.linkname), NOWHERE)

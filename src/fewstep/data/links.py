@@ -38,12 +38,13 @@ def followed(files: Mapping[str, Any], links: Mapping[str, str], left_out: LeftO
             raise too_many_paths(folder)
         for child in tree.children.get(folder, ()):
             name = f"{reached}/{child.rsplit('/', 1)[-1]}".removeprefix("/")
+            if child in links and is_hidden(name):
+                left_out.add(HIDDEN, name)
+                continue
             target = tree.resolve(child) if child in links else child
             if target is None:
-                if require_no_folder(name, links[child]) and has_image_suffix(name):
+                if is_missing_image(name, links[child], left_out):
                     found[name] = NOWHERE
-                else:
-                    left_out.add(HIDDEN if is_hidden(name) else DANGLING, name)
                 continue
             if target in files:
                 found[name] = files[target]
@@ -55,18 +56,19 @@ def followed(files: Mapping[str, Any], links: Mapping[str, str], left_out: LeftO
     return found
 
 
-def require_no_folder(name: str, target: str) -> bool:
-    """Whether the link to nothing is to be seen at all; one that may have been a folder must not go unnoticed.
-    Raises: DataError: it has no suffix.
+def is_missing_image(name: str, target: str, left_out: LeftOut) -> bool:
+    """Whether a link to nothing is called like an image, which reading will then say; any other is counted.
+    Raises: DataError: it has no suffix, so that a folder of images may be missing.
     """
-    if is_hidden(name):
-        return False
+    if has_image_suffix(name):
+        return True
     if "." not in name.rsplit("/", 1)[-1]:
         raise DataError(
             f"{name} must not be a link to nothing, but {target} is not there, and a folder of images may be missing; "
             "mend the link or remove it."
         )
-    return True
+    left_out.add(DANGLING, name)
+    return False
 
 
 def too_many_paths(folder: str) -> DataError:

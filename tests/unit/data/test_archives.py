@@ -88,7 +88,10 @@ def test_links_to_nothing_are_said(tmp_path):
         packed(raw, tmp_path / "out")
     _, manifest = packed(raw, tmp_path / "out", skip_corrupt=True)
     assert manifest["skipped"] == ["b/3.png", "b/4.png"] and manifest["n"] == 2
-    assert {reason: found["count"] for reason, found in manifest["left_out"].items()} == {HIDDEN: 1, NOT_IMAGES: 1}
+    assert {reason: found["count"] for reason, found in manifest["left_out"].items()} == {
+        HIDDEN: 1,
+        DANGLING: 1,
+    }
     (raw / "c").symlink_to("gone")
     with pytest.raises(DataError, match="c must not be a link to nothing, but gone is not there"):
         folder_source(raw)
@@ -133,7 +136,11 @@ def linked_tar(path, files, links, mode="w", hard=()):
 
 @pytest.mark.parametrize("suffix, mode", [("tar", "w"), ("tar.gz", "w:gz"), ("tar.xz", "w:xz")])
 def test_links_in_a_tar_are_followed(suffix, mode, tmp_path):
-    files = {"raw/cat/1.png": png(1), "raw/cat/2.png": png(2), "raw/blobs/x.bmp": encoded(noise(4, 4, 3, seed=5), "BMP")}
+    files = {
+        "raw/cat/1.png": png(1),
+        "raw/cat/2.png": png(2),
+        "raw/blobs/x.bmp": encoded(noise(4, 4, 3, seed=5), "BMP"),
+    }
     links = {
         "raw/dog": "cat",
         "raw/cow/3.png": "../blobs/x.bmp",
@@ -220,7 +227,10 @@ def test_two_files_of_one_name_are_refused_in_a_folder_and_counted_in_an_archive
 
 def test_names_above_the_root_of_a_tar_are_taken_as_tar_takes_them(tmp_path):
     files = {"../raw/cat/1.png": png(1), "/raw/dog/2.png": png(2)}
-    assert classes_of(write_tar(tmp_path / "raw.tar", files)) == ({"raw/cat/1.png": "cat", "raw/dog/2.png": "dog"}, {})
+    assert classes_of(write_tar(tmp_path / "raw.tar", files)) == (
+        {"raw/cat/1.png": "cat", "raw/dog/2.png": "dog"},
+        {},
+    )
 
 
 def test_one_class_in_two_spellings_is_one(tmp_path):
@@ -228,7 +238,9 @@ def test_one_class_in_two_spellings_is_one(tmp_path):
     files = {"caf\u00e9/1.png": png(1), "cafe\u0301/2.png": png(2), "tea/3.png": png(3)}
     source = folder_source(write_files(tmp_path / "raw", files))
     assert source.classes == ("caf\u00e9", "tea") and [item.label for item in source.items] == [0, 0, 1]
-    only = folder_source(write_files(tmp_path / "only", {name: data for name, data in files.items() if "1" not in name}))
+    only = folder_source(
+        write_files(tmp_path / "only", {name: data for name, data in files.items() if "1" not in name})
+    )
     assert only.classes == ("cafe\u0301", "tea"), "what has one spelling keeps it, and so its place"
 
 
@@ -269,9 +281,15 @@ def test_what_is_left_out_is_in_the_manifest_and_logged(kind, tmp_path, caplog):
     manifest = prepare("folder", tmp_path / "out", source=path, workers=1)
     assert manifest["left_out"] == {
         HIDDEN: {"count": 1, "examples": ["a/.DS_Store"]},
-        NOT_IMAGES: {"count": 11, "examples": ["README", "b/photo.heic", *(f"notes/{i}.txt" for i in range(3))]},
+        NOT_IMAGES: {
+            "count": 11,
+            "examples": ["README", "b/photo.heic", *(f"notes/{i}.txt" for i in range(3))],
+        },
     }
-    assert "11 no image by its suffix (README, b/photo.heic, notes/0.txt, notes/1.txt, notes/2.txt, ...)" in caplog.text
+    assert (
+        "11 no image by its suffix (README, b/photo.heic, notes/0.txt, notes/1.txt, notes/2.txt, ...)"
+        in caplog.text
+    )
     only = write_files(tmp_path / "only", {"photo.heic": b""})
     with pytest.raises(DataError, match=r"holds none, only 1 no image by its suffix \(photo\.heic\)"):
         folder_source(only)
@@ -323,7 +341,9 @@ def test_a_gzip_of_many_streams_is_one(tmp_path):
     """As bgzip writes it; `tarfile` alone stops after the first."""
     data = write_tar(tmp_path / "raw.tar", {f"{i}.png": png(i) for i in range(4)}).read_bytes()
     path = tmp_path / "raw.tar.gz"
-    path.write_bytes(b"".join(gzip.compress(data[start : start + 1000]) for start in range(0, len(data), 1000)))
+    path.write_bytes(
+        b"".join(gzip.compress(data[start : start + 1000]) for start in range(0, len(data), 1000))
+    )
     assert packed(path, tmp_path / "out")[1]["n"] == 4
 
 
@@ -332,6 +352,22 @@ def test_a_gzip_whose_sum_does_not_fit_is_refused(tmp_path):
     (tmp_path / "raw.tar.gz").write_bytes(data[:-8] + bytes(4) + data[-4:])
     with pytest.raises(DataError, match="CRC"):
         folder_source(tmp_path / "raw.tar.gz")
+
+
+def test_a_zip_whose_list_hides_members_is_refused(tmp_path):
+    """One length of a comment swallows the entry after it."""
+    path = write_zip(tmp_path / "raw.zip", {f"{i}.png": png(i) for i in range(3)})
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"PK\1\2")
+    data[entry + 32 : entry + 34] = (46 + len("1.png")).to_bytes(2, "little")
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="lists 2 members and not 3"):
+        folder_source(path)
+    path = tmp_path / "commented.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.comment = b"c" * 300
+        archive.writestr("1.png", png(1))
+    assert classes_of(path) == ({"1.png": None}, {})
 
 
 def test_a_tar_that_ends_in_a_zip_is_a_tar(tmp_path):

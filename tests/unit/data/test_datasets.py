@@ -274,7 +274,9 @@ def test_lsun(size, tmp_path):
 
 @pytest.mark.parametrize("name", ["cat", "cat_lmdb"])
 def test_lsun_objects_are_one_database_without_splits(name, tmp_path):
-    folder = write_lsun(tmp_path / name, {b"%d" % i: encoded(noise(8, 8, 3, seed=i), "WEBP") for i in range(3)})
+    folder = write_lsun(
+        tmp_path / name, {b"%d" % i: encoded(noise(8, 8, 3, seed=i), "WEBP") for i in range(3)}
+    )
     for source, out in ((folder, "a"), (tmp_path, "b")):
         manifest = prepare("lsun-cat", tmp_path / out, source=source, size=8, workers=1)
         assert manifest["splits"] == {"train": [0, 3]} and list(manifest["source"]["databases"]) == [name]

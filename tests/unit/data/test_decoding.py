@@ -26,7 +26,10 @@ def animated_webp(*, lossless):
     "codec, blob",
     [
         *(("lossless", encoded(PIXELS, form)) for form in ("PNG", "BMP", "PPM", "TGA", "GIF", "TIFF")),
-        *(("lossless", encoded(PIXELS, "TIFF", compression=kind)) for kind in ("tiff_lzw", "tiff_adobe_deflate")),
+        *(
+            ("lossless", encoded(PIXELS, "TIFF", compression=kind))
+            for kind in ("tiff_lzw", "tiff_adobe_deflate")
+        ),
         ("jpeg", encoded(PIXELS, "TIFF", compression="jpeg")),
         ("jpeg", encoded(PIXELS, "JPEG")),
         ("jpeg", encoded(PIXELS, "MPO")),
@@ -67,7 +70,9 @@ def test_further_frames_are_counted(workers, tmp_path):
     manifest = prepare("folder", tmp_path / "out", source=raw, test_fraction=0.0, workers=workers)
     assert manifest["left_out"] == {FRAMES: {"count": 2, "examples": ["1.gif", "3.tif"]}}
     images = load_dataset(tmp_path / "out").images
-    assert np.array_equal(images[0, :, :, 0], noise(4, 4, seed=0)), "the first of the frames, as without others"
+    assert np.array_equal(images[0, :, :, 0], noise(4, 4, seed=0)), (
+        "the first of the frames, as without others"
+    )
     assert np.array_equal(images[2], noise(4, 4, 3, seed=0))
 
 

@@ -153,7 +153,9 @@ def test_real_images_in_a_real_archive(shared_data, tmp_path):
 
 
 def splits_of(names, folder):
-    source = folder_source(write_files(folder, dict.fromkeys(names, encoded(noise(4, 4, 3)))), test_fraction=0.0)
+    source = folder_source(
+        write_files(folder, dict.fromkeys(names, encoded(noise(4, 4, 3)))), test_fraction=0.0
+    )
     return source.classes, {item.name: item.split for item in source.items}
 
 

@@ -64,7 +64,12 @@ def written(root, names, link_pairs):
             files.pop(name, None)
     for name, target in link_pairs:
         path = root / name
-        if path.parent.is_dir() and not path.is_symlink() and not path.exists() and not has_link_above(root, path):
+        if (
+            path.parent.is_dir()
+            and not path.is_symlink()
+            and not path.exists()
+            and not has_link_above(root, path)
+        ):
             path.symlink_to(target)
             targets[name] = target
     return files, targets
@@ -114,7 +119,8 @@ def outcome(path):
             except OSError:
                 pixels[item.name] = None
     found = {
-        item.name: (source.classes[item.label] if source.classes else None, pixels[item.name]) for item in source.items
+        item.name: (source.classes[item.label] if source.classes else None, pixels[item.name])
+        for item in source.items
     }
     return found, {reason: entry["count"] for reason, entry in source.left_out.items()}, source.classes
 
@@ -159,7 +165,9 @@ def require_one_class_a_folder(found, classes):
         assert normalize("NFC", label) == by_folder[name]
 
 
-odd_parts = st.sampled_from(("a", "b", "..", ".", "", "caf\udce9", "x\\y", "\\", "C:", " ", "a\tb", "\u2028", "train"))
+odd_parts = st.sampled_from(
+    ("a", "b", "..", ".", "", "caf\udce9", "x\\y", "\\", "C:", " ", "a\tb", "\u2028", "train")
+)
 odd_names = st.builds(
     lambda parts, separator, name: separator.join((*parts, name)),
     st.lists(odd_parts, max_size=3),
@@ -172,7 +180,10 @@ odd_names = st.builds(
 @given(st.lists(odd_names, min_size=1, max_size=8))
 def test_every_member_of_an_archive_is_used_or_counted(names):
     with tempfile.TemporaryDirectory() as temporary:
-        tar, plain = Path(temporary) / "raw.tar", [name.replace("\udce9", "e").replace("\udcfc", "u") for name in names]
+        tar, plain = (
+            Path(temporary) / "raw.tar",
+            [name.replace("\udce9", "e").replace("\udcfc", "u") for name in names],
+        )
         with tarfile.open(tar, "w") as archive:
             for number, name in enumerate(names):
                 data = png(number)
@@ -189,7 +200,11 @@ def test_every_member_of_an_archive_is_used_or_counted(names):
                 assert len(result[0]) + sum(result[1].values()) == len(names)
                 assert all(pixel is not None for _, pixel in result[0].values())
                 for name in result[0]:
-                    assert name.encode() and "\\" not in name.replace("\\udc", "") and ".." not in name.split("/")
+                    assert (
+                        name.encode()
+                        and "\\" not in name.replace("\\udc", "")
+                        and ".." not in name.split("/")
+                    )
 
 
 class no_warning:  # noqa: N801
@@ -223,10 +238,15 @@ def test_damaged_archives_give_the_same_images_or_one_sentence(suffix):
             except UserError as error:
                 assert "\n" not in str(error)
                 return
-            assert manifest["n"] + sum(entry["count"] for entry in manifest["left_out"].values()) >= len(IMAGES)
+            assert manifest["n"] + sum(entry["count"] for entry in manifest["left_out"].values()) >= len(
+                IMAGES
+            )
             if manifest["n"] == len(IMAGES):
                 assert manifest["sha256"]["images"] == EXPECTED
-                assert suffix == "zip" or manifest["classes"] == ["cat", "dog"]  # a zip has no sum of its names
+                assert suffix == "zip" or manifest["classes"] == [
+                    "cat",
+                    "dog",
+                ]  # a zip has no sum of its names
 
     check()
 
@@ -234,7 +254,9 @@ def test_damaged_archives_give_the_same_images_or_one_sentence(suffix):
 def expected():
     with tempfile.TemporaryDirectory() as temporary:
         path = archives(Path(temporary), IMAGES, {})[0]
-        return prepare_source(folder_source(path, test_fraction=0.0), Path(temporary) / "out", workers=1)["sha256"]["images"]
+        return prepare_source(folder_source(path, test_fraction=0.0), Path(temporary) / "out", workers=1)[
+            "sha256"
+        ]["images"]
 
 
 EXPECTED = expected()

@@ -40,7 +40,9 @@ def test_files_far_apart_must_have_one_size(tmp_path):
         Image.new("RGB", (4, 4) if i < 4 else (8, 8)).save(tmp_path / f"{i}.png")
     files = ImageFiles.in_folder(tmp_path)
     for use in (lambda: files[0:4], lambda: files.part(slice(0, 4)), lambda: files.shape):
-        with pytest.raises(DataError, match=r"4\.png must have the size of .*0\.png, \(H, W, C\) = \(4, 4, 3\)"):
+        with pytest.raises(
+            DataError, match=r"4\.png must have the size of .*0\.png, \(H, W, C\) = \(4, 4, 3\)"
+        ):
             use()
 
 
@@ -75,7 +77,9 @@ def test_one_image_of_another_mode_is_read_as_prepare_reads_it(last, tmp_path):
     manifest = prepare("folder", tmp_path / "out", source=tmp_path, test_fraction=0.0, workers=1)
     expected = dict(zip(names, load_dataset(tmp_path / "out").images, strict=True))
     assert manifest["n"] == 7 and np.array_equal(files[6:7][0], expected[last])
-    assert np.array_equal(expected["colour"], COLOUR) and np.array_equal(expected["wide"], np.dstack([GREY] * 3))
+    assert np.array_equal(expected["colour"], COLOUR) and np.array_equal(
+        expected["wide"], np.dstack([GREY] * 3)
+    )
 
 
 def test_images_that_are_all_grey_have_one_channel(tmp_path):

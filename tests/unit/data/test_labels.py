@@ -32,7 +32,9 @@ def named(labels, names=NAMES):
 def test_labels_are_the_classes_and_blocks_are_not(kind, tmp_path):
     from fewstep.data import prepare
 
-    manifest = prepare("folder", tmp_path / "out", source=tool(tmp_path, named([2, 0, 2]), kind), test_fraction=0.0)
+    manifest = prepare(
+        "folder", tmp_path / "out", source=tool(tmp_path, named([2, 0, 2]), kind), test_fraction=0.0
+    )
     assert manifest["classes"] == ["0", "1", "2"], "numbers keep their meaning where a class has no image"
     assert load_dataset(tmp_path / "out").labels.tolist() == [2, 0, 2]
     assert manifest["source"]["classes"] == "dataset.json" and manifest["left_out"] == {}
@@ -116,7 +118,9 @@ def blocks(unit, *, by_first, n, folder="{:06d}", file="{:06d}.png"):
     [
         blocks(1000, by_first=True, n=2500),  # EDM's generate --subdirs
         blocks(1000, by_first=True, n=2500, folder="{:05d}", file="{:05d}.png")[::7],  # FFHQ, some of it
-        blocks(1000, by_first=False, n=2500, folder="{:05d}", file="img{:08d}.png")[::50],  # dataset_tool, some of it
+        blocks(1000, by_first=False, n=2500, folder="{:05d}", file="img{:08d}.png")[
+            ::50
+        ],  # dataset_tool, some of it
         blocks(100, by_first=False, n=250, folder="{:03d}", file="{:06d}.png"),
     ],
 )
@@ -128,8 +132,12 @@ def test_numbered_blocks_are_no_classes(places):
     "places",
     [
         [("", str(i % 10), f"{i:05d}.png") for i in range(1000)],  # MNIST
-        [("", f"{c:03d}", f"{i:04d}.png") for c in range(3) for i in range(50)],  # numbers begin anew in each class
-        [("", f"{c:05d}", f"{c * 1000 + i:08d}.png") for c in range(3) for i in range(50)],  # named after their class
+        [
+            ("", f"{c:03d}", f"{i:04d}.png") for c in range(3) for i in range(50)
+        ],  # numbers begin anew in each class
+        [
+            ("", f"{c:05d}", f"{c * 1000 + i:08d}.png") for c in range(3) for i in range(50)
+        ],  # named after their class
         [("", f"n{c:08d}", f"n{c:08d}_{i}.png") for c in range(3) for i in range(50)],  # ImageNet
         [("", "001.cat", "001_0001.png"), ("", "002.dog", "002_0001.png")],  # Caltech
         [("", "cat", "1.png"), ("", "00000", "img00000000.png")],

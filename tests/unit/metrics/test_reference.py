@@ -168,7 +168,12 @@ def test_statistics_of_every_program_are_those_by_hand(kind, tmp_path):
     assert found.statistics.features is None and found.heldout is None and found.statistics.n == n
     assert found.protocol["n"] == n and found.meta["provenance"] == "external"
     assert found.meta["source"] == {"file": path.name, "sha256": sha256_file(path), "arrays": taken}
-    assert found.meta["dataset"] == {"name": "toy", "fingerprint": None, "split": "train", "heldout_split": None}
+    assert found.meta["dataset"] == {
+        "name": "toy",
+        "fingerprint": None,
+        "split": "train",
+        "heldout_split": None,
+    }
     moved = Statistics(4, MU + [3, 4], 4 * SIGMA)
     assert frechet(moved, found.statistics).value == pytest.approx(25 + SIGMA.trace(), rel=1e-5)
     own = frechet(Statistics.from_features(BY_HAND), found.statistics)

@@ -23,7 +23,8 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
 @pytest.mark.parametrize(
     "form, name, codec",
     [
-        ("PNG", "1.png", "lossless"), ("JPEG", "1.png", "jpeg"), ("PNG", "1.jpg", "lossless"), ("WEBP", "1.png", "webp"),
+        ("PNG", "1.png", "lossless"), ("JPEG", "1.png", "jpeg"), ("PNG", "1.jpg", "lossless"),
+        ("WEBP", "1.png", "webp"),
     ],
 )  # fmt: skip
 def test_the_codec_is_that_of_the_bytes_and_not_of_the_name(form, name, codec, tmp_path):
