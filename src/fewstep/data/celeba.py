@@ -104,7 +104,7 @@ def _rows(path: Path) -> list[list[str]]:
 
 def read_partition(path: Path) -> dict[str, str]:
     """Lines of "000001.jpg 0": the split of every image."""
-    splits = {}
+    splits: dict[str, str] = {}
     for number, words in enumerate(_rows(path), 1):
         is_title = path.suffix == ".csv" and number == 1
         if not words or is_title:
@@ -114,7 +114,8 @@ def read_partition(path: Path) -> dict[str, str]:
                 f"{path} line {number} must be a file name and 0, 1 or 2, but is {' '.join(words)!r:.80}; fetch it "
                 "again."
             )
-        splits[words[0]] = _SPLITS[words[1]]
+        if splits.setdefault(words[0], _SPLITS[words[1]]) != _SPLITS[words[1]]:
+            raise DataError(f"{path} must give {words[0]} one split, but gives it two; fetch it again.")
     return splits
 
 

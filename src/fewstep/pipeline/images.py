@@ -100,7 +100,8 @@ def arrays_in(folder: Path) -> list[Path]:
     """The .npz and .npy files of a folder, each a set of its own; the folder itself where it is the set.
     Raises: DataError: it holds arrays beside image files, of which either would be left out.
     """
-    arrays = sorted(path for path in folder.iterdir() if path.suffix in (".npz", ".npy") and path.is_file())
+    files = (path for path in folder.iterdir() if path.suffix in (".npz", ".npy") and path.is_file())
+    arrays = sorted(path for path in files if not path.name.startswith("."))  # such as half-written ones
     if not arrays or (folder / "manifest.json").exists():
         return [folder]
     images = list_folder(folder).members

@@ -247,6 +247,9 @@ def test_celeba_files_must_agree(tmp_path):
     (raw / "list_eval_partition.txt").write_text("000001.jpg 3\n")
     with pytest.raises(DataError, match="line 1 must be a file name and 0, 1 or 2"):
         prepare("celeba", tmp_path / "out", source=raw)
+    (raw / "list_eval_partition.txt").write_text("000001.jpg 0\n000001.jpg 2\n")
+    with pytest.raises(DataError, match=r"000001\.jpg one split, but gives it two"):
+        prepare("celeba", tmp_path / "out", source=raw)
     raw = write_celeba(tmp_path / "other")
     lists = raw / "list_attr_celeba.txt"
     lists.write_text(lists.read_text().replace("-1", "-2", 1))

@@ -134,6 +134,7 @@ def test_arrays_of_a_folder_are_sets(tmp_path):
     assert arrays_in(tmp_path) == [tmp_path]
     np.save(tmp_path / "b.npy", PIXELS)
     np.savez(tmp_path / "a.npz", PIXELS)
+    np.savez(tmp_path / ".a.npz.x.npz", PIXELS)
     assert arrays_in(tmp_path) == [tmp_path / "a.npz", tmp_path / "b.npy"]
     (tmp_path / "x").mkdir()
     Image.fromarray(PIXELS[0]).save(tmp_path / "x" / "1.png")
