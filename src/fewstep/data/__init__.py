@@ -1,5 +1,6 @@
 """Datasets: one loader per original form, one engine, one packed form."""
 
+import logging
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -11,8 +12,11 @@ from fewstep.data.cifar10 import cifar10_source
 from fewstep.data.digits import digits_source
 from fewstep.data.engine import prepare_source
 from fewstep.data.folder import folder_source
+from fewstep.data.left_out import sentence
 from fewstep.data.lsun import lsun_source
 from fewstep.data.source import Source
+
+log = logging.getLogger(__name__)
 
 _LSUN = "lsun-"
 
@@ -56,6 +60,7 @@ def prepare(
     limit: int | None = None,
     test_fraction: float = 0.2,
     skip_corrupt: bool = False,
+    max_pixels: int | None = None,
     workers: int = 2,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> dict[str, Any]:
@@ -65,10 +70,10 @@ def prepare(
     when None. source: file or folder of raw data; digits need none, cifar10 is downloaded without. size: side
     of the square images; None keeps their own (CelebA: 64, LSUN: 256). grey: one channel instead of RGB.
     limit: at most so many images, evenly spaced. test_fraction: share held out where the dataset has no test
-    images of its own. skip_corrupt: leave out unreadable images and list them in the manifest. workers:
-    decoding processes; 1 decodes in this one. progress: wraps an iterable that has a length and yields once
-    per image.
-    Returns: The manifest.
+    images of its own. skip_corrupt: leave out unreadable images and list them in the manifest. max_pixels: the
+    largest image that is read, None for Pillow's limit of 179 million pixels. workers: decoding processes; 1
+    decodes in this one. progress: wraps an iterable that has a length and yields once per image.
+    Returns: The manifest. Its `left_out` counts the files that were not used, and why; they are logged, too.
     Raises: ConfigError: a setting that cannot be. DataError: raw files missing or damaged, a full disk.
     """
     if size is not None and size < 1:
@@ -78,6 +83,19 @@ def prepare(
     raw = loader(dataset)(
         None if source is None else Path(source), size=size, grey=grey, test_fraction=test_fraction
     )
-    return prepare_source(
-        raw, out, name=name, limit=limit, workers=workers, skip_corrupt=skip_corrupt, progress=progress
+    manifest = prepare_source(
+        raw,
+        out,
+        name=name,
+        limit=limit,
+        workers=workers,
+        skip_corrupt=skip_corrupt,
+        max_pixels=max_pixels,
+        progress=progress,
     )
+    if manifest["left_out"]:
+        log.warning("left out: %s", sentence(manifest["left_out"]))
+    if manifest["skipped"]:
+        names = ", ".join(manifest["skipped"][:5])
+        log.warning("left out: %d unreadable images (%s)", len(manifest["skipped"]), names)
+    return manifest

@@ -16,8 +16,18 @@ from typing import Any
 import numpy as np
 
 from fewstep.checks import ConfigError, DataError
+from fewstep.data.decoding import pixel_limit
+from fewstep.data.left_out import FRAMES, LeftOut, Record
 from fewstep.data.manifest import ARRAYS, SCHEMA, SPLITS
-from fewstep.data.shards import CorruptImageError, Packing, Shard, decode, pack, read_skipped
+from fewstep.data.shards import (
+    CorruptImageError,
+    Packing,
+    Shard,
+    decode,
+    pack,
+    read_several_frames,
+    read_skipped,
+)
 from fewstep.data.source import Item, Source
 from fewstep.files import canonical_json, read_json, require_space, sha256_file, sha256_text, write_json
 
@@ -36,6 +46,7 @@ def prepare_source(
     limit: int | None = None,
     workers: int = 2,
     skip_corrupt: bool = False,
+    max_pixels: int | None = None,
     shard_items: int = SHARD_ITEMS,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> dict[str, Any]:
@@ -44,19 +55,22 @@ def prepare_source(
     Work in progress lives in `.<out>.work` beside it and is taken up again by the same call.
     Args: name: in reports, the source's own when None. limit: keep this many images, evenly spaced over the
     packed order. workers: decoding processes; 1 decodes here. skip_corrupt: leave out unreadable images and
-    list them in the manifest. progress: wraps an iterable that has a length and yields once per image.
+    list them in the manifest. max_pixels: of an image, None for Pillow's limit. progress: wraps an iterable that
+    has a length and yields once per image.
     Returns: The manifest.
     Raises: DataError: an image cannot be read (named), sizes differ, the disk is too small, `out` holds other
         files. ConfigError: a count below 1.
     """
-    for field, value in (("workers", workers), ("shard_items", shard_items), ("limit", limit)):
+    counts = {"workers": workers, "shard_items": shard_items, "limit": limit, "max_pixels": max_pixels}
+    for field, value in counts.items():
         if value is not None and value < 1:
             raise ConfigError(f"{field} must be at least 1, got {value}.")
     out = Path(out).absolute()
     _refuse_foreign(out)
     items = _in_packed_order(source.items, limit)
     with _locked(out.with_name(f".{out.name}.work")) as work:
-        shape = _image_shape(source, items, skip_corrupt=skip_corrupt)
+        with pixel_limit(max_pixels):
+            shape = _image_shape(source, items, skip_corrupt=skip_corrupt)
         require_space(out, _missing_bytes(work, items, shape))
         packing = Packing(
             images=work / "dataset" / ARRAYS["images"],
@@ -65,6 +79,7 @@ def prepare_source(
             shape=shape,
             transform=source.transform,
             skip_corrupt=skip_corrupt,
+            max_pixels=max_pixels,
         )
         _open_work(work, packing, len(items), key=_work_key(source, items, packing, shard_items))
         shards = _shards(source, items, shard_items)
@@ -188,7 +203,7 @@ def _npy_header(shape: tuple[int, ...]) -> bytes:
 
 
 def _reading_order(source: Source, items: Sequence[Item]) -> Sequence[Item]:
-    return items if source.stream is None else sorted(items, key=lambda item: item.where)
+    return items if source.stream is None else sorted(items, key=source.stream_order)
 
 
 def _shards(source: Source, items: Sequence[Item], shard_items: int) -> list[Shard]:
@@ -236,6 +251,7 @@ def _finish(
         "splits": _split_rows(kept),
         "transform": " + ".join(filter(None, (source.decoding, source.transform.name))),
         "skipped": sorted(skipped),
+        "left_out": {**source.left_out, **_further_frames(packing, shards)},
         "sha256": digests,
     }
     if source.attributes is not None:
@@ -243,6 +259,14 @@ def _finish(
     images.replace(packing.images)
     write_json(folder / "manifest.json", manifest)
     return manifest
+
+
+def _further_frames(packing: Packing, shards: Sequence[Shard]) -> Record:
+    left_out = LeftOut()
+    for shard in shards:
+        for name in read_several_frames(packing, shard):
+            left_out.add(FRAMES, name)
+    return left_out.record()
 
 
 def _without_gaps(packing: Packing, rows: Sequence[int], n: int) -> Path:

@@ -1,33 +1,39 @@
-"""Image folders and archives: class and split from the names of their folders.
+"""Image folders and archives: class and split from the names of their folders, or from `dataset.json`.
 
-Layout: [train|valid|test/]CLASS/.../image. Folders that all images share are ignored. The top folder is the
-split when every top folder is named like one, else the class is the top folder and the split follows from a
-hash of the name. Images without a class folder, or all in one class, make a dataset without labels.
+Layout: [train|valid|test/]CLASS/.../image, or CLASS/train|valid|test/.../image. Folders that all images share are
+ignored. Where no folder is called like a split, the split follows from a hash of the name. Images without a class
+folder, in numbered blocks, or all in one class, make a dataset without labels.
 """
 
 import hashlib
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from fewstep.checks import DataError
 from fewstep.data.archives import (
-    SUFFIXES,
+    Listing,
     Member,
     archive_errors,
     blob_reader,
-    folder_members,
     folder_reader,
+    is_compressed,
     is_plain_tar,
+    list_folder,
+    list_tar,
+    list_zip,
     plain_tar_reader,
+    stream_order,
     stream_tar,
-    tar_members,
-    zip_members,
     zip_reader,
 )
+from fewstep.data.labels import are_blocks, read_labels
+from fewstep.data.left_out import sentence
+from fewstep.data.names import SUFFIXES, member_name
 from fewstep.data.source import Item, Read, Source
 from fewstep.data.transforms import Transform
 from fewstep.files import sha256_file
@@ -48,7 +54,8 @@ def folder_source(
     grey: one channel. test_fraction: share of images held out by a hash of their names, where no folder tells
     the split. A compressed tar cannot be sought in: it is read once for its names and once, in order, for its
     images.
-    Raises: DataError: no such file, no images in it, damaged, or an image outside the class folders.
+    Raises: DataError: no such file, no images in it, damaged, an image outside the class folders or the splits, or
+        one without a label where others have one.
     """
     if source is None or not source.exists():
         raise DataError(
@@ -58,63 +65,134 @@ def folder_source(
     open_reader: Callable[[], AbstractContextManager[Read]]
     origin: dict[str, Any]
     if source.is_dir():
-        members, open_reader = folder_members(source), partial(folder_reader, source)
+        listing, open_reader = list_folder(source), partial(folder_reader, source)
         origin = {"kind": "folder"}
     else:
         with archive_errors(source):
-            if zipfile.is_zipfile(source):
-                members, open_reader = zip_members(source), partial(zip_reader, source)
-            elif is_plain_tar(source):
-                members, open_reader = tar_members(source, "r:"), partial(plain_tar_reader, source)
+            if is_plain_tar(source):  # first: its last member may be a zip, and look like one
+                listing, open_reader = list_tar(source, plain=True), partial(plain_tar_reader, source)
+            elif not is_compressed(source) and zipfile.is_zipfile(source):
+                listing, open_reader = list_zip(source), partial(zip_reader, source)
             else:
-                members, open_reader = tar_members(source, "r|*"), blob_reader
+                listing, open_reader = list_tar(source, plain=False), blob_reader
                 stream = partial(stream_tar, source)
-        origin = {"kind": "archive", "file": source.name, "sha256": sha256_file(source)}
-    if not members:
-        raise DataError(
-            f"{source} must hold images ({' '.join(sorted(SUFFIXES))}), but holds none; check the path."
-        )
-    items, classes, split_rule = items_of(members, test_fraction=test_fraction)
+        origin = {"kind": "archive", "file": member_name(source.name), "sha256": sha256_file(source)}
+    require_images(listing, source)
+    labels, has_labels = read_labels(
+        listing.labels, [name for name, _, _ in listing.members], listing.left_out
+    )
+    items, classes, rules = items_of(listing.members, test_fraction=test_fraction, labels=labels)
+    if labels is not None:
+        rules["classes"] = "dataset.json"
+    elif has_labels and classes is None:
+        rules.setdefault("classes", "none in dataset.json")
     return Source(
-        name=source.name.split(".")[0].lower(),
+        name=member_name(source.name).split(".")[0].lower(),
         items=items,
         open_reader=open_reader,
         transform=Transform(size=size, grey=grey),
-        origin={**origin, "images": len(items), "split": split_rule},
+        origin={**origin, "images": len(items), **rules},
         classes=classes,
         stream=stream,
+        stream_order=stream_order,
+        left_out=listing.left_out.record(),
     )
 
 
-def items_of(
-    members: Sequence[Member], *, test_fraction: float
-) -> tuple[list[Item], tuple[str, ...] | None, str]:
-    """Split and class of every member, sorted by name; the names of the classes; how the split was made.
-    Raises: DataError: some images lie in class folders and some do not.
-    """
-    latest = {member[0]: member for member in members}  # a tar may hold a name again: the last one counts
-    members = [latest[name] for name in sorted(latest)]
-    folders = _without_shared([tuple(name.split("/")[:-1]) for name, _, _ in members])
-    split_by_folder = all(parts and parts[0].lower() in SPLIT_FOLDERS for parts in folders)
-    class_names = [parts[split_by_folder] if len(parts) > split_by_folder else None for parts in folders]
-    found = {name for name in class_names if name is not None}
-    if None in class_names and found:
-        name = members[class_names.index(None)][0]
+def require_images(listing: Listing, source: str | Path) -> None:
+    """Raise DataError where there is none."""
+    if not listing.members:
+        left_out = sentence(listing.left_out.record())
         raise DataError(
-            f"{name} must lie in a class folder, as other images do ({sorted(found)[0]}); move it."
+            f"{source} must hold images ({' '.join(sorted(SUFFIXES))}), but holds none"
+            f"{left_out and f', only {left_out}'}; check the path."
         )
-    classes = sorted(found) if len(found) > 1 else None
+
+
+def items_of(
+    members: Sequence[Member], *, test_fraction: float, labels: Mapping[str, int] | None = None
+) -> tuple[list[Item], tuple[str, ...] | None, dict[str, str]]:
+    """Split and class of every member, sorted by name; the names of the classes; how both were found.
+
+    Args: labels: classes by name, which then come from no folder.
+    Raises: DataError: some images lie in folders of classes or splits, and some do not.
+    """
+    members = sorted(members, key=lambda member: member[0])
+    folders = _without_shared([tuple(name.split("/")[:-1]) for name, _, _ in members])
+    level = _split_level(members, folders)
+    splits = [None if level is None else SPLIT_FOLDERS[parts[level].lower()] for parts in folders]
+    rules = {
+        "split": "by folder" if level is not None else f"test where sha256(name) / 2^256 < {test_fraction}"
+    }
+    if labels is not None:
+        found = sorted(set(labels.values()))
+        classes = [str(number) for number in range(found[-1] + 1)] if len(found) > 1 else None
+        numbers = [labels[name] if classes else None for name, _, _ in members]
+    else:
+        class_names = _class_names(members, folders, 1 if level == 0 else 0, splits, rules)
+        names = sorted({name for name in class_names if name is not None})
+        classes = names if len(names) > 1 else None
+        positions = {name: position for position, name in enumerate(names)}
+        numbers = [positions[name] if classes and name is not None else None for name in class_names]
     items = []
-    for (name, where, stamp), parts, class_name in zip(members, folders, class_names, strict=True):
-        if split_by_folder:
-            split = SPLIT_FOLDERS[parts[0].lower()]
-        else:
+    for (name, where, stamp), parts, split, number in zip(members, folders, splits, numbers, strict=True):
+        if split is None:
             own_name = "/".join((*parts, name.rsplit("/", 1)[-1]))
             split = "test" if _unit_hash(own_name) < test_fraction else "train"
-        label = classes.index(class_name) if classes is not None and class_name is not None else None
-        items.append(Item(name, split, label, where, stamp))
-    split_rule = "by folder" if split_by_folder else f"test where sha256(name) / 2^256 < {test_fraction}"
-    return items, None if classes is None else tuple(classes), split_rule
+        items.append(Item(name, split, number, where, stamp))
+    return items, None if classes is None else tuple(classes), rules
+
+
+def _class_names(
+    members: Sequence[Member],
+    folders: Sequence[tuple[str, ...]],
+    level: int,
+    splits: Sequence[str | None],
+    rules: dict[str, str],
+) -> list[str | None]:
+    """The folder of each image at that level, in one spelling; None for all where the folders are no classes."""
+    found = [parts[level] if len(parts) > level else None for parts in folders]
+    present = {name for name in found if name is not None}
+    if None in found and present:
+        name = members[found.index(None)][0]
+        raise DataError(
+            f"{name} must lie in a class folder, as other images do ({sorted(present)[0]}); move it."
+        )
+    places = zip(splits, found, members, strict=True)
+    if present and are_blocks(
+        (split or "", name or "", member[0].rsplit("/", 1)[-1]) for split, name, member in places
+    ):
+        rules["classes"] = "none, the folders are blocks of numbered images"
+        return [None] * len(found)
+    spellings: dict[str, set[str]] = {}
+    for name in present:
+        spellings.setdefault(normalize("NFC", name), set()).add(name)
+    # what has only one spelling keeps it
+    one = {name: known if len(names) > 1 else name for known, names in spellings.items() for name in names}
+    return [None if name is None else one[name] for name in found]
+
+
+def _split_level(members: Sequence[Member], folders: Sequence[tuple[str, ...]]) -> int | None:
+    """Which folder tells the split: the first, the second (within a class), or None.
+    Raises: DataError: only some images lie in folders of splits, and they would be taken for classes, or mixed.
+    """
+    for level in (0, 1):
+        at_level = [
+            parts[level].lower() if len(parts) > level and parts[level].lower() in SPLIT_FOLDERS else None
+            for parts in folders
+        ]
+        names = sorted({name for name in at_level if name is not None})
+        several = len({SPLIT_FOLDERS[name] for name in names}) > 1
+        if None not in at_level and (level == 0 or several):
+            return level
+        inside = {parts[1:2] for parts, name in zip(folders, at_level, strict=True) if name is not None}
+        # one such folder among others is the class "train", if it has no folders of classes itself
+        if None in at_level and (several or (level == 0 and len(inside) > 1)):
+            raise DataError(
+                f"{members[at_level.index(None)][0]} must lie in the folder of a split, as other images do "
+                f"({', '.join(names)}); move it, or prepare the folders of the splits alone."
+            )
+    return None
 
 
 def _without_shared(folders: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:

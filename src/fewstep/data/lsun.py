@@ -1,4 +1,4 @@
-"""LSUN from its official LMDB databases, one per category and split, whose values are WebP images."""
+"""LSUN from its official LMDB databases, whose values are WebP images: scenes by split, objects in one each."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.checks import ConfigError, DataError
-from fewstep.data.archives import open_image
+from fewstep.data.decoding import open_image
 from fewstep.data.source import Item, Pixels, Read, Source
 from fewstep.data.transforms import Transform
 
@@ -26,7 +26,8 @@ def lsun_source(
     """One LSUN category [yu2015lsun], shorter side by Lanczos to `size`, then centre crop.
 
     Args: category: bedroom, church_outdoor, cat, ...; any. source: the folder `<category>_train_lmdb` (or
-    _val_, _test_), or a folder that holds one or more of them. size: 256 when None; 128 and 64 are usual.
+    _val_, _test_), or that of an object, `<category>` or `<category>_lmdb`, which has no splits and is for training
+    as a whole; or a folder that holds one or more of them. size: 256 when None; 128 and 64 are usual.
     grey: one channel. test_fraction: has no say, the databases are the splits (val is called valid).
     Raises: DataError: no database of that category there, damaged, or empty. ConfigError: lmdb is not
     installed.
@@ -59,16 +60,28 @@ def lsun_source(
 
 def _databases(category: str, source: Path | None) -> list[tuple[Path, str]]:
     """The folders of that category and their splits."""
-    names = {f"{category}_{key}_lmdb": split for key, split in _SPLITS.items()}
+    scenes = {f"{category}_{key}_lmdb": split for key, split in _SPLITS.items()}
+    objects = {category: "train", f"{category}_lmdb": "train"}
     folder = source if source is not None else Path()
-    candidates = [folder] if folder.name in names else [folder / name for name in names]
-    found = [(path, names[path.name]) for path in candidates if (path / "data.mdb").is_file()]
+    own_split = {**scenes, **objects}.get(folder.name)
+    if own_split is not None and _is_database(folder):
+        return [(folder, own_split)]
+    found = [
+        (folder / name, split) for name, split in {**scenes, **objects}.items() if _is_database(folder / name)
+    ]
     if not found:
         raise DataError(
-            f"source must be {' or '.join(names)} with its data.mdb, or a folder that holds them, "
-            f"but {folder} is not; unzip the official archive and name that folder."
+            f"source must be {', '.join(scenes)}, {' or '.join(objects)} with its data.mdb, or a folder that holds "
+            f"them, but {folder} is not; unzip the official archive, and let its folders keep their names."
         )
+    if len(found) > 1 and any(path.name in objects for path, _ in found):
+        names = " and ".join(path.name for path, _ in found)
+        raise DataError(f"{folder} must hold {category} once, but holds {names}; name the one that is meant.")
     return found
+
+
+def _is_database(folder: Path) -> bool:
+    return (folder / "data.mdb").is_file()
 
 
 @contextmanager

@@ -3,10 +3,7 @@
 import multiprocessing
 import os
 import signal
-import struct
 import threading
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -19,15 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fewstep.checks import DataError
+from fewstep.data.decoding import SEVERAL_FRAMES, UNREADABLE, pixel_limit
 from fewstep.data.source import Item, Read, Source
 from fewstep.data.transforms import Transform
 from fewstep.files import read_json, write_json
-
-# What Pillow and the archive modules raise on damaged bytes.
-_UNREADABLE = (
-    OSError, ValueError, SyntaxError, EOFError, KeyError, RuntimeError, NotImplementedError,
-    struct.error, zlib.error, zipfile.BadZipFile, Image.DecompressionBombError,
-)  # fmt: skip
 
 
 class CorruptImageError(DataError):
@@ -54,6 +46,7 @@ class Packing:
     shape: tuple[int, int, int]  # (H, W, C)
     transform: Transform
     skip_corrupt: bool
+    max_pixels: int | None = None
 
 
 def pack(
@@ -179,14 +172,15 @@ def _pack_in_worker(shard: Shard) -> None:
 
 
 def pack_shard(read: Read, packing: Packing, shard: Shard) -> None:
-    """Decode a shard, write its rows and then, by rename, its record: the names that were left out."""
+    """Decode a shard, write its rows and then, by rename, its record: what was left out, by name."""
     skipped: list[str] = []
+    several_frames: list[str] = []
     row_bytes = int(np.prod(packing.shape))
     blobs = shard.blobs if shard.blobs is not None else [None] * len(shard.items)
-    with packing.images.open("r+b") as file:
+    with packing.images.open("r+b") as file, pixel_limit(packing.max_pixels):
         for item, row, blob in zip(shard.items, shard.rows, blobs, strict=True):
             try:
-                array = decode(read, item, blob, packing.transform)
+                array = decode(read, item, blob, packing.transform, several_frames)
             except CorruptImageError:
                 if not packing.skip_corrupt:
                     raise
@@ -204,7 +198,7 @@ def pack_shard(read: Read, packing: Packing, shard: Shard) -> None:
             file.write(array.tobytes())
         file.flush()
         os.fsync(file.fileno())  # the record promises that the rows outlive a power cut
-    write_json(_record_path(packing, shard), {"skipped": skipped})
+    write_json(_record_path(packing, shard), {"skipped": skipped, "several_frames": several_frames})
 
 
 def is_done(packing: Packing, shard: Shard) -> bool:
@@ -219,15 +213,30 @@ def read_skipped(packing: Packing, shard: Shard) -> list[str]:
     return list(read_json(_record_path(packing, shard))["skipped"])
 
 
+def read_several_frames(packing: Packing, shard: Shard) -> list[str]:
+    """Names of the images of which a finished shard took the first frame alone."""
+    return list(read_json(_record_path(packing, shard)).get("several_frames", ()))
+
+
 def _record_path(packing: Packing, shard: Shard) -> Path:
     return packing.records / f"{shard.number:06d}.json"
 
 
-def decode(read: Read, item: Item, blob: bytes | None, transform: Transform) -> NDArray[np.uint8]:
-    """One image as uint8 (H, W, C); CorruptImageError names the file."""
+def decode(
+    read: Read,
+    item: Item,
+    blob: bytes | None,
+    transform: Transform,
+    several_frames: list[str] | None = None,
+) -> NDArray[np.uint8]:
+    """One image as uint8 (H, W, C); CorruptImageError names the file. several_frames: takes the name of such."""
     try:
-        return transform(read(item, blob))
-    except _UNREADABLE as error:
+        pixels = read(item, blob)
+        array = transform(pixels)
+    except UNREADABLE as error:
         raise CorruptImageError(
             f"{item.name} must be a readable image, but is not ({error}); repair it, or skip corrupt images."
         ) from error
+    if several_frames is not None and isinstance(pixels, Image.Image) and SEVERAL_FRAMES in pixels.info:
+        several_frames.append(item.name)
+    return array

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fewstep.data.left_out import Record
 from fewstep.data.transforms import Transform
 
 
@@ -43,8 +44,8 @@ class Source:
     to stored bytes. origin: for the manifest, free of local paths and times. stamp: identifies this very copy
     of the raw files. classes: names of the labels. attributes: names of the items' 0/1 attributes. decoding:
     what reading does beyond opening an image file. stream: for a source that can only be read front to back:
-    the bytes of the given items, which come sorted by `where`. parallel: False when reading is cheaper than
-    sending the work away.
+    the bytes of the given items, which come sorted by `stream_order`. parallel: False when reading is cheaper
+    than sending the work away. left_out: what the source holds besides, a record of `left_out.LeftOut`.
     """
 
     name: str
@@ -57,4 +58,6 @@ class Source:
     attributes: tuple[str, ...] | None = None
     decoding: str = ""
     stream: Callable[[Sequence[Item]], Iterator[bytes]] | None = None
+    stream_order: Callable[[Item], int] = lambda item: int(item.where)
     parallel: bool = True
+    left_out: Record = field(default_factory=dict)

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fewstep.checks import ConfigError
+from fewstep.checks import ConfigError, DataError
 from fewstep.metrics.baseline import SEED, real_baseline
 from fewstep.metrics.extractor import Extractor, Images, extract
 from fewstep.metrics.frechet import frechet
-from fewstep.metrics.inception_score import inception_score
+from fewstep.metrics.inception_score import inception_score, require_splits
 from fewstep.metrics.kid import SEED as KID_SEED
-from fewstep.metrics.kid import kid
+from fewstep.metrics.kid import kid, require_blocks
 from fewstep.metrics.memorisation import memorisation
-from fewstep.metrics.precision_recall import PrecisionRecall, precision_recall
+from fewstep.metrics.precision_recall import PrecisionRecall, precision_recall, require_neighbours
 from fewstep.metrics.reference import Reference, require_extractor
 from fewstep.metrics.statistics import Array, Statistics
 from fewstep.metrics.uncertainty import (
@@ -26,6 +26,7 @@ from fewstep.metrics.uncertainty import (
     half_samples,
     normal_interval,
     require_extrapolable,
+    require_halves,
     spread,
     wilson_interval,
 )
@@ -110,8 +111,11 @@ def require_measurable(metrics: Sequence[str], reference: Reference, extractor: 
     require_extractor(reference.meta, extractor)
     for name in _REQUIRE.keys() & set(metrics):
         _REQUIRE[name](reference, extractor)
-    if "inf" in metrics:
-        require_extrapolable(n, extractor.dim)
+    if n < 2:
+        raise DataError(f"A set must have at least 2 images, got {n}; draw more samples.")
+    for name in METRICS:
+        if name in metrics and name in _REQUIRE_IMAGES:
+            _REQUIRE_IMAGES[name](n, reference, extractor)
 
 
 @dataclass(frozen=True)
@@ -280,6 +284,17 @@ _REQUIRE = {
     "mem": _require_heldout,
     "is": _require_head,
 }
+
+
+_REQUIRE_IMAGES: dict[str, Callable[[int, Reference, Extractor], None]] = {
+    "fd": lambda n, reference, extractor: require_halves(n),
+    "kid": lambda n, reference, extractor: require_blocks(n, len(_real_features(reference))),
+    "pr": lambda n, reference, extractor: require_neighbours(n, len(_real_features(reference))),
+    "dc": lambda n, reference, extractor: require_neighbours(n, len(_real_features(reference))),
+    "is": lambda n, reference, extractor: require_splits(n),
+    "inf": lambda n, reference, extractor: require_extrapolable(n, extractor.dim),
+}
+"""Metric -> what it needs of the number of images."""
 
 
 def _real_features(reference: Reference) -> NDArray[Any]:

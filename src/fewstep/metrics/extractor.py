@@ -94,15 +94,18 @@ class Extractor:
                 f"Images must be uint8 (B, C, H, W), got {images_u8.dtype} {tuple(images_u8.shape)}; "
                 "quantise them with fewstep.data.pixels.to_u8 first."
             )
-        shape = tuple(images_u8.shape[1:])
+        self.require_shape(tuple(images_u8.shape[1:]))
+        with torch.inference_mode():
+            return self.forward(images_u8.to(self.device)).float().cpu()
+
+    def require_shape(self, shape: tuple[int, ...]) -> None:
+        """Raise DataError where it was not made for images of that shape (C, H, W)."""
         if self.shape is not None and shape != self.shape:
             raise DataError(
                 f"{self.id} takes images (C, H, W) = {self.shape}, got {shape}; use another extractor."
             )
         if self.shape is None and shape[0] not in (1, 3):
             raise DataError(f"{self.id} takes images of 1 or 3 channels, got {shape[0]}.")
-        with torch.inference_mode():
-            return self.forward(images_u8.to(self.device)).float().cpu()
 
     def of_unit(self, x0: Tensor) -> Tensor:
         """Features of images in [-1, 1] that are not rounded to bytes, with gradients: for losses, not for results.

@@ -43,8 +43,7 @@ def inception_score(logits: NDArray[Any], *, splits: int = SPLITS) -> InceptionS
     Raises: DataError: fewer images, NaN or infinity.
     """
     n = len(logits)
-    if n < 2 * splits:
-        raise DataError(f"The score needs at least {2 * splits} images, got {n}; draw more samples.")
+    require_splits(n, splits)
     log_p = _log_softmax(logits.astype(np.float64)[shuffled_rows(n)])
     if not np.isfinite(log_p).all():
         raise DataError("Logits must be finite, but they hold NaN or infinity: look at the images.")
@@ -59,6 +58,12 @@ def inception_score(logits: NDArray[Any], *, splits: int = SPLITS) -> InceptionS
     return InceptionScore(
         float(np.mean(scores)), float(np.std(scores)), float(np.sqrt(np.sum(variances)) / splits)
     )
+
+
+def require_splits(n: int, splits: int = SPLITS) -> None:
+    """Raise DataError where there are fewer than two images a split."""
+    if n < 2 * splits:
+        raise DataError(f"The score needs at least {2 * splits} images, got {n}; draw more samples.")
 
 
 def shuffled_rows(n: int) -> NDArray[np.int64]:

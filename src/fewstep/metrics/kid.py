@@ -57,11 +57,7 @@ def kid(fake: NDArray[Any], real: NDArray[Any], *, scale: float = 1.0, largest: 
     Args: fake, real: (n, D), (m, D). scale: features are divided by it; the kernel is not scale-free.
     Raises: DataError: fewer than two images a block.
     """
-    smaller = min(len(fake), len(real))
-    if smaller < 2 * BLOCKS:
-        raise DataError(
-            f"KID needs at least {2 * BLOCKS} images on either side, got {smaller}; draw more samples."
-        )
+    require_blocks(len(fake), len(real))
     # Every group needs images of both kinds: a small real set limits how many there are.
     groups = min(-(-len(fake) // largest), len(real) // (2 * BLOCKS))
     pairs = zip(_groups(fake, groups, largest), _groups(real, groups, largest), strict=True)
@@ -71,6 +67,15 @@ def kid(fake: NDArray[Any], real: NDArray[Any], *, scale: float = 1.0, largest: 
     error = np.sqrt((BLOCKS - 1) / BLOCKS * np.square(deviations).sum()) / groups
     spread = np.sqrt((deviations.size - 1) * (BLOCKS - 1) / BLOCKS) / groups
     return Kid(value, float(error), value + spread * deviations.ravel())
+
+
+def require_blocks(n_fake: int, n_real: int) -> None:
+    """Raise DataError where there are fewer than two images a block."""
+    smaller = min(n_fake, n_real)
+    if smaller < 2 * BLOCKS:
+        raise DataError(
+            f"KID needs at least {2 * BLOCKS} images on either side, got {smaller}; draw more samples."
+        )
 
 
 def _groups(features: NDArray[Any], groups: int, largest: int) -> Iterator[Array]:

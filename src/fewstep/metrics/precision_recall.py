@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from fewstep.checks import DataError
 from fewstep.metrics.statistics import Array
 
+K, K_DENSITY = 3, 5
+"""Which neighbour a ball reaches to, for precision and recall, and for density and coverage."""
+
 _ROWS = 1024
 """Rows of a distance matrix that are in memory at a time."""
 
@@ -30,7 +33,7 @@ class PrecisionRecall:
 
 
 def precision_recall(
-    fake: NDArray[Any], real: NDArray[Any], *, k: int = 3, k_density: int = 5
+    fake: NDArray[Any], real: NDArray[Any], *, k: int = K, k_density: int = K_DENSITY
 ) -> PrecisionRecall:
     """Overlap of two sets of features by balls that reach to each image's k-th neighbour.
 
@@ -38,11 +41,7 @@ def precision_recall(
         recall. k_density: for density and coverage.
     Raises: DataError: a set has no k-th neighbour.
     """
-    needed = max(k, k_density) + 1
-    if min(len(fake), len(real)) < needed:
-        raise DataError(
-            f"Neighbours need at least {needed} images on either side, got {len(fake)} and {len(real)}."
-        )
+    require_neighbours(len(fake), len(real), max(k, k_density))
     fake, real = fake.astype(np.float64), real.astype(np.float64)
     fake_radius = _neighbour_distances(fake, k)[:, k - 1]
     real_neighbours = _neighbour_distances(real, max(k, k_density))
@@ -66,6 +65,14 @@ def precision_recall(
         coverage=float(covered.mean()),
         density_error=float(balls.std(ddof=1)) / k_density / len(fake) ** 0.5,
     )
+
+
+def require_neighbours(n_fake: int, n_real: int, k: int = max(K, K_DENSITY)) -> None:
+    """Raise DataError where an image has no k-th neighbour."""
+    if min(n_fake, n_real) < k + 1:
+        raise DataError(
+            f"Neighbours need at least {k + 1} images on either side, got {n_fake} and {n_real}; draw more samples."
+        )
 
 
 def squared_distances(x: Array, y: Array) -> Array:

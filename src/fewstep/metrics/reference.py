@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from fewstep.checks import ConfigError, DataError
+from fewstep.data.cifar10 import load_arrays
 from fewstep.data.packed import load_dataset
-from fewstep.files import atomic_file, canonical_json, require_space
+from fewstep.files import atomic_file, canonical_json, require_space, sha256_file
 from fewstep.metrics.baseline import Baseline
 from fewstep.metrics.extractor import Extractor, extract, feature_batches
 from fewstep.metrics.statistics import CHUNK, Accumulator, Array, Statistics
@@ -25,7 +26,7 @@ KEEP_BYTES = 256 * 2**20
 """Features up to this size stay in the file; without them only Fréchet distances can be computed."""
 
 _META = {"schema", "provenance", "extractor", "dataset", "n", "n_heldout", "chunk_size", "sha256", "versions"}
-_OPTIONAL = {"baselines"}
+_OPTIONAL = {"baselines", "source"}
 
 
 @dataclass(frozen=True)
@@ -244,33 +245,95 @@ def require_extractor(meta: dict[str, Any], extractor: Extractor, path: str | Pa
 def import_reference(
     path: str | Path, extractor: Extractor, *, name: str, split: str = "train", n: int | None = None
 ) -> Reference:
-    """Read statistics of another program: `mu` and `sigma` (pytorch-fid, EDM, ADM), or images `arr_0` (ADM).
+    """Read statistics of another program, which have neither features nor held-out images.
 
-    Nothing in such a file says which extractor it is of; the caller vouches for it, and the certificate tells
-    by the provenance "external". The spatial statistics (`mu_s`, `sigma_s`) of ADM files are not used.
+    Taken are the .npz with `mu` and `sigma` of pytorch-fid, clean-fid, EDM and TTUR; those of ADM, of which the
+    extractor inception2015-spatial takes `mu_s` and `sigma_s`; the .pkl of EDM2, of which it takes `fid`; and an .npz
+    of images as `arr_0`, which are measured here and keep their features. Nothing in a file of statistics says which
+    extractor it is of: the caller vouches for it, the certificate tells by the provenance "external", and
+    `meta["source"]` names the file, its sha256, and the arrays that were taken.
 
-    Args: n: number of images behind `mu` and `sigma`, where known.
-    Raises: DataError: the file is damaged, has neither, or is of another number of features.
+    Args: name, split: of the dataset, for certificates. n: number of images behind the statistics, where known; only
+        files of EDM2 and images tell it themselves. Images beside statistics may be other ones, and are not read.
+    Raises: DataError: the file is damaged, has neither, is of another number of features, holds what no mean and
+        covariance can be, or tells another n.
     """
-    arrays = _read(path)
-    dataset = {"name": name, "fingerprint": None, "split": split, "heldout_split": None}
-    if "mu" in arrays and "sigma" in arrays:
-        _check_moments(arrays["mu"], arrays["sigma"], path)
-        if len(arrays["mu"]) != extractor.dim:
+    mu, sigma = ("mu_s", "sigma_s") if extractor.id.endswith("-spatial") else ("mu", "sigma")
+    arrays, stated_n = _read_pickle(path) if _is_pickle(path) else (_read_foreign(path, mu, sigma), None)
+    if mu in arrays and sigma in arrays:
+        taken = [mu, sigma]
+        _check_foreign(arrays[mu], arrays[sigma], (mu, sigma), path)
+        if len(arrays[mu]) != extractor.dim:
             raise DataError(
-                f"{path} holds statistics of {len(arrays['mu'])} features, but {extractor.id} has "
+                f"{path} holds statistics of {len(arrays[mu])} features, but {extractor.id} has "
                 f"{extractor.dim}; choose the extractor it was made with."
             )
-        statistics = Statistics(n, arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64))
     elif "arr_0" in arrays:
-        if arrays["arr_0"].dtype != np.uint8:
-            raise DataError(f"{path}: arr_0 must be uint8 images (N, H, W, C), got {arrays['arr_0'].dtype}.")
-        statistics = Statistics.from_features(extract(arrays["arr_0"], extractor))
+        taken, images = ["arr_0"], arrays["arr_0"]
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise DataError(
+                f"{path}: arr_0 must be uint8 images (N, H, W, C), got {images.dtype} {images.shape}; convert it."
+            )
+        stated_n = len(images)
     else:
         raise DataError(
-            f"{path} must hold mu and sigma, or images arr_0; got {', '.join(arrays) or 'nothing'}."
+            f"{path} must hold {mu} and {sigma}, or images arr_0; got {', '.join(arrays) or 'nothing'}."
         )
-    return Reference(statistics, None, _meta(statistics, extractor.protocol, dataset, None, "external"))
+    if n is not None and (n < 2 or stated_n not in (None, n)):
+        raise DataError(
+            f"{path} must be of n = {n} images, 2 or more, but tells {stated_n or 'nothing'}; give no n."
+        )
+    n = stated_n if n is None else n
+    if taken == ["arr_0"]:
+        statistics = Statistics.from_features(extract(arrays["arr_0"], extractor))
+    else:
+        statistics = Statistics(n, arrays[mu].astype(np.float64), arrays[sigma].astype(np.float64))
+    dataset = {"name": name, "fingerprint": None, "split": split, "heldout_split": None}
+    meta = _meta(statistics, extractor.protocol, dataset, None, "external")
+    meta["source"] = {"file": Path(path).name, "sha256": sha256_file(path), "arrays": taken}
+    return Reference(statistics, None, meta)
+
+
+def _read_foreign(path: str | Path, mu: str, sigma: str) -> dict[str, NDArray[Any]]:
+    """Mean and covariance, or all arrays where they are not there."""
+    arrays = _read(path, otherwise="get it again", only=(mu, sigma))
+    return arrays if mu in arrays and sigma in arrays else _read(path, otherwise="get it again")
+
+
+def _is_pickle(path: str | Path) -> bool:
+    return Path(path).suffix.lower() in (".pkl", ".pickle")
+
+
+def _read_pickle(path: str | Path) -> tuple[dict[str, NDArray[Any]], int | None]:
+    """Mean and covariance in a file of EDM2, and the number of images; no code in it is run."""
+    try:
+        content = load_arrays(Path(path).read_bytes(), str(path))
+    except OSError as error:
+        raise DataError(
+            f"{path} must be a file of statistics, but cannot be read ({error.strerror})."
+        ) from None
+    found, n = content.get("fid"), content.get("num_images")
+    if not isinstance(found, dict) or not {"mu", "sigma"} <= found.keys():
+        raise DataError(f"{path} must hold fid with mu and sigma; got {', '.join(content) or 'nothing'}.")
+    if n is not None and not (isinstance(n, int) and n >= 2):
+        raise DataError(f"{path} must be of 2 images or more, but tells {n!r}; get it again.")
+    return {"mu": found["mu"], "sigma": found["sigma"]}, n
+
+
+def _check_foreign(mu: Any, sigma: Any, names: tuple[str, str], path: str | Path) -> None:
+    """Raise where these are no mean and covariance."""
+    for name, array in zip(names, (mu, sigma), strict=True):
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+            kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+            raise DataError(f"{path}: {name} must be an array of real numbers, got {kind}.")
+    _check_moments(mu, sigma, path)
+    scale = float(np.abs(sigma).max(initial=0))
+    # programs that average in float32 are symmetric to some 1e-7 of the largest number
+    if (np.diagonal(sigma) < -1e-5 * scale).any() or np.abs(sigma - sigma.T).max(initial=0) > 1e-5 * scale:
+        raise DataError(
+            f"{path}: {names[1]} must be a covariance, symmetric and without negative variances, but is not; get it "
+            "again."
+        )
 
 
 def export_reference(path: str | Path, reference: Reference) -> None:
@@ -279,17 +342,18 @@ def export_reference(path: str | Path, reference: Reference) -> None:
         np.savez(file, mu=reference.statistics.mu, sigma=reference.statistics.cov)
 
 
-def _read(path: str | Path) -> dict[str, NDArray[Any]]:
+def _read(
+    path: str | Path, *, otherwise: str = "make it with fewstep stats", only: tuple[str, ...] = ()
+) -> dict[str, NDArray[Any]]:
+    """All arrays of a file, or some of them."""
     try:
         with Path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            return {name: file[name] for name in file.files if not only or name in only}
     except FileNotFoundError:
-        raise DataError(
-            f"{path} must exist, but there is no such file; make it with fewstep stats."
-        ) from None
+        raise DataError(f"{path} must exist, but there is no such file; {otherwise}.") from None
     except Exception as error:  # numpy raises zipfile, zlib, OS and value errors for damaged archives
         raise DataError(
-            f"{path} must be an .npz of statistics, but it is damaged ({error}); make it again."
+            f"{path} must be an .npz of statistics, but it is damaged ({error}); {otherwise}."
         ) from None
 
 

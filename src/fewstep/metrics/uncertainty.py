@@ -49,8 +49,7 @@ def half_samples(
     Raises: DataError: fewer than four images. ConfigError: an odd number of replicates.
     """
     n = len(features)
-    if n < 4:
-        raise DataError(f"An interval needs at least 4 images, got {n}; draw more samples.")
+    require_halves(n)
     if resamples < 4 or resamples % 2:
         raise ConfigError(f"resamples must be even and at least 4, both halves of each cut; got {resamples}.")
     rows = features.astype(np.float64) - reference.mu
@@ -74,6 +73,12 @@ def half_samples(
         order = torch.randperm(n, generator=rng).numpy()
         replicates += [distance(np.sort(order[:size])), distance(np.sort(order[size : 2 * size]))]
     return np.array(replicates)
+
+
+def require_halves(n: int) -> None:
+    """Raise DataError where n images have no two halves with a covariance."""
+    if n < 4:
+        raise DataError(f"An interval needs at least 4 images, got {n}; draw more samples.")
 
 
 def spread(replicates: NDArray[Any] | Sequence[float]) -> float:

@@ -1,5 +1,6 @@
 """From a set of images to its certificate."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -7,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.checks import ConfigError
+from fewstep.data.image_files import ImageFiles
+from fewstep.data.left_out import sentence
 from fewstep.files import canonical_json
 from fewstep.metrics.certificate import QUANTISATION, UNKNOWN_BYTES, build_certificate
 from fewstep.metrics.evaluate import evaluate_samples, require_measurable
@@ -20,6 +23,8 @@ from fewstep.pipeline.recorded import record, seen_from
 from fewstep.pipeline.samples import parse_seeds
 from fewstep.pipeline.settings import MeasureSettings
 from fewstep.pipeline.stage.spec import Spec
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,8 +83,12 @@ class Evaluation:
                 require_preset(self.preset, self.protocol_of(images), runs=len(group) if several else 1)
 
     def require_measurable(self, sets: Sequence[ImageSet]) -> None:
-        """Raise, before hours of work, what `evaluate_samples` would raise after them."""
+        """Raise, before hours of work, what `evaluate_samples` would raise after them; log what is left out."""
         for images in sets:
+            if isinstance(images.images, ImageFiles) and images.images.left_out:
+                log.warning("%s, left out: %s", images.path, sentence(images.images.left_out))
+            height, width, channels = images.shape
+            self.extractor.require_shape((channels, height, width))
             require_measurable(self.settings.metrics, self.reference, self.extractor, len(images.images))
 
     def _files(self, images: ImageSet, beside: Path) -> dict[str, Any]:

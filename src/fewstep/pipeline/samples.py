@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 import struct
 import zipfile
@@ -61,7 +62,8 @@ def read_samples(path: Path) -> Samples:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             seeds, meta = arrays["seeds"], json.loads(str(arrays["meta"]))
-        if not np.array_equal(seeds, parse_seeds(meta["seeds"])):
+        stated = parse_seeds(meta["seeds"])
+        if len(stated) != seeds.size or not np.array_equal(seeds, stated):
             raise ValueError(f"its seeds are not {meta['seeds']}")
         samples = Samples(mapped_array(path, "arr_0"), seeds, meta)
     except FileNotFoundError:
@@ -77,10 +79,11 @@ def read_samples(path: Path) -> Samples:
             f"{path} must be a samples file, but it is damaged ({error}); make it again."
         ) from None
     images = samples.images
-    if samples.meta.get("schema") != SCHEMA or images.dtype != np.uint8 or images.ndim != 4:
+    is_set = images.dtype == np.uint8 and images.ndim == 4 and len(images) == seeds.size
+    if samples.meta.get("schema") != SCHEMA or not is_set:
         raise DataError(
-            f"{path} must hold uint8 images (N, H, W, C) of {SCHEMA}; got {images.dtype} {images.shape} "
-            f"of {samples.meta.get('schema')!r}."
+            f"{path} must hold uint8 images (N, H, W, C) of {SCHEMA} for N = {seeds.size} seeds; got {images.dtype} "
+            f"{images.shape} of {samples.meta.get('schema')!r}."
         )
     if missing := [fact for fact in FACTS if fact not in samples.meta]:
         raise DataError(
@@ -90,27 +93,54 @@ def read_samples(path: Path) -> Samples:
 
 
 def mapped_array(path: Path, name: str) -> NDArray[Any]:
-    """Map an array of an uncompressed .npz read-only; a compressed one is read whole.
+    """Map an array of an uncompressed .npz read-only; a compressed one, or in Fortran's order, is read whole.
     Raises: KeyError: there is no such array. What numpy and zipfile raise for damaged archives.
     """
     with path.open("rb") as file, zipfile.ZipFile(file) as archive:
         info = archive.getinfo(f"{name}.npy")
         if info.compress_type != zipfile.ZIP_STORED:
-            with archive.open(info) as member:
-                whole: NDArray[Any] = np.lib.format.read_array(member, allow_pickle=False)
-            return whole
+            return _whole_array(archive, info)
         file.seek(info.header_offset + 26)
         # a local header is 30 bytes, then the name and an extra field, whose lengths it says
         file.seek(info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4))))
-        version = np.lib.format.read_magic(file)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }
-        shape, in_fortran_order, dtype = read_header[version](file)
-        if dtype.hasobject or in_fortran_order:
-            raise ValueError(f"{name} holds {dtype}, in another order than images have")
+        start = file.tell()
+        shape, in_fortran_order, dtype = read_array_header(file)
+        if in_fortran_order or 0 in shape or dtype.hasobject:  # what cannot be mapped
+            return _whole_array(archive, info)
+        if file.tell() - start + math.prod(shape) * dtype.itemsize != info.file_size:
+            raise ValueError(
+                f"{name} {shape} must fill the {info.file_size} bytes that the file holds for it"
+            )
         return np.memmap(file, dtype, "r", offset=file.tell(), shape=shape)
+
+
+def _whole_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[Any]:
+    with archive.open(info) as member:
+        shape, _, dtype = read_array_header(member)
+        if math.prod(shape) * dtype.itemsize > info.file_size:  # before so much memory is asked for
+            raise ValueError(
+                f"{info.filename} {shape} must fit the {info.file_size} bytes that the file states"
+            )
+    with archive.open(info) as member:
+        array: NDArray[Any] = np.lib.format.read_array(member, allow_pickle=False)
+        if member.read():  # at the end the sum of the bytes is looked at
+            raise ValueError(
+                f"{info.filename} {shape} must fill the {info.file_size} bytes that the file states"
+            )
+    return array
+
+
+def read_array_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether in Fortran's order, and dtype at the start of an .npy."""
+    read_header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    version = np.lib.format.read_magic(file)
+    if version not in read_header:
+        raise ValueError(f"the version {version} of the format is unknown")
+    found: tuple[tuple[int, ...], bool, np.dtype[Any]] = read_header[version](file)
+    return found
 
 
 def parse_seeds(text: str) -> range:

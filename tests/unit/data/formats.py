@@ -18,6 +18,12 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
+def can_write(form: str) -> bool:
+    """Whether this Pillow writes the format; AVIF came with 11.3, QOI with 12."""
+    Image.init()
+    return form in Image.SAVE
+
+
 def encoded(array: np.ndarray, form: str = "PNG", **options) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, form, **options)

@@ -199,6 +199,44 @@ def test_celeba(tmp_path):
     assert np.array_equal(data.images[0], np.asarray(expected))
 
 
+def lay_out_as(kind, raw, out):
+    """The same images and lists as torchvision, and as Kaggle, have them."""
+    import zipfile
+
+    out.mkdir()
+    lists = {name: (raw / f"{name}.txt").read_text() for name in ("list_eval_partition", "list_attr_celeba")}
+    if kind == "torchvision":
+        out = out / "celeba"
+        out.mkdir()
+        (out / "identity_CelebA.txt").write_text("000001.jpg 1")
+    with zipfile.ZipFile(raw / "img_align_celeba.zip") as archive:
+        archive.extractall(out / "img_align_celeba" if kind == "kaggle" else out)
+    for name, text in lists.items():
+        if kind == "kaggle":
+            rows = [line.split() for line in text.splitlines()]
+            header = [["image_id", "partition"]] if "partition" in name else [["image_id", *rows[1]]]
+            rows = [*header, *(rows if "partition" in name else rows[2:])]
+            (out / f"{name}.csv").write_text("\n".join(map(",".join, rows)))
+        else:
+            (out / f"{name}.txt").write_text(text)
+
+
+@pytest.mark.parametrize("kind", ["torchvision", "kaggle"])
+def test_celeba_as_others_lay_it_out(kind, tmp_path):
+    raw = write_celeba(tmp_path / "raw")
+    lay_out_as(kind, raw, tmp_path / kind)
+    official = prepare("celeba", tmp_path / "official", source=raw, workers=1)
+    manifest = prepare("celeba", tmp_path / "out", source=tmp_path / kind, workers=1)
+    assert manifest["sha256"] == official["sha256"] and manifest["splits"] == official["splits"]
+    assert manifest["attributes"] == CELEBA_ATTRIBUTES and len(manifest["source"]["sha256"]) == 2
+    if kind == "torchvision":
+        folder = tmp_path / "torchvision" / "celeba"
+        assert prepare("celeba", tmp_path / "own", source=folder, workers=1)["sha256"] == official["sha256"]
+        (folder / "img_align_celeba" / "000003.jpg").unlink()
+        with pytest.raises(DataError, match=r"000003\.jpg is in one only"):
+            prepare("celeba", tmp_path / "cut", source=folder, workers=1)
+
+
 def test_celeba_files_must_agree(tmp_path):
     with pytest.raises(DataError, match=r"img_align_celeba\.zip is missing"):
         prepare("celeba", tmp_path / "out", source=tmp_path)
@@ -208,6 +246,9 @@ def test_celeba_files_must_agree(tmp_path):
         prepare("celeba", tmp_path / "out", source=raw)
     (raw / "list_eval_partition.txt").write_text("000001.jpg 3\n")
     with pytest.raises(DataError, match="line 1 must be a file name and 0, 1 or 2"):
+        prepare("celeba", tmp_path / "out", source=raw)
+    (raw / "list_eval_partition.txt").write_text("000001.jpg 0\n000001.jpg 2\n")
+    with pytest.raises(DataError, match=r"000001\.jpg one split, but gives it two"):
         prepare("celeba", tmp_path / "out", source=raw)
     raw = write_celeba(tmp_path / "other")
     lists = raw / "list_attr_celeba.txt"
@@ -232,6 +273,21 @@ def test_lsun(size, tmp_path):
     left = (width - side) // 2
     expected = np.asarray(scaled)[:, left : left + side]
     assert np.array_equal(load_dataset(tmp_path / "out").images[0], expected)
+
+
+@pytest.mark.parametrize("name", ["cat", "cat_lmdb"])
+def test_lsun_objects_are_one_database_without_splits(name, tmp_path):
+    folder = write_lsun(
+        tmp_path / name, {b"%d" % i: encoded(noise(8, 8, 3, seed=i), "WEBP") for i in range(3)}
+    )
+    for source, out in ((folder, "a"), (tmp_path, "b")):
+        manifest = prepare("lsun-cat", tmp_path / out, source=source, size=8, workers=1)
+        assert manifest["splits"] == {"train": [0, 3]} and list(manifest["source"]["databases"]) == [name]
+    with pytest.raises(DataError, match="dog_train_lmdb"):
+        prepare("lsun-dog", tmp_path / "c", source=folder)
+    write_lsun(tmp_path / "cat_val_lmdb", {b"1": encoded(noise(8, 8, 3), "WEBP")})
+    with pytest.raises(DataError, match=f"must hold cat once, but holds cat_val_lmdb and {name}"):
+        prepare("lsun-cat", tmp_path / "d", source=tmp_path)
 
 
 def test_lsun_database_named_directly_and_corrupt_values(tmp_path):

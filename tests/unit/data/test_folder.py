@@ -150,3 +150,36 @@ def test_real_images_in_a_real_archive(shared_data, tmp_path):
     assert data.shape == (3, 32, 32)
     assert 100 < data.images.mean() < 140  # CIFAR-10's mean is 121
     verify(tmp_path / "out")
+
+
+def splits_of(names, folder):
+    source = folder_source(
+        write_files(folder, dict.fromkeys(names, encoded(noise(4, 4, 3)))), test_fraction=0.0
+    )
+    return source.classes, {item.name: item.split for item in source.items}
+
+
+def test_splits_within_the_classes(tmp_path):
+    names = [f"{name}/{split}/1.png" for name in ("cat", "dog") for split in ("train", "test")]
+    assert splits_of(names, tmp_path) == (("cat", "dog"), {name: name.split("/")[1] for name in names})
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train/cat/1.png", "train/dog/1.png", "test/cat/2.png", "extra/3.png"],
+        ["train/cat/1.png", "train/dog/1.png", "unlabeled/2.png"],
+        ["train/1.png", "test/2.png", "3.png"],
+        ["cat/train/1.png", "cat/test/2.png", "dog/3.png"],
+    ],
+)
+def test_splits_beside_other_folders_are_refused(names, tmp_path):
+    """They would be the classes, or training and test images would be mixed."""
+    with pytest.raises(DataError, match="must lie in the folder of a split, as other images do"):
+        splits_of(names, tmp_path)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    """As one of CIFAR-100's."""
+    names = ["bus/1.png", "car/2.png", "train/3.png"]
+    assert splits_of(names, tmp_path) == (("bus", "car", "train"), dict.fromkeys(names, "train"))

@@ -6,7 +6,10 @@ import torch
 from PIL import Image
 
 from fewstep.checks import DataError
+from fewstep.data import prepare
 from fewstep.data.image_files import ImageFiles
+from fewstep.data.left_out import NOT_IMAGES
+from fewstep.data.packed import load_dataset
 from fewstep.metrics import extractor as module
 from fewstep.metrics.extractor import BATCH, Extractor, extract
 
@@ -32,13 +35,67 @@ def pixel_extractor():
 
 
 def test_files_far_apart_must_have_one_size(tmp_path):
+    """The headers of all are read before the first image is decoded."""
     for i in range(8):
         Image.new("RGB", (4, 4) if i < 4 else (8, 8)).save(tmp_path / f"{i}.png")
     files = ImageFiles.in_folder(tmp_path)
-    assert files[0:4].shape == (4, 4, 4, 3)
-    for part in (files, files.part(slice(4, 8))):
-        with pytest.raises(DataError, match=r"must have the size of .*0\.png, \(H, W, C\) = \(4, 4, 3\)"):
-            part[0:4] if part is not files else part[4:8]
+    for use in (lambda: files[0:4], lambda: files.part(slice(0, 4)), lambda: files.shape):
+        with pytest.raises(
+            DataError, match=r"4\.png must have the size of .*0\.png, \(H, W, C\) = \(4, 4, 3\)"
+        ):
+            use()
+
+
+COLOUR = np.random.default_rng(1).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+GREY = np.random.default_rng(2).integers(0, 256, (3, 4), dtype=np.uint8)
+
+
+def some_of_each_mode(folder):
+    """One image in every mode that a PNG may have, and what `prepare` makes of it."""
+    wide = (GREY.astype(np.uint16) * 257).astype(np.uint16)
+    alpha = np.full((3, 4), 128, np.uint8)
+    images = {
+        "colour": Image.fromarray(COLOUR),
+        "grey": Image.fromarray(GREY),
+        "wide": Image.fromarray(wide),
+        "palette": Image.fromarray(COLOUR).quantize(),
+        "alpha": Image.fromarray(np.dstack([COLOUR, alpha])),
+        "translucent": Image.merge("LA", (Image.fromarray(GREY), Image.fromarray(alpha))),
+        "bits": Image.fromarray(GREY > 127),
+    }
+    for name, image in images.items():
+        image.save(folder / f"{name}.png")
+    return sorted(images)
+
+
+@pytest.mark.parametrize("last", ["grey", "wide", "bits", "translucent", "colour", "palette", "alpha"])
+def test_one_image_of_another_mode_is_read_as_prepare_reads_it(last, tmp_path):
+    names = some_of_each_mode(tmp_path)
+    files = ImageFiles([tmp_path / f"{name}.png" for name in (*(n for n in names if n != last), last)])
+    assert files.shape == (3, 4, 3)
+    assert files.part(slice(6, 7))[:].shape == (1, 3, 4, 3), "however late it comes"
+    manifest = prepare("folder", tmp_path / "out", source=tmp_path, test_fraction=0.0, workers=1)
+    expected = dict(zip(names, load_dataset(tmp_path / "out").images, strict=True))
+    assert manifest["n"] == 7 and np.array_equal(files[6:7][0], expected[last])
+    assert np.array_equal(expected["colour"], COLOUR) and np.array_equal(
+        expected["wide"], np.dstack([GREY] * 3)
+    )
+
+
+def test_images_that_are_all_grey_have_one_channel(tmp_path):
+    some_of_each_mode(tmp_path)
+    files = ImageFiles([tmp_path / f"{name}.png" for name in ("grey", "wide")])
+    assert np.array_equal(files[:], np.stack([GREY, GREY])[..., None])
+
+
+def test_links_to_folders_are_followed(folder, tmp_path):
+    path, pixels = folder
+    (tmp_path / "again").symlink_to(path)
+    assert np.array_equal(ImageFiles.in_folder(tmp_path)[:], pixels)
+
+
+def test_what_is_left_out_is_known(folder):
+    assert ImageFiles.in_folder(folder[0]).left_out == {NOT_IMAGES: {"count": 1, "examples": ["notes.txt"]}}
 
 
 def test_files_are_an_array_in_the_order_of_their_names(folder):

@@ -1,10 +1,12 @@
 import json
+import pickle
 
 import numpy as np
 import pytest
 import torch
 
 from fewstep.checks import ConfigError, DataError
+from fewstep.files import sha256_file
 from fewstep.metrics import reference as module
 from fewstep.metrics.baseline import Baseline, real_baseline
 from fewstep.metrics.evaluate import evaluate_samples
@@ -126,6 +128,109 @@ def test_adm_statistics_and_images(tmp_path):
     found = import_reference(tmp_path / "images.npz", extractor(), name="lsun")
     features = torch.from_numpy(images).permute(0, 3, 1, 2).float().flatten(1)[:, :D].numpy()
     assert frechet(found.statistics, Statistics.from_features(features)).value == pytest.approx(0, abs=1e-3)
+
+
+# of these four images, by hand: mean (1, 2), and sums of products of deviations 4, 4 and 22, divided by 4 - 1
+BY_HAND = np.array([[0, 1], [0, 1], [2, 0], [2, 6]], np.float32)
+MU, SIGMA = np.array([1.0, 2.0]), np.array([[4 / 3, 4 / 3], [4 / 3, 22 / 3]])
+
+
+def two(name="two"):
+    return Extractor(name, 2, "none", "a" * 64, lambda x: x.float().flatten(1)[:, :2])
+
+
+def pickled(path, content):
+    path.write_bytes(pickle.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["pytorch-fid", "clean-fid", "ADM", "ADM spatial", "EDM", "EDM2"])
+def test_statistics_of_every_program_are_those_by_hand(kind, tmp_path):
+    """Against the same mean moved by (3, 4) and four times the covariance, the distance is 25 + trace of it."""
+    path, network, n, taken = tmp_path / "stats.npz", two(), None, ["mu", "sigma"]
+    other = {"mu": MU + 100, "sigma": SIGMA * 2}
+    match kind:
+        case "ADM":  # with images that are not those behind the statistics
+            images = np.zeros((3, 1, 1, 3), np.uint8)
+            np.savez(path, images, mu=MU, sigma=SIGMA, mu_s=other["mu"], sigma_s=other["sigma"])
+        case "ADM spatial":
+            network, taken = two("two-spatial"), ["mu_s", "sigma_s"]
+            np.savez(path, **other, mu_s=MU, sigma_s=SIGMA)
+        case "EDM2":
+            path, n = tmp_path / "stats.pkl", 4
+            pickled(path, {"num_images": 4, "fid": {"mu": MU, "sigma": SIGMA}, "fd_dinov2": other})
+        case "clean-fid":
+            np.savez_compressed(path, mu=MU.astype(np.float32), sigma=SIGMA.astype(np.float32))
+        case _:
+            np.savez(path, mu=MU, sigma=SIGMA)
+    found = import_reference(path, network, name="toy", split="train")
+    assert found.statistics.mu == pytest.approx(MU, abs=1e-6)  # float32 of clean-fid here
+    assert found.statistics.cov == pytest.approx(SIGMA, abs=1e-6)
+    assert found.statistics.features is None and found.heldout is None and found.statistics.n == n
+    assert found.protocol["n"] == n and found.meta["provenance"] == "external"
+    assert found.meta["source"] == {"file": path.name, "sha256": sha256_file(path), "arrays": taken}
+    assert found.meta["dataset"] == {
+        "name": "toy",
+        "fingerprint": None,
+        "split": "train",
+        "heldout_split": None,
+    }
+    moved = Statistics(4, MU + [3, 4], 4 * SIGMA)
+    assert frechet(moved, found.statistics).value == pytest.approx(25 + SIGMA.trace(), rel=1e-5)
+    own = frechet(Statistics.from_features(BY_HAND), found.statistics)
+    assert own.value == pytest.approx(0, abs=1e-5)
+    save_reference(tmp_path / "ours.npz", found)
+    assert load_reference(tmp_path / "ours.npz", extractor=network).meta == found.meta
+
+
+def test_foreign_statistics_have_a_distance_and_no_more(tmp_path):
+    np.savez(tmp_path / "stats.npz", mu=MU, sigma=SIGMA)
+    found = import_reference(tmp_path / "stats.npz", two(), name="toy", n=50)
+    assert found.protocol["n"] == 50
+    (record,) = evaluate_samples(BY_HAND, found, two(), metrics=["fd"], resamples=4).values()
+    assert record["value"] == pytest.approx(0, abs=1e-9) and record["baseline"] is None
+    with pytest.raises(ConfigError, match="keeps its features"):
+        evaluate_samples(BY_HAND, found, two(), metrics=["kid"])
+
+
+@pytest.mark.parametrize(
+    "arrays, n, message",
+    [
+        ({"mu": MU, "sigma": SIGMA[:1]}, None, r"mu \(D,\) and sigma \(D, D\)"),
+        ({"mu": MU, "sigma": SIGMA * [[1, 2], [1, 1]]}, None, "sigma must be a covariance"),
+        ({"mu": MU, "sigma": -SIGMA}, None, "sigma must be a covariance"),
+        ({"mu": MU, "sigma": SIGMA * np.nan}, None, "finite"),
+        ({"mu": MU, "sigma": SIGMA + 0j}, None, "real numbers, got complex128"),
+        ({"mu": MU.astype(str), "sigma": SIGMA}, None, "real numbers, got <U"),
+        ({"mu": MU, "sigma": SIGMA}, 1, "2 or more"),
+        ({"arr_0": np.zeros((3, 1, 1, 3), np.uint8)}, 4, "tells 3"),
+    ],
+)
+def test_what_are_no_statistics_is_refused(arrays, n, message, tmp_path):
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(DataError, match=message):
+        import_reference(tmp_path / "x.npz", two(), name="x", n=n)
+
+
+class Malice:
+    def __reduce__(self):
+        return print, ("x",)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({"num_images": 4, "fd_dinov2": {"mu": MU, "sigma": SIGMA}}, "fid with mu and sigma; got num_images"),
+        ({"fid": {"mu": 1, "sigma": SIGMA}}, "real numbers, got int"),
+        ({"fid": {"mu": MU, "sigma": SIGMA}, "num_images": 1.5}, "tells 1.5"),
+        ({"fid": Malice()}, "numpy arrays alone"),
+        ([MU], "must hold a dict"),
+    ],
+)
+def test_pickles_of_anything_else_are_refused(content, message, tmp_path, capsys):
+    with pytest.raises(DataError, match=message):
+        import_reference(pickled(tmp_path / "x.pkl", content), two(), name="x")
+    assert capsys.readouterr().out == "", "no code was run"
 
 
 def test_import_refuses_what_does_not_fit(tmp_path):

@@ -26,7 +26,7 @@ def command(
         list[Path],
         typer.Argument(
             metavar="IMAGES...",
-            help="samples files or other .npz of images, folders of them, folders of image files, packed datasets",
+            help="samples files or other .npz or .npy of images, folders of them or of image files, packed datasets",
         ),
     ],
     reference: Annotated[Path, typer.Option(help="statistics file, from fewstep stats, or name in the zoo")],
@@ -103,12 +103,12 @@ def command(
 
 
 def images_in(paths: list[Path]) -> list[Path]:
-    """The sets of images that are meant: those named, and the .npz files of named folders that hold such files."""
-    found: list[Path] = []
-    for path in paths:
-        is_one = path.is_dir() and ((path / "manifest.json").exists() or not any(path.glob("*.npz")))
-        found += [path] if is_one else files_in([path], ".npz")
-    return found
+    """The sets of images that are meant: those named, and the arrays in named folders that hold such files."""
+    from fewstep.pipeline.images import arrays_in
+
+    return [
+        found for path in paths for found in (arrays_in(path) if path.is_dir() else files_in([path], ".npz"))
+    ]
 
 
 STAGE = Stage(
