@@ -53,6 +53,7 @@ class SearchRecord(BaseModel):
     finalists: list[Finalist]
     winner: str
     best_preset: str
+    best_preset_plan: dict[str, Any] | None = None
     network_calls: dict[str, int]
     seconds: dict[str, float]
 
