@@ -181,8 +181,8 @@ class Plan:
         return str(self.provenance.get("sampler") or self.provenance.get("preset") or self.name)
 
     @property
-    def narrows(self) -> bool:
-        """Whether any call uses a sub-network."""
+    def uses_sub_networks(self) -> bool:
+        """Whether any call uses the network at less than its full width."""
         return any(node.width for node in self.nodes)
 
     @property
