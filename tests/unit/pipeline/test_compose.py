@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from unit.pipeline.slimming import VP, ddim, pixels, reference, silent, slimmable
+from unit.methods.ddsm.stage.slimming import VP, ddim, pixels, reference, silent, slimmable
 from unit.pipeline.test_report import STUDY, Page, certificate, write_all
 
 from fewstep.checks import ConfigError, DataError
