@@ -145,10 +145,10 @@ class Plan:
         convert_at: with t_cond, whether an output is converted at the node's time (step) or at t_cond (tau).
         provenance: where the plan came from, no part of its identity; keys and their meaning are below.
 
-    Every plan has `preset` or, where it was derived from others, `parents`. All keys are optional JSON, and others may
-    be added:
+    Provenance is JSON with these keys, of which a known sampler has `preset` and a plan derived from others `parents`;
+    more may be added:
 
-        preset: name of a known sampler, a key of `fewstep.sampling.presets.PRESETS`; plans derived from it keep it.
+        preset: name of the known sampler, a key of `fewstep.sampling.presets.PRESETS`; aligned ones keep it.
         grid: its spacing, or how tables call the grid.
         sampler: how tables call the plan, where that is not the preset: `searched`, `ddim+aligned`, ...
         parents: hashes of the plans that it was derived from; none where a search built it from the space alone.
