@@ -182,7 +182,7 @@ def run_compare(args: argparse.Namespace) -> None:
     for (plan, value), own in zip(rows, ms, strict=True):
         low, high = paired_difference(value.fd, goal.fd, value.replicates, goal.replicates).interval
         of_preset = f"{ms[1] / own:.2f}" if known else ""
-        widths = "".join(map(str, widths_of(plan))) if plan.narrows else "full"
+        widths = "".join(map(str, widths_of(plan))) if plan.uses_sub_networks else "full"
         lines.append(
             f"| {plan.name} | {plan.nfe} | {widths} | {value} | [{low:.2f}, {high:.2f}] | {own:.3f} | "
             f"{ms[0] / own:.1f} | {of_preset} |"

@@ -1,7 +1,7 @@
 """Progress of long work, on stderr: a bar on a terminal, a line every 30 seconds elsewhere."""
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, TypeVar
 
 from tqdm import tqdm
@@ -37,3 +37,19 @@ def track(
         )
 
     return wrap
+
+
+def noted(
+    wrap: Callable[[Iterable[T]], Iterable[T]], note: Callable[[], str]
+) -> Callable[[Iterable[T]], Iterator[T]]:
+    """A progress bar that shows a note, such as the best so far, which is made anew after each item."""
+
+    def wrapped(items: Iterable[T]) -> Iterator[T]:
+        bar = wrap(items)
+        show = getattr(bar, "set_postfix_str", None)
+        for item in bar:
+            yield item
+            if show is not None:
+                show(note(), refresh=False)
+
+    return wrapped

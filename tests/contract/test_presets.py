@@ -37,6 +37,12 @@ def make(name, schedule, nfe, **options):
         return None
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_known_sampler_says_which_and_on_which_grid(name):
+    plan = next(filter(None, (make(name, VPLinear(), nfe, grid="uniform-t") for nfe in (4, 5))))
+    assert plan.provenance == {"preset": name, "grid": "uniform-t"} and plan.sampler == name
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", PRESETS)
 def test_plans_are_what_was_asked_for(name, schedule):

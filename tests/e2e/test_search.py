@@ -15,9 +15,9 @@ from e2e.shell import COMMAND, made, refused
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from fewstep.app.params import load_params
 from fewstep.checks import ConfigError
 from fewstep.interop.load import load_model
-from fewstep.app.params import load_params
 from fewstep.pipeline.samples import read_samples
 from fewstep.sampling.plan import load_plan
 from fewstep.sampling.sample import Costs, sample

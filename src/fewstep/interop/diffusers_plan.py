@@ -43,7 +43,7 @@ def to_diffusers(plan: Plan, model: Model) -> PlanScheduler:
             mean of the data, changes the network, or reads outputs of EDM's preconditioning.
     """
     check_fingerprint(model, plan)
-    if plan.changes_network or plan.narrows:
+    if plan.changes_network or plan.uses_sub_networks:
         raise ConfigError(
             "A scheduler cannot change the network, so width, quant and skip_scale must be null; "
             f"{plan.name or 'the plan'} sets one, so sample it here."

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def reference_and_extractor(
     reference: Path | None, data: Path | None, extractor: str, device: str, task: "Task"
 ) -> tuple["Reference | None", "Extractor | None"]:
-    """The images to be like, from a statistics file or a packed dataset, and whose features are compared.
+    """The reference images, from a statistics file or a packed dataset, and the extractor whose features are compared.
 
     Returns:
         Both, or neither where no images are named.

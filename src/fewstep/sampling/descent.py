@@ -71,7 +71,7 @@ def frechet_gradient(task: Task, loss: Callable[[Tensor], Tensor], features: Fea
 
 
 class Free(nn.Module):
-    """Numbers of a plan as parameters; abstract: what is free, and how it moves, is the heir's idea.
+    """Numbers of a plan as parameters; abstract: subclasses define what is free, and how it moves.
 
     Attributes: form: the plan as it is solved, whose numbers `values` replaces.
     """
@@ -101,7 +101,9 @@ class Free(nn.Module):
 class Point:
     """One look at a plan that is being polished.
 
-    Attributes: loss: of the iteration; None at the start. validation: score on seeds that the gradient never sees.
+    Attributes:
+        loss: of the iteration; None for the initial plan.
+        validation: score on seeds that the gradient never sees.
     """
 
     iteration: int
@@ -120,7 +122,7 @@ def polish(
     checks: int = 6,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> list[Point]:
-    """Descend, and leave `free` at the best of the plans validated on the way, its start among them.
+    """Descend, and leave `free` at the best of the plans validated on the way, the initial one among them.
 
     Args:
         free: what moves; changed in place.
@@ -129,14 +131,14 @@ def polish(
         validate: score on seeds that the gradient never sees, lower is better.
         iterations: of Adam.
         lr: learning rate, to which it rises and from which it falls to 0.
-        checks: validations on the way, besides that of the start.
+        checks: validations on the way, besides that of the initial plan.
         progress: wraps the iterations.
 
     Returns:
         What was seen at each validation.
     """
     optimiser = torch.optim.Adam(free.parameters(), lr=lr, betas=(0.9, 0.99))
-    course = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda i: _course(i, max(iterations, 1)))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda i: _share_of_lr(i, max(iterations, 1)))
     best, kept = _validated(free, validate), copy.deepcopy(free.state_dict())
     seen = [Point(0, None, best)]
     every = max(1, iterations // max(checks, 1))
@@ -152,7 +154,7 @@ def polish(
             continue
         nn.utils.clip_grad_norm_(free.parameters(), CLIP)
         optimiser.step()
-        course.step()
+        schedule.step()
         if (i + 1) % every == 0 or i + 1 == iterations:
             score = _validated(free, validate)
             seen.append(Point(i + 1, loss, score))
@@ -162,14 +164,14 @@ def polish(
     return seen
 
 
-def _course(i: int, iterations: int) -> float:
+def _share_of_lr(i: int, iterations: int) -> float:
     """Share of the learning rate at an iteration: up a line, then down a cosine."""
     risen = (i + 1) / (WARM * iterations + 1)
     return risen if risen < 1 else (1 + math.cos(math.pi * (i / iterations - WARM) / (1 - WARM))) / 2
 
 
 def _backward(free: Free, gradient: Gradient, seeds: Sequence[int]) -> float:
-    """The loss; the network is gone through with the numbers as leaves, then once from the numbers on."""
+    """The loss; backward through the network to the numbers as leaves, then once from these to the parameters."""
     values = free.values()
     leaves = Values(*(number.detach().requires_grad_(number.requires_grad) for number in values))
     loss = gradient(free.form, leaves, seeds)

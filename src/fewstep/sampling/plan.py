@@ -143,7 +143,20 @@ class Plan:
         guidance: classifier-free guidance scale the plan was made for.
         fingerprint: sha256 of the weights the plan was made for, None for any model.
         convert_at: with t_cond, whether an output is converted at the node's time (step) or at t_cond (tau).
-        provenance: where the plan came from; free JSON, no part of its identity.
+        provenance: where the plan came from, no part of its identity; keys and their meaning are below.
+
+    Provenance is JSON with these keys, of which a known sampler has `preset` and a plan derived from others `parents`;
+    more may be added:
+
+        preset: name of the known sampler, a key of `fewstep.sampling.presets.PRESETS`; aligned ones keep it.
+        grid: its spacing, or how tables call the grid.
+        sampler: how tables call the plan, where that is not the preset: `searched`, `ddim+aligned`, ...
+        parents: hashes of the plans that it was derived from; none where a search built it from the space alone.
+        seeds: purpose -> first and last seed of images that had a part in finding it; refused when images are judged.
+        found, objective: of a searched plan, the candidate that won, and what it was chosen by, with its value.
+        stepaware: of a plan with searched widths, these, their cost, and their error.
+        align: of a plan that an alignment has tried, whether or not it moved: the record of the alignment.
+        composed: what the final comparison measured.
     """
 
     schedule: Mapping[str, Any] = field(hash=False)
@@ -181,8 +194,8 @@ class Plan:
         return str(self.provenance.get("sampler") or self.provenance.get("preset") or self.name)
 
     @property
-    def narrows(self) -> bool:
-        """Whether any call uses a sub-network."""
+    def uses_sub_networks(self) -> bool:
+        """Whether any call uses the network at less than its full width."""
         return any(node.width for node in self.nodes)
 
     @property

@@ -1,4 +1,4 @@
-"""What a sampler is sought for: a model and how it is asked, solved from seeds, with its cost counted."""
+"""What a sampler is searched for: a model and how it is called, solved from seeds, with its cost counted."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from fewstep.sampling.solver import Values
 
 @dataclass
 class Task:
-    """What a sampler is sought for: a model, and how it is asked.
+    """What a sampler is searched for: a model, and how it is called.
 
     Attributes:
         guidance: classifier-free guidance scale; class-conditional models take the label seed modulo classes.

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from unit.pipeline.slimming import VP, ddim, pixels, reference, silent, slimmable
+from unit.methods.ddsm.stage.slimming import VP, ddim, pixels, reference, silent, slimmable
 
 from fewstep.app.settings import ComposeSettings
 from fewstep.app.stages.compose.run import compose

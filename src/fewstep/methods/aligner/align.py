@@ -1,4 +1,4 @@
-"""Fit the time told at each network call of a plan, one call after the other, and keep what holds elsewhere.
+"""Fit the conditioning timestep of each network call of a plan in turn, and keep what holds on other noises.
 
 Differs from the authors' code: times stay in the trained range, the search is a scan with golden section, and a step
 changes only if unseen noises agree [xia2023aligner].
@@ -29,7 +29,7 @@ from fewstep.sampling.sample import Costs, solve
 from fewstep.sampling.task import Task, distances
 
 MAX_LOG_RATIO = 0.7
-"""Bound on |log(time told / own time)|: a factor of two."""
+"""Bound on |log(conditioning timestep / the node's own)|: a factor of two."""
 SURE = 2.0  # standard errors by which a change must be better on unseen noises
 
 OPTIMISERS = ("search", "adam")
@@ -62,11 +62,11 @@ class AlignedNode:
     """What was tried at one network call.
 
     Attributes:
-        t_cond: the time that the network is told from now on.
-        eps_scale: factor on the predicted noise from now on.
+        t_cond: the aligned conditioning timestep.
+        eps_scale: factor on the predicted noise.
         tried: the best (t_cond, eps_scale) of the fit; None where the objective has nothing to say.
         fit, held_out: mean squared distance on the noises of the fit, and on others.
-        kept: whether what was tried is what is told.
+        kept: whether what was tried is in the plan.
         why: if not, the reason.
     """
 
@@ -118,11 +118,11 @@ def align(
     gate: str = "plan",
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> Alignment:
-    """Find the times to tell the network in a plan.
+    """Find the conditioning timesteps of a plan.
 
-    Each network call in order: the best time on the noises of `seeds`, kept if it is better on those of `gate_seeds`
-    by two standard errors of the paired difference. The last call is left alone by the objectives `paper` and
-    `paper-sequential`, which ask the network where it lands.
+    Each network call in order: the best timestep on the noises of `seeds`, kept if it is better on those of
+    `gate_seeds` by two standard errors of the paired difference. The last call is left alone by the objectives `paper`
+    and `paper-sequential`, which call the network where it lands.
 
     Args:
         task: model, guidance and batch size; its network's weights are neither changed nor given gradients.
@@ -136,7 +136,7 @@ def align(
             len(seeds) are for the fit, the next len(gate_seeds) decide.
         labels: class of each image, (N,), for class-conditional models.
         substeps: steps of the fine path in each of the plan's intervals.
-        calibration: the network's own clock, for the fine path.
+        calibration: of the network's timesteps, for the fine path.
         gate: `plan`, the whole must come nearer to the fine solutions, too; `steps`, only the steps are gated;
             `none`, everything that was tried is kept.
         progress: wraps the network calls.
@@ -161,14 +161,14 @@ def align(
     )
     tuning = _Tuning(task, optimiser, magnitude, gate != "none", skips_last=goal.judges == "change")
     nodes = []
-    for i in progress(range(len(student.stages))):
+    for i in progress(range(len(student.segments))):
         judges = fit.judge(i), held_out.judge(i)
-        node = tuning.tuned(*judges, is_last=i + 1 == len(student.stages))
+        node = tuning.tuned(*judges, is_last=i + 1 == len(student.segments))
         for walk, judge in zip((fit, held_out), judges, strict=True):
             walk.advance(judge, node.t_cond, node.eps_scale)
-        if judges[0].stage.asks:
+        if judges[0].segment.calls_network:
             nodes.append(node)
-    found = _told(plan, nodes, task)
+    found = _with_timesteps(plan, nodes, task)
     return _judged(student, found, tuple(nodes), student.draw(gate_seeds), held_out, gate)
 
 
@@ -204,12 +204,12 @@ def _pairs(
     return student.draw(seeds, images[:n], first), student.draw(gate_seeds, images[n:total], second)
 
 
-def _told(plan: Plan, nodes: Sequence[AlignedNode], task: Task) -> Plan:
-    """The plan with other times and scales; the plan itself where none has changed."""
+def _with_timesteps(plan: Plan, nodes: Sequence[AlignedNode], task: Task) -> Plan:
+    """The plan with the aligned timesteps and scales; the plan itself where none has changed."""
     changed = list(plan.nodes)
     for node in nodes:
-        told = None if node.t_cond == node.t else node.t_cond
-        changed[node.node] = replace(changed[node.node], t_cond=told, eps_scale=node.eps_scale)
+        t_cond = None if node.t_cond == node.t else node.t_cond
+        changed[node.node] = replace(changed[node.node], t_cond=t_cond, eps_scale=node.eps_scale)
     if tuple(changed) == plan.nodes:
         return plan
     return replace(plan, nodes=tuple(changed), guidance=task.guidance, fingerprint=task.model.fingerprint)
@@ -246,7 +246,7 @@ def endpoint_distances(student: Student, plan: Plan, draw: Draw, end: Tensor) ->
 
 def _sentence(gain: Gain) -> str:
     by = (gain.before - gain.after) / gain.error if gain.error > 0 else 0.0
-    return f"it gains {by:.1f} standard errors on unseen noises, where more than {SURE:g} are asked"
+    return f"it gains {by:.1f} standard errors on unseen noises, where more than {SURE:g} are needed"
 
 
 @dataclass
@@ -260,54 +260,54 @@ class _Tuning:
     skips_last: bool
 
     def tuned(self, fit: Judge, held_out: Judge, *, is_last: bool) -> AlignedNode:
-        """The best time and scale, gated."""
-        node = fit.student.plan.nodes[fit.stage.node]
-        told, scale = node.t if node.t_cond is None else node.t_cond, node.eps_scale
-        same = AlignedNode(fit.stage.node, node.t, told, scale)
-        if not fit.stage.asks or (is_last and self.skips_last):
+        """The best timestep and scale, gated."""
+        node = fit.student.plan.nodes[fit.segment.node]
+        t_cond, scale = node.t if node.t_cond is None else node.t_cond, node.eps_scale
+        same = AlignedNode(fit.segment.node, node.t, t_cond, scale)
+        if not fit.segment.calls_network or (is_last and self.skips_last):
             return replace(same, why="the objective does not judge the last step")
-        new_told, new_scale = self._tried(fit, node.t, told, scale)
-        if (new_told, new_scale) == (told, scale):
-            return replace(same, tried=(told, scale), why="nothing is better on the noises of the fit")
+        new_t_cond, new_scale = self._tried(fit, node.t, t_cond, scale)
+        if (new_t_cond, new_scale) == (t_cond, scale):
+            return replace(same, tried=(t_cond, scale), why="nothing is better on the noises of the fit")
         with torch.no_grad():
             gains = [
-                Gain.of(judge.losses(told, scale), judge.losses(new_told, new_scale))
+                Gain.of(judge.losses(t_cond, scale), judge.losses(new_t_cond, new_scale))
                 for judge in (fit, held_out)
             ]
-        tried = replace(same, tried=(new_told, new_scale), fit=gains[0], held_out=gains[1])
+        tried = replace(same, tried=(new_t_cond, new_scale), fit=gains[0], held_out=gains[1])
         if self.gated and not gains[1].sure:
             return replace(tried, why=_sentence(gains[1]))
-        return replace(tried, t_cond=new_told, eps_scale=new_scale, kept=True)
+        return replace(tried, t_cond=new_t_cond, eps_scale=new_scale, kept=True)
 
-    def _tried(self, judge: Judge, t: float, told: float, scale: float) -> tuple[float, float]:
-        """The best time and scale on the images of a judge; those given where none is better."""
+    def _tried(self, judge: Judge, t: float, t_cond: float, scale: float) -> tuple[float, float]:
+        """The best timestep and scale on the images of a judge; those given where none is better."""
         schedule = judge.student.schedule
         low, high = (math.log(end / t) for end in (schedule.t_min, schedule.t_max))
         low, high = min(max(low, -MAX_LOG_RATIO), 0.0), max(min(high, MAX_LOG_RATIO), 0.0)
         closed = self.magnitude and judge.has_best_scale
 
-        start = math.log(told / t)
+        start = math.log(t_cond / t)
 
         def at(log_ratio: float) -> float:
-            # exactly what was told at the start, and never outside of the trained range by rounding
+            # exactly that of the plan at the start, and never outside of the trained range by rounding
             moved = min(max(t * math.exp(log_ratio), schedule.t_min), schedule.t_max)
-            return told if log_ratio == start else moved if log_ratio else t
+            return t_cond if log_ratio == start else moved if log_ratio else t
 
         def value(log_ratio: float) -> float:
             with torch.no_grad():
                 found = at(log_ratio)
                 losses = judge.best_scale(found)[1] if closed else judge.losses(found, scale)
-            return finite_mean(losses, judge.stage.node)
+            return finite_mean(losses, judge.segment.node)
 
         if self.optimiser == "adam":
-            best = adam(judge, t, told, scale, (low, high), self.task.batch_size)
+            best = adam(judge, t, t_cond, scale, (low, high), self.task.batch_size)
         else:
             best = at(golden(value, low, high, also=start))
         with torch.no_grad():
             if closed:
                 scale = judge.best_scale(best)[0]
-            elif self.magnitude:  # no closed form: seek it, too
+            elif self.magnitude:  # no closed form: search for it, too
                 scale = golden(
-                    lambda k: finite_mean(judge.losses(best, k), judge.stage.node), *SCALES, also=scale
+                    lambda k: finite_mean(judge.losses(best, k), judge.segment.node), *SCALES, also=scale
                 )
         return best, scale

@@ -1,4 +1,4 @@
-"""What a network should be told so that it predicts the drawn noise best, over all times: the bias of its clock."""
+"""The conditioning timestep with which a network predicts the drawn noise best, over all times: its calibration."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -21,10 +21,10 @@ def calibrate(
     grid: str = "uniform-lambda",
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> Calibration:
-    """Fit the time to tell at each of some times, by the objective `denoise`; where nothing is surely better, the time.
+    """Fit the conditioning timestep at some times, by the objective `denoise`; the time itself where none is better.
 
     Args:
-        task: model and how it is asked.
+        task: model and how it is called.
         images: x0 in [-1, 1] (N, *shape), or latents, as many as seeds of both kinds.
         seeds: noises of the fit.
         gate_seeds: noises that decide.
@@ -34,7 +34,7 @@ def calibrate(
         progress: wraps the times.
 
     Returns:
-        The clock, for the fine path of `align`.
+        For the fine path of `align`.
     """
     plan = ddim(task.model.schedule, points, grid=grid)
     found = align(

@@ -17,35 +17,35 @@ from fewstep.sampling.task import Task
 
 @dataclass(frozen=True)
 class Calibration:
-    """The network's own clock: the time to tell it so that it predicts best at a time.
+    """The conditioning timestep with which a network predicts best, as a function of time.
 
-    Attributes: ts: times, falling. told: what to tell at each; between them it is linear in time.
+    Attributes: ts: times, falling. t_cond: conditioning timestep at each; between them it is linear in time.
     """
 
     ts: tuple[float, ...]
-    told: tuple[float, ...]
+    t_cond: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if len(self.ts) != len(self.told) or len(self.ts) < 2 or list(self.ts) != sorted(self.ts)[::-1]:
+        if len(self.ts) != len(self.t_cond) or len(self.ts) < 2 or list(self.ts) != sorted(self.ts)[::-1]:
             raise ConfigError(
-                f"A calibration needs two or more falling times and as many times to tell; "
-                f"got {len(self.ts)} and {len(self.told)}; make it with calibrate."
+                f"A calibration needs two or more falling times and as many conditioning timesteps; "
+                f"got {len(self.ts)} and {len(self.t_cond)}; make it with calibrate."
             )
 
     def __call__(self, t: float) -> float:
-        """What to tell at time t; outside the times, moved as at the nearest."""
-        rising, told = self.ts[::-1], self.told[::-1]
+        """The conditioning timestep at time t; outside the times, moved as at the nearest."""
+        rising, t_cond = self.ts[::-1], self.t_cond[::-1]
         i = min(max(bisect.bisect_right(rising, t), 1), len(rising) - 1)
         share = min(max((t - rising[i - 1]) / (rising[i] - rising[i - 1]), 0.0), 1.0)
         nearest = rising[i - 1] + share * (rising[i] - rising[i - 1])
-        return t + told[i - 1] + share * (told[i] - told[i - 1]) - nearest
+        return t + t_cond[i - 1] + share * (t_cond[i] - t_cond[i - 1]) - nearest
 
 
 @dataclass(frozen=True)
 class Fine:
     """A teacher: the model at full width in `substeps` steps an interval, each of second order.
 
-    Attributes: calibration: what it is told instead of its steps' times.
+    Attributes: calibration: its conditioning timesteps, instead of its steps' times.
     """
 
     task: Task
@@ -103,9 +103,9 @@ def fine_plan(
     )
     if calibration is not None:
         low, high = schedule.t_min, schedule.t_max
-        told = (
+        conditioned = (
             replace(node, t_cond=min(max(calibration(node.t), low), high)) if node.eval == "net" else node
             for node in plan.nodes
         )
-        plan = replace(plan, nodes=tuple(told))
+        plan = replace(plan, nodes=tuple(conditioned))
     return plan, places

@@ -1,4 +1,4 @@
-"""All times told in a plan, and the scales, as numbers that gradients move together from where the fit left them."""
+"""All conditioning timesteps of a plan, and the scales, as numbers that gradients move together."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from fewstep.sampling.solver import Values
 
 
 class FreeTimes(Free):
-    """A plan whose network calls can be told other times: log(told / own time) of each, and log(scale).
+    """A plan whose conditioning timesteps can move: log(timestep / the node's own) of each call, and log(scale).
 
     Attributes:
         log_ratio: of each network node, (n,).
@@ -23,30 +23,30 @@ class FreeTimes(Free):
     def __init__(self, plan: Plan, schedule: Schedule, *, magnitude: bool = False) -> None:
         super().__init__()
         self.origin, self.schedule = plan, schedule
-        self.asked = [i for i, node in enumerate(plan.nodes) if node.eval == "net"]
-        told = {
-            i: plan.nodes[i].t if plan.nodes[i].t_cond is None else plan.nodes[i].t_cond for i in self.asked
+        self.called = [i for i, node in enumerate(plan.nodes) if node.eval == "net"]
+        t_cond = {
+            i: plan.nodes[i].t if plan.nodes[i].t_cond is None else plan.nodes[i].t_cond for i in self.called
         }
         self.form = replace(
             plan,
-            nodes=tuple(replace(n, t_cond=told.get(i, n.t_cond)) for i, n in enumerate(plan.nodes)),
+            nodes=tuple(replace(n, t_cond=t_cond.get(i, n.t_cond)) for i, n in enumerate(plan.nodes)),
         )
         self.numbers = Values.of(self.form)
-        self.own = torch.tensor([plan.nodes[i].t for i in self.asked], dtype=torch.float64)
+        self.own = torch.tensor([plan.nodes[i].t for i in self.called], dtype=torch.float64)
         self.log_ratio = nn.Parameter(
-            (torch.tensor(list(told.values()), dtype=torch.float64) / self.own).log()
+            (torch.tensor(list(t_cond.values()), dtype=torch.float64) / self.own).log()
         )
-        scales = self.numbers.eps_scale[self.asked] if magnitude else torch.zeros(0, dtype=torch.float64)
+        scales = self.numbers.eps_scale[self.called] if magnitude else torch.zeros(0, dtype=torch.float64)
         self.log_scale = nn.Parameter(scales.log())
         self._start = self.log_ratio.detach().clone(), self.log_scale.detach().clone()
 
     def values(self) -> Values:
         """The numbers of `form`, with gradients; kept within the trained range and the bounds of scales."""
-        told = _held(self.own * self.log_ratio.exp(), self.schedule.t_min, self.schedule.t_max)
+        t_cond = _held(self.own * self.log_ratio.exp(), self.schedule.t_min, self.schedule.t_max)
         scales = self.numbers.eps_scale
         if len(self.log_scale):
-            scales = scales.index_put((torch.tensor(self.asked),), _held(self.log_scale.exp(), *SCALES))
-        return replace(self.numbers, t_cond=told, eps_scale=scales)
+            scales = scales.index_put((torch.tensor(self.called),), _held(self.log_scale.exp(), *SCALES))
+        return replace(self.numbers, t_cond=t_cond, eps_scale=scales)
 
     def plan(self) -> Plan:
         """The plan with the numbers as they are; where none has moved, the origin itself."""

@@ -1,4 +1,4 @@
-"""What the time told to a network is judged by, step by step."""
+"""What conditioning timesteps are judged by, step by step."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fewstep.checks import ConfigError, DataError
 from fewstep.methods.aligner.fine import Fine
-from fewstep.methods.aligner.student import Draw, Position, Stage, Student
+from fewstep.methods.aligner.student import Draw, Position, Segment, Student
 from fewstep.sampling.plan import Plan
 from fewstep.sampling.sample import start_std
 from fewstep.sampling.solver import Scalar
@@ -82,11 +82,11 @@ def require_objective(
 
 @dataclass(frozen=True)
 class Judge:
-    """One stage, seen from where some images stand before it."""
+    """One segment, seen from where some images are before it."""
 
     student: Student
     objective: Objective
-    stage: Stage
+    segment: Segment
     at: Position
     target: Tensor
 
@@ -98,34 +98,34 @@ class Judge:
     def has_best_scale(self) -> bool:
         """Whether the judged tensor is affine in the scale."""
         return self.objective.judges == "noise" or (
-            self.objective.judges == "landing" and len(self.stage.rows) == 1
+            self.objective.judges == "landing" and len(self.segment.rows) == 1
         )
 
-    def best_scale(self, told: Scalar) -> tuple[float, Tensor]:
-        """The scale within SCALES that is best with a time, in closed form, and the losses with it, (B,)."""
-        still, moved = self._line(told)
+    def best_scale(self, t_cond: Scalar) -> tuple[float, Tensor]:
+        """The scale within SCALES that is best with a timestep, in closed form, and the losses with it, (B,)."""
+        still, moved = self._line(t_cond)
         wanted = (self.target - still).double()
         best = float((wanted * moved).sum() / moved.double().square().sum())
         scale = min(max(best, SCALES[0]), SCALES[1])
         return scale, _squares(still + scale * moved - self.target)
 
-    def losses(self, told: Scalar, scale: Scalar) -> Tensor:
+    def losses(self, t_cond: Scalar, scale: Scalar) -> Tensor:
         """Squared distance of each image, (B,) float64."""
         if self.has_best_scale:
-            still, moved = self._line(told)
+            still, moved = self._line(t_cond)
             return _squares(still + scale * moved - self.target)
-        landed, _ = self.student.land(self.stage, self.at, told, scale)
+        landed, _ = self.student.land(self.segment, self.at, t_cond, scale)
         if self.objective.judges == "change":
-            node = self.student.plan.nodes[self.stage.lands]
+            node = self.student.plan.nodes[self.segment.lands]
             landed = self.student.eps(node, landed, self.at.labels, node.t, node.t)
         return _squares(landed - self.target)
 
-    def _line(self, told: Scalar) -> tuple[Tensor, Tensor]:
+    def _line(self, t_cond: Scalar) -> tuple[Tensor, Tensor]:
         """(y0, y1): what is judged is y0 + scale * y1."""
         if self.objective.judges == "landing":
-            return self.student.parts(self.stage, self.at, told)
-        node = self.student.plan.nodes[self.stage.node]
-        eps = self.student.eps(node, self.at.x, self.at.labels, told)
+            return self.student.parts(self.segment, self.at, t_cond)
+        node = self.student.plan.nodes[self.segment.node]
+        eps = self.student.eps(node, self.at.x, self.at.labels, t_cond)
         return torch.zeros_like(eps), eps
 
 
@@ -136,10 +136,10 @@ def _squares(off: Tensor) -> Tensor:
 
 @dataclass
 class Walk:
-    """Images on their way through the stages of a plan.
+    """Images on their way through the segments of a plan.
 
     Attributes:
-        path: states of the fine path at each stage and at the end, where the objective follows it.
+        path: states of the fine path at each segment and at the end, where the objective follows it.
     """
 
     student: Student
@@ -151,16 +151,16 @@ class Walk:
     history: tuple[Tensor, ...] = field(default=(), init=False)
 
     def judge(self, i: int) -> Judge:
-        """What stage i is judged by."""
-        student, stage = self.student, self.student.stages[i]
+        """What segment i is judged by."""
+        student, segment = self.student, self.student.segments[i]
         at = Position(self._state(i), self.history, self.draw.fresh[i], self.draw.labels)
         with torch.no_grad():
-            return Judge(student, self.objective, stage, at, self._target(i, at))
+            return Judge(student, self.objective, segment, at, self._target(i, at))
 
-    def advance(self, judge: Judge, told: float, scale: float) -> None:
+    def advance(self, judge: Judge, t_cond: float, scale: float) -> None:
         """Take the step with the values that it was given."""
         with torch.no_grad():
-            self.landed, self.history = self.student.land(judge.stage, judge.at, told, scale)
+            self.landed, self.history = self.student.land(judge.segment, judge.at, t_cond, scale)
 
     def _state(self, i: int) -> Tensor:
         if self.objective.own_path and self.landed is not None:
@@ -170,15 +170,15 @@ class Walk:
         return x_T(self.student, self.draw)
 
     def _target(self, i: int, at: Position) -> Tensor:
-        stage, nodes = self.student.stages[i], self.student.plan.nodes
+        segment, nodes = self.student.segments[i], self.student.plan.nodes
         if self.objective.judges == "noise":
             return self.draw.eps
         if self.objective.judges == "change":
-            node = nodes[stage.node]
+            node = nodes[segment.node]
             return self.student.eps(node, at.x, at.labels, node.t, node.t)
         if self.path is not None:
             return self.path[i + 1]
-        return self.fine.path(at.x, at.labels, [nodes[stage.node], nodes[stage.lands]])[-1]
+        return self.fine.path(at.x, at.labels, [nodes[segment.node], nodes[segment.lands]])[-1]
 
 
 def x_T(student: Student, draw: Draw) -> Tensor:
@@ -187,10 +187,10 @@ def x_T(student: Student, draw: Draw) -> Tensor:
 
 
 def fine_path(student: Student, draw: Draw, fine: Fine) -> list[Tensor]:
-    """The fine path's states at each stage and at the end, from the noises that sampling starts with."""
+    """The fine path's states at each segment and at the end, from the noises that sampling starts with."""
     nodes = student.plan.nodes
     return fine.path(
-        x_T(student, draw), draw.labels, [*(nodes[stage.node] for stage in student.stages), nodes[-1]]
+        x_T(student, draw), draw.labels, [*(nodes[segment.node] for segment in student.segments), nodes[-1]]
     )
 
 

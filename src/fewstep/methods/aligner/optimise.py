@@ -43,16 +43,16 @@ def golden(value: Callable[[float], float], low: float, high: float, *, also: fl
 
 
 def adam(
-    judge: Judge, t: float, told: float, scale: float, bounds: tuple[float, float], batch_size: int
+    judge: Judge, t: float, t_cond: float, scale: float, bounds: tuple[float, float], batch_size: int
 ) -> float:
-    """The time told after Adam on the ratio r = told / t, as published but for the bounds on log r."""
-    ratio = torch.tensor(told / t, dtype=torch.float64, requires_grad=True)
+    """The conditioning timestep after Adam on the ratio r = t_cond / t, as published but for the bounds on log r."""
+    ratio = torch.tensor(t_cond / t, dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.Adam([ratio], lr=ADAM_LR)
     n = len(judge.at.x)
     for i in range(ADAM_ITERATIONS):
         first = i * batch_size % n
         loss = judge.part(slice(first, first + batch_size)).losses(ratio * t, scale).mean()
-        finite_mean(loss[None], judge.stage.node)
+        finite_mean(loss[None], judge.segment.node)
         (ratio.grad,) = torch.autograd.grad(loss, [ratio])  # the network's weights get none
         optimiser.step()
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""A plan taken apart at its network calls, so that one call can be told another time and its landing be seen."""
+"""A plan taken apart at its network calls, so that the timestep of one can change and its landing be observed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,20 +26,20 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A node with its evaluations, two at an implicit corrector and otherwise one, and where they lead.
+class Segment:
+    """From one evaluated node to the next: two evaluations at an implicit corrector, otherwise one.
 
     Attributes:
-        node: index of the node that is asked.
+        node: index of the evaluated node.
         rows: one update an evaluation.
-        asks: whether it is the network that is asked, not an analytic first step.
-        lands: index of the node asked next; of the last stage, of the plan's last node.
+        calls_network: whether the network is called, and it is not an analytic first step.
+        lands: index of the next evaluated node; of the last segment, of the plan's last node.
         noise_std: of the fresh noise added on landing.
     """
 
     node: int
     rows: tuple[Row, ...]
-    asks: bool
+    calls_network: bool
     lands: int
     noise_std: float = 0.0
 
@@ -50,7 +50,7 @@ class Draw:
 
     Attributes:
         eps: unit noise, (B, *shape): of x_T, and of the pair (x0, eps).
-        fresh: noise that each stage adds, None where it adds none.
+        fresh: noise that each segment adds, None where it adds none.
         labels: class of each image, (B,).
         x0: images of the pairs, where there are any.
     """
@@ -63,7 +63,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class Position:
-    """Where images stand before a stage.
+    """Where images stand before a segment.
 
     Attributes:
         x: state, (B, *shape).
@@ -88,10 +88,10 @@ class Position:
 
 
 class Student:
-    """A plan whose every call can be asked with another time and scale.
+    """A plan whose every call can have another conditioning timestep and scale.
 
     Attributes:
-        stages: the calls in order.
+        segments: the calls in order.
         schedule: of the model.
     """
 
@@ -103,7 +103,7 @@ class Student:
         """
         _check_fit(task, plan)
         self.task, self.plan, self.schedule = task, plan, task.model.schedule
-        self.stages = _noisy_stages(task, plan) if plan.stochastic else _stages(task, plan)
+        self.segments = _noisy_segments(task, plan) if plan.stochastic else _segments(task, plan)
 
     def draw(self, seeds: Sequence[int], x0: Tensor | None = None, labels: Tensor | None = None) -> Draw:
         """The noises of some seeds; labels follow from the seeds, as in `Task`, where none are given."""
@@ -111,32 +111,32 @@ class Student:
         noise = ImageNoise(seeds, model.shape)
         eps = noise().to(model.device)
         # as sampling draws them: in the order of the steps, none where none is added
-        fresh = tuple(noise().to(model.device) if stage.noise_std else None for stage in self.stages)
+        fresh = tuple(noise().to(model.device) if segment.noise_std else None for segment in self.segments)
         if labels is None and model.n_classes:
             labels = torch.tensor([seed % model.n_classes for seed in seeds])
         return Draw(eps, fresh, labels, None if x0 is None else x0.to(eps))
 
-    def noised(self, draw: Draw, stage: int) -> Tensor:
-        """The images with their noise at the time of a stage, alpha x0 + sigma eps."""
+    def noised(self, draw: Draw, segment: int) -> Tensor:
+        """The images with their noise at the time of a segment, alpha x0 + sigma eps."""
         assert draw.x0 is not None
-        t = self.plan.nodes[self.stages[stage].node].t
+        t = self.plan.nodes[self.segments[segment].node].t
         return float(self.schedule.alpha(t)) * draw.x0 + float(self.schedule.sigma(t)) * draw.eps
 
     def eps(
-        self, node: Node, x: Tensor, labels: Tensor | None, told: Scalar, converted_at: Scalar | None = None
+        self, node: Node, x: Tensor, labels: Tensor | None, t_cond: Scalar, converted_at: Scalar | None = None
     ) -> Tensor:
-        """The noise predicted at a node's own time and width by a network told another time.
+        """The noise predicted at a node's own time and width with another conditioning timestep.
 
         Args:
             node: where.
             x: states, (B, *shape).
             labels: (B,).
-            told: the time told.
+            t_cond: conditioning timestep.
             converted_at: time at which the output is read as noise; None for the plan's way.
         """
         model, size = self.task.model, self.task.batch_size
         if converted_at is None:
-            converted_at = told if self.plan.convert_at == "tau" else node.t
+            converted_at = t_cond if self.plan.convert_at == "tau" else node.t
         read = weights(model.prediction, self.schedule, torch.as_tensor(converted_at, dtype=torch.float64))
         of_x, of_output = read.eps_of_x.to(x), read.eps_of_output.to(x)
         found = []
@@ -145,37 +145,37 @@ class Student:
             denoiser = Denoiser(
                 model, labels=None if labels is None else labels[rows], guidance=self.task.guidance
             )
-            output = denoiser.output(x[rows], node.t, t_cond=told, width=node.width)
+            output = denoiser.output(x[rows], node.t, t_cond=t_cond, width=node.width)
             self.task.calls += denoiser.calls * len(output)
             found.append(of_x * x[rows] + of_output * output)
         return torch.cat(found)
 
-    def parts(self, stage: Stage, at: Position, told: Scalar) -> tuple[Tensor, Tensor]:
-        """(y0, y1) of a stage with one evaluation: it lands at y0 + scale * y1."""
-        (row,), node = stage.rows, self.plan.nodes[stage.node]
+    def parts(self, segment: Segment, at: Position, t_cond: Scalar) -> tuple[Tensor, Tensor]:
+        """(y0, y1) of a segment with one evaluation: it lands at y0 + scale * y1."""
+        (row,), node = segment.rows, self.plan.nodes[segment.node]
         alpha, sigma = self._amplitudes(node)
         still = _combined(row, at.x, (*at.history, at.x / alpha))
-        moved = -row.c[-1] * sigma / alpha * self.eps(node, at.x, at.labels, told)
-        return self._with_noise(stage, at, still), moved
+        moved = -row.c[-1] * sigma / alpha * self.eps(node, at.x, at.labels, t_cond)
+        return self._with_noise(segment, at, still), moved
 
     def land(
-        self, stage: Stage, at: Position, told: Scalar, scale: Scalar
+        self, segment: Segment, at: Position, t_cond: Scalar, scale: Scalar
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The state at the next stage, and the history with this one's predictions."""
-        node, x, history = self.plan.nodes[stage.node], at.x, at.history
+        """The state at the next segment, and the history with this one's predictions."""
+        node, x, history = self.plan.nodes[segment.node], at.x, at.history
         alpha, sigma = self._amplitudes(node)
-        for row in stage.rows:
+        for row in segment.rows:
             # an analytic first step predicts noise alone
-            eps = scale * self.eps(node, x, at.labels, told) if stage.asks else x / sigma
+            eps = scale * self.eps(node, x, at.labels, t_cond) if segment.calls_network else x / sigma
             history = (*history, (x - sigma * eps) / alpha)
             x = _combined(row, x, history)
-        return self._with_noise(stage, at, x), history
+        return self._with_noise(segment, at, x), history
 
     def _amplitudes(self, node: Node) -> tuple[float, float]:
         return float(self.schedule.alpha(node.t)), float(self.schedule.sigma(node.t))
 
-    def _with_noise(self, stage: Stage, at: Position, x: Tensor) -> Tensor:
-        return x if at.fresh is None else x + stage.noise_std * at.fresh
+    def _with_noise(self, segment: Segment, at: Position, x: Tensor) -> Tensor:
+        return x if at.fresh is None else x + segment.noise_std * at.fresh
 
 
 def _combined(row: Row, x: Tensor, history: Sequence[Tensor]) -> Tensor:
@@ -186,21 +186,21 @@ def _combined(row: Row, x: Tensor, history: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def _stages(task: Task, plan: Plan) -> tuple[Stage, ...]:
-    stages: list[Stage] = []
+def _segments(task: Task, plan: Plan) -> tuple[Segment, ...]:
+    segments: list[Segment] = []
     for row in linear_form(plan, task.model.schedule, task.model.prediction):
         update = Row(float(row.A), tuple(float(weight) for weight in row.c))
-        if stages and stages[-1].node == row.node:
-            stages[-1] = replace(stages[-1], rows=(*stages[-1].rows, update))
+        if segments and segments[-1].node == row.node:
+            segments[-1] = replace(segments[-1], rows=(*segments[-1].rows, update))
         else:
-            stages.append(Stage(row.node, (update,), row.kind == "net", len(plan.nodes) - 1))
-    following = [stage.node for stage in stages[1:]]
-    return (*(replace(s, lands=node) for s, node in zip(stages, following, strict=False)), stages[-1])
+            segments.append(Segment(row.node, (update,), row.kind == "net", len(plan.nodes) - 1))
+    following = [segment.node for segment in segments[1:]]
+    return (*(replace(s, lands=node) for s, node in zip(segments, following, strict=False)), segments[-1])
 
 
-def _noisy_stages(task: Task, plan: Plan) -> tuple[Stage, ...]:
+def _noisy_segments(task: Task, plan: Plan) -> tuple[Segment, ...]:
     """Of a plan that adds noise, which has no linear form; its steps must be of order 1, one after another."""
-    stages = []
+    segments = []
     updates = coefficients(plan, task.model.schedule)
     for k, (step, (update, _)) in enumerate(zip(plan.steps, updates, strict=True)):
         if step.start != k or step.deriv or step.raw or step.corr or plan.nodes[k].eval != "net":
@@ -214,16 +214,16 @@ def _noisy_stages(task: Task, plan: Plan) -> tuple[Stage, ...]:
             alpha, sigma = (float(f(t)) for f in (task.model.schedule.alpha, task.model.schedule.sigma))
             A, weight = A + weight / sigma, -weight * alpha / sigma
         row = Row(A, (*[0.0] * k, weight))
-        stages.append(Stage(k, (row,), True, k + 1, float(update.noise_std)))
-    return tuple(stages)
+        segments.append(Segment(k, (row,), True, k + 1, float(update.noise_std)))
+    return tuple(segments)
 
 
 def _check_fit(task: Task, plan: Plan) -> None:
     check_fingerprint(task.model, plan)
     if plan.guidance is not None and plan.guidance != task.guidance:
         raise ConfigError(
-            f"The plan is for guidance {plan.guidance}, but the task has {task.guidance}; times are told for one "
-            "guidance, so give the plan's."
+            f"The plan is for guidance {plan.guidance}, but the task has {task.guidance}; timesteps are aligned "
+            "for one guidance, so give the plan's."
         )
     if plan.changes_network or plan.nodes[0].eval == "afs_mean":
         raise ConfigError(

@@ -19,9 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from fewstep.checks import ConfigError
 from fewstep.diffusion.denoiser import Denoiser, Model
 from fewstep.methods.ddsm.widths import Widths
-from fewstep.sampling.plan import network_nodes, widths_of
 from fewstep.rng import ImageNoise
-from fewstep.sampling.plan import Plan
+from fewstep.sampling.plan import Plan, network_nodes, widths_of
 
 Kind = Literal["macs", "ms"]
 WARM = 2  # rounds that are not counted: memory is laid out, kernels are chosen
@@ -33,7 +32,7 @@ class CostTable:
 
     Attributes:
         kind: macs (multiply-adds) or ms (milliseconds, in batches).
-        widths: of one evaluation at each width, the full one first; guidance asks the network twice.
+        widths: of one evaluation at each width, the full one first; guidance calls the network twice.
         fixed: of what comes once an image, the decoder of latent models.
     """
 
@@ -42,13 +41,13 @@ class CostTable:
     fixed: float = 0.0
 
     def of_steps(self, plan: Plan) -> NDArray[np.float64]:
-        """Of each node that asks the network, in order, at each width, (n, k)."""
+        """Of each node that calls the network, in order, at each width, (n, k)."""
         return np.outer(_evaluations(plan), self.widths)
 
 
 def cost_of(plan: Plan, table: CostTable) -> float:
     """Of one image, in the table's unit.
-    Raises: ConfigError: the plan asks for a width that the table does not have.
+    Raises: ConfigError: the plan has a width that the table does not have.
     """
     widths = widths_of(plan)
     if max(widths, default=0) >= len(table.widths):
@@ -68,7 +67,7 @@ def total_cost(widths: Widths, plan: Plan, table: CostTable) -> float:
 
 
 def _evaluations(plan: Plan) -> list[int]:
-    """How often each node that asks the network does so: twice where an implicit corrector ends."""
+    """How often each node that calls the network does so: twice where an implicit corrector ends."""
     again = Counter(step.end for step in plan.steps if step.corr is not None and step.corr.mode == "implicit")
     return [1 + again[node] for node in network_nodes(plan)]
 
@@ -78,8 +77,8 @@ def macs(model: Model, *, guidance: float = 1.0) -> CostTable:
     Raises: ConfigError: the model is not slimmable, or does nothing that can be counted.
     """
     require_slimmable(model)
-    ask = _question(model, 1, guidance)
-    counts = [_counted(partial(ask, width)) for width in range(len(model.widths))]
+    call = _network_call(model, 1, guidance)
+    counts = [_counted(partial(call, width)) for width in range(len(model.widths))]
     if min(counts) == 0:
         raise ConfigError(
             f"Multiply-adds must be countable, but {model.name} makes no matrix products or convolutions that PyTorch "
@@ -115,14 +114,14 @@ def latencies(
     require_slimmable(model)
     if min(batch_size, repeats) < 1:
         raise ConfigError(f"batch_size and repeats must be at least 1; got {batch_size} and {repeats}.")
-    ask, decode = _question(model, batch_size, guidance), model.decode
+    call, decode = _network_call(model, batch_size, guidance), model.decode
     latents = ImageNoise(range(batch_size), model.shape)().to(model.device)
     seen: list[list[float]] = [[] for _ in model.widths]
     decoding: list[float] = []
     with torch.no_grad():
         for _ in progress(range(WARM + repeats)):
             for width, times in enumerate(seen):
-                times.append(_milliseconds(partial(ask, width)))
+                times.append(_milliseconds(partial(call, width)))
             if decode is not None:
                 decoding.append(_milliseconds(lambda: decode(latents)))
     per_image = [median(times[WARM:]) / batch_size for times in seen]
@@ -138,7 +137,7 @@ def _milliseconds(work: Callable[[], Tensor]) -> float:
     return 1000 * (time.perf_counter() - started)
 
 
-def _question(model: Model, batch_size: int, guidance: float) -> Callable[[int], Tensor]:
+def _network_call(model: Model, batch_size: int, guidance: float) -> Callable[[int], Tensor]:
     """One evaluation of the model at a width, as sampling makes it."""
     labels = torch.arange(batch_size) % model.n_classes if model.n_classes else None
     denoiser = Denoiser(model, labels=labels, guidance=guidance)

@@ -16,7 +16,7 @@ from fewstep.checks import ConfigError
 from fewstep.sampling.plan import Plan, network_nodes
 
 Widths = tuple[int, ...]
-"""Index of a width for each node that asks the network, in order; 0 is the full one."""
+"""Index of a width for each node that calls the network, in order; 0 is the full one."""
 
 Error = Callable[[Widths], float]
 """How far from the full network's images; infinite where a state was not finite."""
@@ -26,15 +26,15 @@ ROUNDING = 1e-12  # of a total cost: sums in another order that mean the same
 
 def with_widths(plan: Plan, widths: Sequence[int]) -> Plan:
     """The plan at these widths; at full width everywhere it has the identity of a plan that knows no widths.
-    Raises: ConfigError: not one width per node that asks the network, or a negative one.
+    Raises: ConfigError: not one width per node that calls the network, or a negative one.
     """
-    asking = network_nodes(plan)
-    if len(widths) != len(asking) or min(widths, default=0) < 0:
+    calling = network_nodes(plan)
+    if len(widths) != len(calling) or min(widths, default=0) < 0:
         raise ConfigError(
-            f"widths must be {len(asking)} indices from 0, one for each node of {plan.name or 'the plan'} that asks "
+            f"widths must be {len(calling)} indices from 0, one for each node of {plan.name or 'the plan'} that calls "
             f"the network; got {list(widths)}."
         )
-    chosen = dict(zip(asking, widths, strict=True))
+    chosen = dict(zip(calling, widths, strict=True))
     nodes = (replace(node, width=chosen.get(i) or None) for i, node in enumerate(plan.nodes))
     return replace(plan, nodes=tuple(nodes))
 
@@ -53,7 +53,7 @@ def sensitivities(error: Error, n: int, k: int) -> NDArray[np.float64]:
 
 
 def additive_front(S: NDArray[np.float64], costs: NDArray[np.float64]) -> list[Widths]:
-    """The exact Pareto front of sums over steps, by dynamic programming: dearest first.
+    """The exact Pareto front of sums over steps, by dynamic programming: by decreasing cost.
 
     Args: S: error of a step at a width, (n, k), infinite where it must not be. costs: of the same, (n, k).
     """
@@ -73,7 +73,7 @@ def additive_front(S: NDArray[np.float64], costs: NDArray[np.float64]) -> list[W
 def _undominated(
     plans: Iterable[tuple[float, float, Widths]], slack: float
 ) -> list[tuple[float, float, Widths]]:
-    """Those that no other equals in cost, up to rounding, and error, or betters: cheapest first."""
+    """The Pareto-optimal ones in cost, up to rounding, and error, one of equal ones: by rising cost."""
     kept: list[tuple[float, float, Widths]] = []
     for plan in sorted(plans):
         if kept and plan[1] >= kept[-1][1]:

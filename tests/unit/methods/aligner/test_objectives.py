@@ -26,7 +26,9 @@ def test_denoise_recovers_a_known_clock():
             task(bias), images(), seeds=range(1024), gate_seeds=range(1024, 2048), points=12, grid="uniform-t"
         )
         off = [
-            abs(clock(tau, bias) - t) for t, tau in zip(found.ts, found.told, strict=True) if 0.1 <= t <= 0.9
+            abs(clock(tau, bias) - t)
+            for t, tau in zip(found.ts, found.t_cond, strict=True)
+            if 0.1 <= t <= 0.9
         ]
         # the bias is up to 0.0375; 1024 noises see the time of least error to a few thousandths
         assert len(off) == 9 and max(off) < 0.01

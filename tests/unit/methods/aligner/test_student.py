@@ -39,18 +39,18 @@ def double(draw):
 @pytest.mark.parametrize("prediction, where", [("eps", "step"), ("v", "step"), ("v", "tau")])
 @pytest.mark.parametrize("to_zero", [False, True])
 @pytest.mark.parametrize("name", PRESETS)
-def test_stages_one_after_the_other_are_the_sampler(name, to_zero, prediction, where):
+def test_segments_one_after_the_other_are_the_sampler(name, to_zero, prediction, where):
     one = Model(model().fn, schedule=VP, shape=(8,), prediction=prediction)
     plan = replace(unusual(PRESETS[name](VP, 7, grid="quadratic-t", to_zero=to_zero)), convert_at=where)
     student = Student(Task(one), plan)
     draw = student.draw(SEEDS)
     x, history = draw.eps, ()
-    for stage, fresh in zip(student.stages, draw.fresh, strict=True):
-        node = plan.nodes[stage.node]
+    for segment, fresh in zip(student.segments, draw.fresh, strict=True):
+        node = plan.nodes[segment.node]
         at = Position(x, history, fresh, None)
-        x, history = student.land(stage, at, node.t_cond, node.eps_scale)
-        if len(stage.rows) == 1:
-            still, moved = student.parts(stage, at, node.t_cond)
+        x, history = student.land(segment, at, node.t_cond, node.eps_scale)
+        if len(segment.rows) == 1:
+            still, moved = student.parts(segment, at, node.t_cond)
             # the two forms differ by rounding of sums of up to 1 / alpha
             torch.testing.assert_close(still + node.eps_scale * moved, x, rtol=1e-3, atol=1e-3)
     noise = ImageNoise(SEEDS, (8,))
@@ -63,7 +63,7 @@ def test_stages_one_after_the_other_are_the_sampler(name, to_zero, prediction, w
 def test_a_class_follows_from_the_seed_or_from_the_image():
     classes = Model(lambda x, t, y: x, schedule=VP, shape=(8,), n_classes=3)
     student = Student.__new__(Student)
-    student.task, student.stages = Task(classes), ()
+    student.task, student.segments = Task(classes), ()
     assert student.draw([4, 5, 9]).labels.tolist() == [1, 2, 0]
     assert student.draw([4, 5], images()[:2], torch.tensor([2, 2])).labels.tolist() == [2, 2]
 

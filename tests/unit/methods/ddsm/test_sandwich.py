@@ -3,11 +3,11 @@ import torch
 
 from fewstep.checks import ConfigError
 from fewstep.diffusion.schedule import VPLinear
-from fewstep.train.sandwich import Sandwich
 from fewstep.nets.slim import Narrow
 from fewstep.nets.unet import UNet
 from fewstep.rng import generator, initial_weights
 from fewstep.train.losses import denoising_loss, noised
+from fewstep.train.sandwich import Sandwich
 
 WIDTHS = (1.0, 0.75, 0.5, 0.25)
 

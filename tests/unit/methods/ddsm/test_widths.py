@@ -47,7 +47,7 @@ def test_widths_go_into_a_plan_and_come_back(preset):
     widths = (0, 3, 1, 0, 2)
     narrowed = with_widths(plan, widths)
     assert widths_of(narrowed) == widths
-    assert narrowed.narrows and narrowed.hash != plan.hash and narrowed.nfe == plan.nfe
+    assert narrowed.uses_sub_networks and narrowed.hash != plan.hash and narrowed.nfe == plan.nfe
     assert [node.t for node in narrowed.nodes] == [node.t for node in plan.nodes]
 
 

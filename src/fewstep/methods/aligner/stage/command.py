@@ -1,4 +1,4 @@
-"""`fewstep align`: tell the network other times in a plan, at no cost when sampling."""
+"""`fewstep align`: fit the conditioning timesteps of a plan, at no cost when sampling."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +9,8 @@ import typer
 from fewstep.checks import ConfigError
 from fewstep.methods.aligner.stage.settings import AlignSettings
 from fewstep.pipeline.measure import reference_and_extractor
+from fewstep.pipeline.samples import files_in
+from fewstep.pipeline.seeds import require_unseen
 from fewstep.pipeline.stage.options import (
     DataOption,
     DeviceOption,
@@ -18,8 +20,6 @@ from fewstep.pipeline.stage.options import (
     ReferenceOption,
     takes_settings,
 )
-from fewstep.pipeline.samples import files_in
-from fewstep.pipeline.seeds import require_unseen
 from fewstep.pipeline.stage.spec import Spec, result_folder
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def command(
     align: AlignSettings,
     spec: Spec | None,
 ) -> None:
-    """Fit the time that the network is told at each call of a plan; the grid, the steps and the weights stay.
+    """Fit the conditioning timestep of each call of a plan; the grid, the steps and the weights stay.
 
     A change must hold on noises of its own, and the plan on images of its own; else the plan stays as it is. It is
     judged by the distance to the reference, or without one by the distance to fine solutions of the same noises.
@@ -67,7 +67,7 @@ def command(
     _check(parents, out, align, spec)
     guidance = spec.value("sample.guidance") if spec else guidance
     network = load_model(model, device=chosen_device(device))
-    # a plan that was found for one guidance is aligned with it
+    # a plan that was found for one guidance keeps it
     tasks = [
         Task(network, guidance if one.guidance is None else one.guidance, align.batch_size) for one in parents
     ]
@@ -88,16 +88,14 @@ def command(
 
 def _check(parents: Sequence["Plan"], out: Path, settings: AlignSettings, spec: Spec | None) -> None:
     """Raise ConfigError where plans cannot stand beside each other, or were made with the images to be used."""
-    from fewstep.methods.aligner.stage.run import Seeds
+    from fewstep.methods.aligner.stage.run import alignment_seeds
     from fewstep.sampling.plan import require_distinct_plans
 
     if out.suffix == ".json" and (len(parents) > 1 or spec):
         raise ConfigError(f"--out must be a folder for {len(parents)} plans or a spec, got the file {out}.")
     require_distinct_plans(parents)
     for one in parents:
-        for seeds in vars(Seeds.of(settings)).values():
-            if len(seeds):
-                require_unseen(one, seeds)
+        require_unseen(one, alignment_seeds(settings))
 
 
 def _images(
@@ -144,7 +142,7 @@ def _sentence(parent: "Plan", aligned: "Aligned") -> str:
         return f"{parent.name}: stays as it is, {record['why']}; the gates refused up to {refused} calls"
     value = f", FD {_change(record)}" if record["measure"] == "fd" else ""
     return (
-        f"{aligned.plan.name}: {chosen['name']}, {chosen['moved']} of {parent.nfe} calls told another time, "
+        f"{aligned.plan.name}: {chosen['name']}, {chosen['moved']} of {parent.nfe} conditioning timesteps moved, "
         f"{chosen['refused']} refused{near}{value} (on seeds of the alignment; report on others)"
     )
 

@@ -1,8 +1,8 @@
 """The alignment of one plan: several fits, each gated, and a choice between them on images that none of them saw.
 
 With a reference the measure is the Fréchet distance to it, without one the mean distance to the fine solutions. The
-plan that came in stays, unless another one is better beyond the interval of the paired difference, which is widened
-for the number of those that were tried.
+initial plan stays, unless another one is better beyond the interval of the paired difference, which is widened for
+the number of those that were tried.
 """
 
 import math
@@ -29,42 +29,29 @@ from fewstep.metrics.reference import Reference
 from fewstep.metrics.statistics import Array, Statistics
 from fewstep.metrics.uncertainty import Difference, half_samples, normal_interval, paired_difference
 from fewstep.pipeline.measure import features_of
+from fewstep.pipeline.seeds import SeedBlocks
 from fewstep.progress import Track
 from fewstep.sampling.descent import Gradient, frechet_gradient, polish, trajectory_gradient
 from fewstep.sampling.plan import Plan
 from fewstep.sampling.task import Task, distances
 
-SEED_BLOCK = 1_000_000
-"""Seeds of one purpose: an alignment uses five blocks from its first seed on."""
 LEVEL = 0.95  # probability with which a plan that is no better is not taken for a better one
 REFINE_LR = 0.01  # of log r and of the scales' logarithms
 
 
-@dataclass(frozen=True)
-class Seeds:
-    """Which images an alignment looks at; all are refused for evaluation."""
-
-    fit: range
-    gate: range
-    choice: range
-    refine: range
-    validation: range
-
-    @classmethod
-    def of(cls, settings: AlignSettings) -> "Seeds":
-        """Blocks one after another."""
-        first = [settings.seed + k * SEED_BLOCK for k in range(5)]
-        return cls(
-            range(first[0], first[0] + settings.noises),
-            range(first[1], first[1] + settings.gate_noises),
-            range(first[2], first[2] + settings.choice_images),
-            range(first[3], first[3] + settings.refine_iterations * settings.refine_images),
-            range(first[4], first[4] + (settings.refine_images if settings.refine_iterations else 0)),
-        )
-
-    def as_json(self) -> dict[str, list[int]]:
-        """First and last of each."""
-        return {f"align-{name}": [block[0], block[-1]] for name, block in vars(self).items() if len(block)}
+def alignment_seeds(settings: AlignSettings) -> SeedBlocks:
+    """Seeds of the images of an alignment, by purpose."""
+    return SeedBlocks(
+        settings.seed,
+        {
+            "fit": settings.noises,
+            "gate": settings.gate_noises,
+            "choice": settings.choice_images,
+            "refine": settings.refine_iterations * settings.refine_images,
+            "validation": settings.refine_images if settings.refine_iterations else 0,
+        },
+        prefix="align-",
+    )
 
 
 @dataclass(frozen=True)
@@ -81,7 +68,7 @@ class Measured:
 
 @dataclass
 class Candidate:
-    """A plan that may take the place of the one that came in.
+    """A plan that may take the place of the initial one.
 
     Attributes: endpoint: mean distance to the fine solutions of the gates' noises; None where there are none.
     """
@@ -106,7 +93,7 @@ class Aligning:
     """One alignment: a task, a plan, what it is fitted on and measured by.
 
     Args:
-        task: model and how it is asked, with the guidance of the plan.
+        task: model and how it is called, with the guidance of the plan.
         plan: what to align.
         settings: of the alignment.
         images: x0 in [-1, 1] for the objectives that start from images.
@@ -133,7 +120,7 @@ class Aligning:
         self.task, self.plan, self.settings, self.track = task, plan, settings, track
         self.images, self.labels = images, labels
         self.reference, self.extractor = reference, extractor
-        self.seeds = Seeds.of(settings)
+        self.seeds = alignment_seeds(settings)
         self.name = plan.name or "plan"
         self.student = Student(task, plan)
         if plan.stochastic and reference is None:
@@ -194,8 +181,8 @@ class Aligning:
                 fit = align(
                     self.task,
                     self.plan,
-                    seeds=self.seeds.fit,
-                    gate_seeds=self.seeds.gate,
+                    seeds=self.seeds["fit"],
+                    gate_seeds=self.seeds["gate"],
                     objective=objective,
                     optimiser=settings.optimiser,
                     magnitude=magnitude,
@@ -209,7 +196,7 @@ class Aligning:
         return found
 
     def _refined(self, fitted: Sequence[Candidate]) -> list[Candidate]:
-        """All times together by gradients, from the best of the fits and the plan that came in."""
+        """All timesteps together by gradients, from the best of the fits and the initial plan."""
         gradient, seeds, validate = self._descent()
 
         def score(plan: Plan) -> float:
@@ -218,9 +205,9 @@ class Aligning:
             except DataError:  # a state that is not finite
                 return math.inf
 
-        starts = {plan.hash: plan for plan in (self.plan, *(candidate.plan for candidate in fitted))}
-        start = min(starts.values(), key=score)
-        free = FreeTimes(start, self.student.schedule, magnitude=self.settings.magnitude)
+        plans = {plan.hash: plan for plan in (self.plan, *(candidate.plan for candidate in fitted))}
+        initial = min(plans.values(), key=score)
+        free = FreeTimes(initial, self.student.schedule, magnitude=self.settings.magnitude)
         polish(
             free,
             gradient,
@@ -234,7 +221,7 @@ class Aligning:
         if refined.stochastic:
             return [Candidate("refined", refined)]
         before, after = (
-            self._errors(plan, self.seeds.gate, self._gate_solutions) for plan in (self.plan, refined)
+            self._errors(plan, self.seeds["gate"], self._gate_solutions) for plan in (self.plan, refined)
         )
         return [Candidate("refined", refined, endpoint=Gain.of(before, after))]
 
@@ -244,22 +231,22 @@ class Aligning:
             loss, n = FrechetLoss(self.reference.statistics), self.settings.refine_images
             return (
                 frechet_gradient(self.task, loss, self.extractor.of_unit),
-                lambda i: self.seeds.refine[i * n : (i + 1) * n],
-                lambda plan: self._distance(plan, self.seeds.validation)[0],
+                lambda i: self.seeds["refine"][i * n : (i + 1) * n],
+                lambda plan: self._distance(plan, self.seeds["validation"])[0],
             )
-        fit, first = self._solutions(self.seeds.fit), self.seeds.fit[0]
+        fit, first = self._solutions(self.seeds["fit"]), self.seeds["fit"][0]
 
         def off(x0: Tensor, part: Sequence[int]) -> Tensor:
             return distances(x0, fit[part[0] - first : part[-1] - first + 1])
 
         return (
             trajectory_gradient(self.task, off),
-            lambda i: self.seeds.fit,
-            lambda plan: float(self._errors(plan, self.seeds.gate, self._gate_solutions).mean()),
+            lambda i: self.seeds["fit"],
+            lambda plan: float(self._errors(plan, self.seeds["gate"], self._gate_solutions).mean()),
         )
 
     def _chosen(self, candidates: Sequence[Candidate]) -> tuple[Measured | None, Candidate | None]:
-        """How the plan that came in measures, and the best of those that are surely better."""
+        """How the initial plan measures, and the best of those that are significantly better."""
         tried = {c.plan.hash: c for c in reversed(candidates) if c.plan.hash != self.plan.hash}
         if not tried:
             return None, None
@@ -278,8 +265,8 @@ class Aligning:
 
     def _measured(self, plan: Plan) -> Measured:
         if self.reference is not None:
-            return Measured(*self._distance(plan, self.seeds.choice, replicates=True))
-        errors = self._errors(plan, self.seeds.choice, self._choice_solutions)
+            return Measured(*self._distance(plan, self.seeds["choice"], replicates=True))
+        errors = self._errors(plan, self.seeds["choice"], self._choice_solutions)
         return Measured(float(errors.mean()), errors)
 
     def _difference(self, one: Measured, base: Measured, level: float) -> Difference:
@@ -299,11 +286,11 @@ class Aligning:
 
     @cached_property
     def _choice_solutions(self) -> Tensor:
-        return self._solutions(self.seeds.choice)
+        return self._solutions(self.seeds["choice"])
 
     @cached_property
     def _gate_solutions(self) -> Tensor:
-        return self._solutions(self.seeds.gate)
+        return self._solutions(self.seeds["gate"])
 
     def _solutions(self, seeds: Sequence[int]) -> Tensor:
         fine = Fine(self.task, self.settings.teacher_substeps)
@@ -318,18 +305,18 @@ class Aligning:
             return ""
         if all(candidate.plan.hash == self.plan.hash for candidate in candidates):
             return "no fit was better on noises that it had not seen"
-        return "no fit was surely better on images that none had seen"
+        return "no fit was significantly better on images that none had seen"
 
     def _nodes(self, shown: Candidate | None) -> list[dict[str, Any]]:
-        """What was tried at each call; of a refined plan, what it tells."""
+        """What was tried at each call; of a refined plan, its conditioning timesteps."""
         if shown is None:
             return []
         if shown.fit is not None:
             return [asdict(n) | {"tried": n.tried and list(n.tried)} for n in shown.fit.nodes]
-        return list(_told(shown.plan))
+        return list(_conditioning(shown.plan))
 
     def _signed(self, chosen: Candidate | None, record: dict[str, Any]) -> Plan:
-        """The chosen plan with its name, the model it is for, and where it came from; or the one that came in."""
+        """The chosen plan with its name, the model it is for, and where it came from; or the initial one."""
         parent = self.plan
         provenance = {
             **parent.provenance,
@@ -354,22 +341,23 @@ def _value(candidate: Candidate) -> float:
 def _row(candidate: Candidate) -> dict[str, Any]:
     """A candidate in the record: error is the mean distance to the fine solutions on the noises of the gates."""
     fit, difference = candidate.fit, candidate.difference
-    told = list(_told(candidate.plan))
+    nodes = _conditioning(candidate.plan)
     return {
         "name": candidate.name,
         "hash": candidate.plan.hash,
         "error": None if candidate.endpoint is None else asdict(candidate.endpoint),
         "value": None if candidate.measured is None else candidate.measured.value,
         "difference": None if difference is None else [difference.value, *difference.interval],
-        "moved": sum(node["t_cond"] != node["t"] or node["eps_scale"] != 1 for node in told),
+        "moved": sum(node["t_cond"] != node["t"] or node["eps_scale"] != 1 for node in nodes),
         "refused": 0
         if fit is None
         else sum(node.held_out is not None and not node.kept for node in fit.nodes),
     }
 
 
-def _told(plan: Plan) -> Iterator[dict[str, Any]]:
+def _conditioning(plan: Plan) -> Iterator[dict[str, Any]]:
+    """Conditioning timestep and scale of each network call."""
     for i, node in enumerate(plan.nodes):
         if node.eval == "net":
-            told = node.t if node.t_cond is None else node.t_cond
-            yield {"node": i, "t": node.t, "t_cond": told, "eps_scale": node.eps_scale}
+            t_cond = node.t if node.t_cond is None else node.t_cond
+            yield {"node": i, "t": node.t, "t_cond": t_cond, "eps_scale": node.eps_scale}

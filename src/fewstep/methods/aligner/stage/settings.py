@@ -8,13 +8,13 @@ from fewstep.pipeline.stage.settings import OwnSeeds, Positive
 
 
 class AlignSettings(OwnSeeds):
-    """The fit of the times that the network is told at each call of a plan, without other steps or weights."""
+    """The fit of the conditioning timestep of each call of a plan, without other steps or weights."""
 
     nfe: list[Positive] = Field(default=[], description="numbers of network calls; none: no alignment")
     objectives: list[Literal["trajectory", "paper", "paper-sequential", "denoise", "local"]] = Field(
         default=["trajectory", "paper"],
         min_length=1,
-        description="what times are fitted by; the best plan is chosen on images of its own",
+        description="what timesteps are fitted by; the best plan is chosen on images of its own",
     )
     magnitude: bool = Field(
         default=True, description="also try plans with a factor on the predicted noise of each call"
@@ -28,7 +28,9 @@ class AlignSettings(OwnSeeds):
         default=8, ge=1, description="fine steps, of order 2, in each interval of the plan"
     )
     refine_iterations: int = Field(
-        default=24, ge=0, description="gradient steps on all times together, from the best so far; 0: none"
+        default=24,
+        ge=0,
+        description="gradient steps on all timesteps together, from the best so far; 0: none",
     )
     refine_images: int = Field(
         default=256, ge=16, description="images of one such step towards a reference, and of its validation"

@@ -1,4 +1,4 @@
-"""The search for the width of each step as a stage of the workflow."""
+"""The search for the width of each network call as a stage of the workflow."""
 
 from typing import Any
 

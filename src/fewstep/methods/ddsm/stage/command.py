@@ -1,4 +1,4 @@
-"""`fewstep stepaware`: a width for each step of a plan, as a front of plans or the best within a budget."""
+"""`fewstep stepaware`: a width for each network call of a plan, as a front of plans or the best within a budget."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +9,8 @@ import typer
 from fewstep.checks import ConfigError
 from fewstep.methods.ddsm.stage.settings import StepAwareSettings
 from fewstep.pipeline.measure import reference_and_extractor
+from fewstep.pipeline.samples import files_in
+from fewstep.pipeline.seeds import require_unseen
 from fewstep.pipeline.stage.options import (
     DataOption,
     DeviceOption,
@@ -18,15 +20,13 @@ from fewstep.pipeline.stage.options import (
     StudyOption,
     takes_settings,
 )
-from fewstep.pipeline.samples import files_in
-from fewstep.pipeline.seeds import require_unseen
 from fewstep.pipeline.stage.spec import Spec, result_folder
 
 if TYPE_CHECKING:
     from fewstep.diffusion.denoiser import Model
+    from fewstep.methods.ddsm.stage.run import FoundWidths
     from fewstep.metrics.extractor import Extractor
     from fewstep.metrics.reference import Reference
-    from fewstep.methods.ddsm.stage.run import Narrowed
     from fewstep.sampling.plan import Plan
     from fewstep.sampling.task import Task
 
@@ -36,7 +36,8 @@ def command(
     out: Annotated[Path, typer.Option(help="folder to write; with --budget the plan file")],
     model: Annotated[Path | None, typer.Option(help="model folder, of a network with several widths")] = None,
     plan: Annotated[
-        list[Path] | None, typer.Option(help="plan to narrow, or a folder of plans; may be given again")
+        list[Path] | None,
+        typer.Option(help="plan whose calls get widths, or a folder of plans; may be given again"),
     ] = None,
     budget: Annotated[
         float | None,
@@ -55,10 +56,10 @@ def command(
     stepaware: StepAwareSettings,
     spec: Spec | None,
 ) -> None:
-    """Find which steps of a plan can do with a narrower network, for a model that was trained at several widths.
+    """Find a sub-network width for each call of a plan, for a model that was trained at several widths.
 
-    Example: fewstep stepaware --model results/digits/train --plan plan.json --out narrowed
-    Then: fewstep stepaware --front narrowed --budget 0.5 --out plan50.json
+    Example: fewstep stepaware --model results/digits/train --plan plan.json --out front
+    Then: fewstep stepaware --front front --budget 0.5 --out plan50.json
     """
     from fewstep.sampling.plan import load_plan
     from fewstep.sampling.task import Task
@@ -73,14 +74,14 @@ def command(
     kept = study or out.with_name(f"{out.name}.study")
     kept = kept / spec.key if spec else kept
     network = _model(model, parents, stepaware, device)
-    # a plan that was found for one guidance is narrowed with it
+    # a plan that was found for one guidance keeps it
     tasks = [
         Task(network, guidance if one.guidance is None else one.guidance, stepaware.batch_size)
         for one in parents
     ]
     measure = reference_and_extractor(reference, data, extractor, device, tasks[0])
     found = [
-        _narrowed(task, one, stepaware, kept, budget, *measure)
+        _searched(task, one, stepaware, kept, budget, *measure)
         for task, one in zip(tasks, parents, strict=True)
     ]
     if budget is not None:
@@ -102,7 +103,9 @@ def _check(model: Path | None, parents: Sequence["Plan"], budget: float | None, 
     if front is not None:
         return
     if model is None or not parents:
-        raise ConfigError("--model and --plan must say what to narrow; give both, or pick from a --front.")
+        raise ConfigError(
+            "--model and --plan must say which calls get widths; give both, or pick from a --front."
+        )
     if budget is not None and len(parents) > 1:
         raise ConfigError(
             f"--budget must be for one plan, got {len(parents)}; write a front, and pick from it."
@@ -114,21 +117,20 @@ def _model(path: Path, parents: Sequence["Plan"], settings: StepAwareSettings, d
     """The model, after all that can be wrong with it, the plans and the seeds."""
     from fewstep.interop.load import load_model
     from fewstep.methods.ddsm.cost import require_slimmable
+    from fewstep.methods.ddsm.stage.width_search import require_full_width, width_seeds
     from fewstep.pipeline.devices import chosen_device
-    from fewstep.methods.ddsm.stage.narrowing import Seeds, require_full
     from fewstep.sampling.sample import check_fingerprint
 
     loaded = load_model(path, device=chosen_device(device))
     require_slimmable(loaded)
     for parent in parents:
-        require_full(parent)
+        require_full_width(parent)
         check_fingerprint(loaded, parent)
-        for seeds in vars(Seeds.of(settings)).values():
-            require_unseen(parent, seeds)
+        require_unseen(parent, width_seeds(settings))
     return loaded
 
 
-def _narrowed(
+def _searched(
     task: "Task",
     parent: "Plan",
     settings: StepAwareSettings,
@@ -136,17 +138,17 @@ def _narrowed(
     budget: float | None,
     reference: "Reference | None",
     extractor: "Extractor | None",
-) -> "Narrowed":
-    from fewstep.methods.ddsm.stage.narrowing import StepAware, cost_table
-    from fewstep.methods.ddsm.stage.run import run_stepaware, too_small
+) -> "FoundWidths":
+    from fewstep.methods.ddsm.stage.run import run_width_search, too_small
+    from fewstep.methods.ddsm.stage.width_search import WidthSearch, cost_table
     from fewstep.progress import track
 
     work = kept / parent.hash[:16]
     table = cost_table(task, settings, kept / f"costs.guidance{task.guidance:g}.json")
-    search = StepAware(task, parent, table, settings, work, reference=reference, extractor=extractor)
+    search = WidthSearch(task, parent, table, settings, work, reference=reference, extractor=extractor)
     if budget is not None and budget < (smallest := search.share((search.k - 1,) * search.n)):
         raise too_small(budget, smallest)  # before hours are spent on it
-    found = run_stepaware(search, storage=str(work / "journal.log"), track=track)
+    found = run_width_search(search, storage=str(work / "journal.log"), track=track)
     typer.echo(_sentence(parent, found))
     return found
 
@@ -173,18 +175,18 @@ def _write_one(plans: Sequence["Plan"], budget: float | None, out: Path) -> None
     typer.echo(f"{out}: {chosen.name}, {share:.1%} of the full network's cost")
 
 
-def _write_all(out: Path, found: Sequence["Narrowed"], spec: Spec | None) -> None:
+def _write_all(out: Path, found: Sequence["FoundWidths"], spec: Spec | None) -> None:
     import pandas as pd
 
     with result_folder(out, spec) as folder:
-        for narrowed in found:
-            for one in narrowed.plans:
-                one.save(folder / f"{one.name}.json")
-        pd.concat([one.frame for one in found]).to_parquet(folder / "trials.parquet", index=False)
-    typer.echo(f"{out}: {sum(len(one.plans) for one in found)} plans")
+        for searched in found:
+            for plan in searched.plans:
+                plan.save(folder / f"{plan.name}.json")
+        pd.concat([searched.frame for searched in found]).to_parquet(folder / "trials.parquet", index=False)
+    typer.echo(f"{out}: {sum(len(searched.plans) for searched in found)} plans")
 
 
-def _sentence(parent: "Plan", found: "Narrowed") -> str:
+def _sentence(parent: "Plan", found: "FoundWidths") -> str:
     record = found.record
     shares = [one.provenance["stepaware"]["cost"]["share"] for one in found.plans]
     against = [

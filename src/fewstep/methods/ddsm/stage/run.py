@@ -1,4 +1,4 @@
-"""The search for the width of each step of a plan, and the plans of its front; each tier on seeds of its own.
+"""The search for the width of each step of a plan, and the plans of its front; the choice has seeds of its own.
 
 1. Search: distance to the full network's images of the same noises, against cost. One width everywhere, a greedy
    descent and the front of additive estimates are where an Optuna study of two objectives starts from.
@@ -7,7 +7,7 @@
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
@@ -15,13 +15,20 @@ from typing import Any
 import pandas as pd
 import torch
 
-from fewstep.checks import ConfigError, DataError
+from fewstep.checks import ConfigError
 from fewstep.methods.ddsm.cost import total_cost
-from fewstep.methods.ddsm.widths import Widths, additive_front, greedy_path, sensitivities, uniform, with_widths
+from fewstep.methods.ddsm.stage.width_search import INITIAL, ORIGINS, Evaluated, WidthSearch
+from fewstep.methods.ddsm.widths import (
+    Widths,
+    additive_front,
+    greedy_path,
+    sensitivities,
+    uniform,
+    with_widths,
+)
 from fewstep.pareto import hypervolume, pareto, spread
 from fewstep.pipeline import trials as studies
-from fewstep.methods.ddsm.stage.narrowing import ORIGINS, START, Seen, StepAware
-from fewstep.progress import Track
+from fewstep.progress import Track, noted
 from fewstep.rng import generator
 from fewstep.sampling.plan import Plan
 
@@ -32,11 +39,14 @@ Bar = Callable[[Iterable[int]], Iterable[int]]
 
 
 @dataclass(frozen=True)
-class Narrowed:
-    """What a search has to say: plans from dear to cheap, all that was evaluated, and numbers for a sentence.
+class FoundWidths:
+    """What a search has to say.
 
-    `record` holds evaluations, failures, the area that the front dominates, and how many times the front's error plans
-    of one width, and random ones, have at the same cost.
+    Attributes:
+        plans: Pareto-optimal ones, by decreasing cost.
+        frame: all that was evaluated.
+        record: evaluations, failures, the area that the front dominates, and how many times the front's error plans of
+            one width, and random ones, have at the same cost.
     """
 
     plans: list[Plan]
@@ -44,23 +54,23 @@ class Narrowed:
     record: dict[str, Any]
 
 
-def run_stepaware(search: StepAware, *, storage: str, track: Track) -> Narrowed:
-    """Search, going on from where an earlier start was broken off.
+def run_width_search(search: WidthSearch, *, storage: str, track: Track) -> FoundWidths:
+    """Search, or resume a search that was interrupted.
 
     Args:
         search: what to do.
-        storage: of the study, see `fewstep.pipeline.study.open_study`.
+        storage: of the study, see `fewstep.pipeline.trials.open_study`.
         track: makes progress bars.
 
     Raises:
-        ConfigError: as in `StepAware`, or the storage is of another search. DataError: the full plan itself fails.
+        ConfigError: as in `WidthSearch`, or the storage is of another search. DataError: the full plan itself fails.
     """
     name = search.plan.name or "plan"
 
     def bar(what: str) -> Bar:
-        return _noted(track(f"{what} {name}", unit="plan"), search.note)
+        return noted(track(f"{what} {name}", unit="plan"), search.note)
 
-    search.seen.setdefault((0,) * search.n, Seen("uniform", 0.0))
+    search.evaluated.setdefault((0,) * search.n, Evaluated("uniform", 0.0))
     for widths in uniform(search.n, search.k):
         search.error(widths, "uniform")
     _estimated(search, bar)
@@ -71,24 +81,10 @@ def run_stepaware(search: StepAware, *, storage: str, track: Track) -> Narrowed:
         for i in bar("choose")(range(len(chosen))):
             search.distance(chosen[i])
     plans = _plans(search, chosen)
-    return Narrowed([plan for _, plan in plans], _frame(search, plans), _record(search))
+    return FoundWidths([plan for _, plan in plans], _frame(search, plans), _record(search))
 
 
-def _noted(wrap: Bar, note: Callable[[], str]) -> Callable[[Iterable[int]], Iterator[int]]:
-    """A progress bar that says after each item what is best by then."""
-
-    def wrapped(items: Iterable[int]) -> Iterator[int]:
-        shown = wrap(items)
-        say = getattr(shown, "set_postfix_str", None)
-        for item in shown:
-            yield item
-            if say is not None:
-                say(note(), refresh=False)
-
-    return wrapped
-
-
-def _estimated(search: StepAware, bar: Callable[[str], Bar]) -> None:
+def _estimated(search: WidthSearch, bar: Callable[[str], Bar]) -> None:
     """Greedy descent, and the front of additive estimates."""
     costs = search.table.of_steps(search.plan)
     greedy_path(lambda widths: search.error(widths, "greedy"), costs, progress=bar("greedy"))
@@ -100,24 +96,23 @@ def _estimated(search: StepAware, bar: Callable[[str], Bar]) -> None:
         search.error(front[i], "additive")
 
 
-def _evolved(search: StepAware, storage: str, progress: Bar) -> None:
+def _evolved(search: WidthSearch, storage: str, progress: Bar) -> None:
     """NSGA-II from the plans of one width and a spread of the front so far."""
     settings, whole = search.settings, uniform(search.n, search.k)
     known = [(f"uniform-{k}", widths) for k, widths in enumerate(whole)]
-    front = [widths for widths in search.front(START) if widths not in whole]
+    front = [widths for widths in search.front(INITIAL) if widths not in whole]
     few = spread([(search.share(widths), 0.0) for widths in front], max(settings.population - len(known), 0))
-    known += [(f"{search.seen[front[i]].origin}-{i}", front[i]) for i in few]
+    known += [(f"{search.evaluated[front[i]].origin}-{i}", front[i]) for i in few]
 
     def measure(widths: Widths) -> tuple[float, float]:
         error = search.error(widths, "nsga2")
         if not math.isfinite(error):
-            raise DataError("The state must stay finite.")
+            raise studies.Disqualified("The state must stay finite.")
         return search.share(widths), error
 
-    study = studies.open_front(
-        storage, "widths", search.identity() | {"evolution": [settings.population, settings.seed]}
-    )
-    studies.run_front(
+    identity = search.identity() | {"evolution": [settings.population, settings.seed]}
+    study = studies.open_study(storage, "widths", identity, objectives=2)
+    studies.evolve(
         study,
         measure,
         genes=search.n,
@@ -126,13 +121,14 @@ def _evolved(search: StepAware, storage: str, progress: Bar) -> None:
         population=settings.population,
         generations=settings.generations,
         seed=settings.seed,
+        network_calls=lambda: search.task.calls,
         progress=progress,
     )
 
 
-def _shuffled(search: StepAware) -> None:
+def _shuffled(search: WidthSearch) -> None:
     """The baseline: found plans with their widths in random order."""
-    before = {widths for widths, seen in search.seen.items() if seen.origin != "random"}
+    before = {widths for widths, one in search.evaluated.items() if one.origin != "random"}
     for i, widths in enumerate(_chosen(search, ORIGINS[:-1])):
         rng = generator(search.settings.seed, "random", i)
         orders = (tuple(widths[j] for j in torch.randperm(search.n, generator=rng)) for _ in range(DRAWS))
@@ -142,33 +138,32 @@ def _shuffled(search: StepAware) -> None:
             search.error(order, "random")
 
 
-def _chosen(search: StepAware, origins: Sequence[str] = ORIGINS) -> list[Widths]:
-    """Plans spread over the front, and all of one width that work: dearest first."""
-    whole = [w for w in uniform(search.n, search.k) if math.isfinite(search.seen[w].error)]
+def _chosen(search: WidthSearch, origins: Sequence[str] = ORIGINS) -> list[Widths]:
+    """Plans spread over the front, and all of one width that work: by decreasing cost."""
+    whole = [w for w in uniform(search.n, search.k) if math.isfinite(search.evaluated[w].error)]
     front = [widths for widths in search.front(origins) if widths not in whole]
     few = spread([(search.share(widths), 0.0) for widths in front], search.settings.front_plans)
     return sorted([*whole, *(front[i] for i in few)], key=search.share, reverse=True)
 
 
-def _plans(search: StepAware, chosen: Sequence[Widths]) -> list[tuple[Widths, Plan]]:
-    """Those that no other betters in cost and what they are judged by, as plans: dearest first."""
-    judged = [search.seen[w].error if search.reference is None else search.distance(w) for w in chosen]
+def _plans(search: WidthSearch, chosen: Sequence[Widths]) -> list[tuple[Widths, Plan]]:
+    """The Pareto-optimal ones in cost and what they are judged by, as plans: by decreasing cost."""
+    judged = [search.evaluated[w].error if search.reference is None else search.distance(w) for w in chosen]
     kept = pareto([(search.share(w), value) for w, value in zip(chosen, judged, strict=True)])
     found = [(chosen[i], _signed(search, chosen[i])) for i in kept]
-    # of two with one name, whose costs agree to a percent, the dearer is the better one
+    # of two with one name, whose costs agree to a percent, the more expensive is the better one
     return list({plan.name: (widths, plan) for widths, plan in found}.values())[::-1]
 
 
-def _signed(search: StepAware, widths: Widths) -> Plan:
-    """The narrowed plan with its name, the model it is for, and where it came from."""
-    parent, seen, share = search.plan, search.seen[widths], search.share(widths)
+def _signed(search: WidthSearch, widths: Widths) -> Plan:
+    """The plan at some widths with its name, the model it is for, and where it came from."""
+    parent, evaluated, share = search.plan, search.evaluated[widths], search.share(widths)
     cost = {
         "kind": search.table.kind,
         "share": share,
         "per_image": total_cost(widths, parent, search.table),
     }
-    found = {"widths": list(widths), "cost": cost, "error": seen.error, "fd": seen.fd}
-    seeds = {f"stepaware-{name}": [block[0], block[-1]] for name, block in vars(search.seeds).items()}
+    found = {"widths": list(widths), "cost": cost, "error": evaluated.error, "fd": evaluated.fd}
     return replace(
         with_widths(parent, widths),
         name=f"{parent.name}.w{round(100 * share):03d}",
@@ -180,12 +175,12 @@ def _signed(search: StepAware, widths: Widths) -> Plan:
             "grid": f"{parent.provenance.get('grid', 'own')} w{round(100 * share):03d}",
             "parents": [parent.hash],
             "stepaware": found,
-            "seeds": {**parent.provenance.get("seeds", {}), **seeds},
+            "seeds": {**parent.provenance.get("seeds", {}), **search.seeds.as_json()},
         },
     )
 
 
-def _frame(search: StepAware, plans: Sequence[tuple[Widths, Plan]]) -> pd.DataFrame:
+def _frame(search: WidthSearch, plans: Sequence[tuple[Widths, Plan]]) -> pd.DataFrame:
     """One row per evaluated plan, in the order of evaluation."""
     names = {widths: plan.name for widths, plan in plans}
     front = set(search.front())
@@ -195,18 +190,18 @@ def _frame(search: StepAware, plans: Sequence[tuple[Widths, Plan]]) -> pd.DataFr
             "name": names.get(widths, ""),
             "widths": ",".join(map(str, widths)),
             "cost_share": search.share(widths),
-            "error": seen.error if math.isfinite(seen.error) else math.nan,
-            "origin": seen.origin,
+            "error": one.error if math.isfinite(one.error) else math.nan,
+            "origin": one.origin,
             "on_front": widths in front,
-            "fd": math.nan if seen.fd is None else seen.fd,
+            "fd": math.nan if one.fd is None else one.fd,
         }
-        for widths, seen in search.seen.items()
+        for widths, one in search.evaluated.items()
     ]
     return pd.DataFrame(rows)
 
 
-def _record(search: StepAware) -> dict[str, Any]:
-    points = {widths: (search.share(widths), seen.error) for widths, seen in search.seen.items()}
+def _record(search: WidthSearch) -> dict[str, Any]:
+    points = {widths: (search.share(widths), one.error) for widths, one in search.evaluated.items()}
     worst = max(e for e in (points[w][1] for w in uniform(search.n, search.k)) if math.isfinite(e))
     return {
         "evaluations": len(points),
@@ -217,31 +212,32 @@ def _record(search: StepAware) -> dict[str, Any]:
     }
 
 
-def _times_the_front(search: StepAware, origin: str) -> float | None:
+def _times_the_front(search: WidthSearch, origin: str) -> float | None:
     """Median over plans of an origin of their error in units of the front's at their cost; None without such plans.
 
     The narrowest plan has no other at its cost, and does not count.
     """
     narrowest = (search.k - 1,) * search.n
-    front = [(search.share(w), search.seen[w].error) for w in search.front()]
+    front = [(search.share(w), search.evaluated[w].error) for w in search.front()]
     ratios = []
-    for widths, seen in search.seen.items():
+    for widths, one in search.evaluated.items():
         best = min((error for cost, error in front if cost <= search.share(widths)), default=0.0)
-        if seen.origin == origin and widths != narrowest and math.isfinite(seen.error) and best > 0:
-            ratios.append(seen.error / best)
+        if one.origin == origin and widths != narrowest and math.isfinite(one.error) and best > 0:
+            ratios.append(one.error / best)
     return median(ratios) if ratios else None
 
 
 def pick(plans: Sequence[Plan], budget: float) -> Plan:
-    """The best of some narrowed plans of one parent that costs no more than a share of the full network.
-    Raises: ConfigError: no such plan, a plan that was not narrowed, or plans of several parents.
+    """The best plan with searched widths, of those of one parent, that costs no more than a share of the full network.
+    Raises: ConfigError: no such plan, a plan without searched widths, or plans of several parents.
     """
     found = [plan.provenance.get("stepaware") for plan in plans]
     parents = {tuple(plan.provenance.get("parents", ())) for plan in plans}
     if not plans or not all(found) or len(parents) > 1:
         raise ConfigError(
-            f"The plans to pick from must be narrowed ones of one parent; got {len(plans)} plans of {len(parents)}, "
-            f"{sum(not one for one in found)} of them not narrowed; name the folder and, with --plan, the parent."
+            f"The plans to pick from must have searched widths and one parent; got {len(plans)} plans of "
+            f"{len(parents)}, {sum(not one for one in found)} of them without such widths; name the folder and, with "
+            "--plan, the parent."
         )
     shares = [plan.provenance["stepaware"]["cost"]["share"] for plan in plans]
     within = [plan for plan, share in zip(plans, shares, strict=True) if share <= budget]

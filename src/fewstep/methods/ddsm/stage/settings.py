@@ -1,4 +1,4 @@
-"""The settings of the search for the width of each step."""
+"""The settings of the search for the width of each network call."""
 
 from typing import Literal, Self
 
@@ -8,10 +8,10 @@ from fewstep.pipeline.stage.settings import OwnSeeds, Positive
 
 
 class StepAwareSettings(OwnSeeds):
-    """The search for the width of each step, for a model that has several."""
+    """The search for the sub-network width of each call, for a model that has several."""
 
     nfe: list[Positive] = Field(
-        default=[], description="numbers of network calls whose best plan is narrowed; none: no search"
+        default=[], description="numbers of network calls whose best plan is given widths; none: no search"
     )
     noises: int = Field(
         default=64, ge=16, description="images on which widths are compared with the full one"
@@ -23,7 +23,7 @@ class StepAwareSettings(OwnSeeds):
     )
     choice_images: int = Field(default=1000, ge=16, description="images of each, where there is a reference")
     cost: Literal["macs", "ms"] = Field(
-        default="macs", description="what a narrow call saves: multiply-adds, or measured milliseconds"
+        default="macs", description="what a call costs: multiply-adds, or measured milliseconds"
     )
     latency_batch: int = Field(
         default=64, ge=1, le=65536, description="images per call where time is measured"

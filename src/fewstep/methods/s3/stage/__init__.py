@@ -1,7 +1,8 @@
 """The search for a plan of the model's own, and the fine solutions that it is measured against, as stages."""
 
-from fewstep.methods.s3.stage.command import search, teacher
+from fewstep.methods.s3.stage.command import command as search
 from fewstep.methods.s3.stage.settings import SearchSettings
+from fewstep.methods.s3.stage.teacher import command as teacher
 from fewstep.pipeline.stage import MODEL, REFERENCE, Stage, extractor
 
 TEACHER = Stage(

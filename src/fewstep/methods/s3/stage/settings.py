@@ -8,16 +8,16 @@ from fewstep.pipeline.stage.settings import OwnSeeds, Positive
 
 
 class SearchSettings(OwnSeeds):
-    """The search for a plan of its own for the model, at each of some numbers of calls."""
+    """The search for the model's best plan, at each of some numbers of network calls."""
 
     nfe: list[Positive] = Field(default=[], description="numbers of network calls; none: no search")
     sampler: Literal["s3", "s3-ranked", "tpe", "random"] = Field(
-        default="s3", description="what proposes plans; s3 is the evolution, s3-ranked has its predictor, too"
+        default="s3", description="what proposes plans; s3: evolution; s3-ranked: evolution with a learnt ranker; tpe; random"
     )
     trials: Positive = Field(default=24, description="plans tried at each number of calls")
     max_order: int = Field(default=3, ge=1, le=4, description="highest Taylor order of a step")
     analytic: bool = Field(default=True, description="also try a first step that needs no network call")
-    noises: int = Field(default=128, ge=16, description="fine solutions, and as many to choose by")
+    noises: int = Field(default=128, ge=16, description="fine solutions, and as many to validate on")
     trial_noises: int = Field(default=64, ge=16, description="of these, how many a trial is scored on")
     teacher_nfe: int = Field(default=100, ge=10, description="network calls of a fine solution")
     polish_iterations: int = Field(

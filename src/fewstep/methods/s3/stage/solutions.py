@@ -1,4 +1,4 @@
-"""The teacher's file: fine solutions of a search, and the step costs along their trajectory."""
+"""The teacher of a search: made from its settings, and kept in a file with the step costs along its trajectory."""
 
 import json
 from pathlib import Path
@@ -8,12 +8,35 @@ import torch
 
 from fewstep.checks import ConfigError, DataError
 from fewstep.files import atomic_file
-from fewstep.methods.s3.teacher import Teacher
+from fewstep.methods.s3.stage.seeds import search_seeds
+from fewstep.methods.s3.stage.settings import SearchSettings
+from fewstep.methods.s3.teacher import Teacher, make_teacher
 from fewstep.sampling.plan import plan_from_json
 from fewstep.sampling.task import Task
 
 SCHEMA = "fewstep.teacher/1"
 FILE = "teacher.npz"  # in the folder of the stage
+
+
+def solve_teacher(task: Task, settings: SearchSettings, *, to_zero: bool) -> Teacher:
+    """Fine solutions of the noises that a search of these settings looks at."""
+    seeds = search_seeds(settings)
+    validation = seeds["validation"][: settings.noises]
+    return make_teacher(task, seeds["trials"], validation, nfe=settings.teacher_nfe, to_zero=to_zero)
+
+
+def require_teacher(teacher: Teacher, settings: SearchSettings, *, to_zero: bool, path: Path) -> None:
+    """Raise ConfigError where a teacher was made with other settings than those of the search."""
+    for field, is_so, wanted in (
+        ("seeds", teacher.seeds, search_seeds(settings)["trials"]),
+        ("teacher_nfe", teacher.plan.nfe, settings.teacher_nfe),
+        ("to_zero", teacher.plan.to_zero, to_zero),
+    ):
+        if is_so != wanted:
+            raise ConfigError(
+                f"The teacher's {field} must be that of the search, {wanted}; {path} has {is_so}; "
+                "give the settings it was made with, or make it again."
+            )
 
 
 def write_teacher(path: Path, teacher: Teacher, task: Task) -> None:

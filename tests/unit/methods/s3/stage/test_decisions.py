@@ -1,4 +1,4 @@
-"""Studies: shared, broken off, resumed, and whose they are."""
+"""Trials of plans: shared, interrupted, resumed, and what they say."""
 
 import itertools
 import os
@@ -6,47 +6,44 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-from unit.pipeline import searching
-from unit.pipeline.searching import SCHEDULE, SPACE, opened, run
+from unit.methods.s3.stage import searching
+from unit.methods.s3.stage.searching import SCHEDULE, SPACE, opened, run
 
 from fewstep.checks import ConfigError
-from fewstep.methods.s3.space import plan_of
+from fewstep.methods.s3.space import Choice, Real, plan_of
+from fewstep.methods.s3.stage.decisions import SAMPLERS, _domain, _range, best_decisions, best_note, scored
 from fewstep.pipeline import trials as studies
+from fewstep.pipeline.trials import Interval, Options
 from fewstep.sampling.presets import PRESETS
 
 
-def values(study):
-    return [(t.number, t.value, t.params) for t in studies.completed(study)]
-
-
-def seeds():
+def known():
     plans = {name: PRESETS[name](SCHEDULE, 4, to_zero=True) for name in ("ddim", "dpmpp-2m", "unipc-2")}
     return [(name, SPACE.decisions(plan)) for name, plan in plans.items()]
 
 
 def test_known_solvers_are_tried_first_and_once(tmp_path):
     study = opened(tmp_path / "journal.log")
-    for _ in range(2):  # as after a break
-        studies.enqueue(study, seeds())
+    for _ in range(2):  # as after an interruption
+        studies.enqueue(study, known())
     run(study, trials=6)
     frame = studies.trials_frame(study)
     assert list(frame["seed"][:3]) == ["ddim", "dpmpp-2m", "unipc-2"]
     assert (frame["seed"][3:] == "").all()
-    assert frame["plan"][0] == plan_of(SPACE, dict(seeds()[0][1])).hash
+    assert frame["plan"][0] == plan_of(SPACE, dict(known()[0][1])).hash
     assert (frame["network_calls"] > 0).all()
 
 
 @pytest.mark.parametrize("sampler", ["s3", "tpe", "random"])
-def test_a_search_that_was_broken_off_ends_as_it_would_have(tmp_path, sampler):
+def test_a_search_that_was_interrupted_ends_as_it_would_have(tmp_path, sampler):
     whole = opened(tmp_path / "whole.log")
-    studies.enqueue(whole, seeds())
+    studies.enqueue(whole, known())
     run(whole, trials=20, sampler=sampler)
 
     broken = opened(tmp_path / "broken.log")
-    studies.enqueue(broken, seeds())
+    studies.enqueue(broken, known())
     calls = itertools.count()
 
     def interrupt():
@@ -62,7 +59,22 @@ def test_a_search_that_was_broken_off_ends_as_it_would_have(tmp_path, sampler):
     resumed = opened(tmp_path / "broken.log")
     assert studies.counts(resumed)["lost"] == 1
     run(resumed, trials=20, sampler=sampler)
-    assert [v[1:] for v in values(resumed)] == [v[1:] for v in values(whole)]
+    assert studies.completed(resumed) == studies.completed(whole)
+
+
+def test_the_ranker_proposes_once_there_is_enough_to_learn_from(tmp_path, monkeypatch):
+    from fewstep.methods.s3.stage import decisions
+
+    monkeypatch.setattr(decisions, "RANKED_FROM", 12)
+    monkeypatch.setattr(decisions, "RANKED_EVERY", 3)
+    fitted, fit = [], decisions.fit_ranker
+    monkeypatch.setattr(
+        decisions,
+        "fit_ranker",
+        lambda space, seen, *, seed: fitted.append(len(seen)) or fit(space, seen, seed=seed),
+    )
+    run(opened(tmp_path / "journal.log"), trials=24, sampler="s3-ranked")
+    assert len(fitted) >= 2 and fitted[0] >= 12 and fitted == sorted(fitted)
 
 
 def test_a_killed_worker_loses_its_trial_alone(tmp_path):
@@ -93,7 +105,7 @@ def _finished(journal):
 def test_two_workers_share_the_trials(tmp_path):
     journal = tmp_path / "journal.log"
     study = opened(journal)
-    studies.enqueue(study, seeds())
+    studies.enqueue(study, known())
     command = [sys.executable, searching.__file__, str(journal), "16", "0.02"]
     workers = [subprocess.Popen(command) for _ in range(2)]
     assert [worker.wait() for worker in workers] == [0, 0]
@@ -101,27 +113,7 @@ def test_two_workers_share_the_trials(tmp_path):
     assert 16 <= len(frame) <= 17  # both may have started the last one
     assert frame["number"].is_unique
     assert sorted(frame["seed"][frame["seed"] != ""]) == ["ddim", "dpmpp-2m", "unipc-2"]
-    workers_seen = {t.user_attrs["worker"] for t in opened(journal).get_trials()}
-    assert len(workers_seen) == 2
-
-
-def test_the_storage_may_be_a_database(tmp_path):
-    study = opened(f"sqlite:///{tmp_path / 'study.db'}")
-    run(study, trials=4)
-    assert len(values(opened(f"sqlite:///{tmp_path / 'study.db'}"))) == 4
-
-
-def test_a_study_of_another_search_is_refused(tmp_path):
-    opened(tmp_path / "journal.log")
-    with pytest.raises(ConfigError, match="must be of this search"):
-        opened(tmp_path / "journal.log", noises=3)
-
-
-@pytest.mark.parametrize("place", ["postgresql://localhost:1/none", "nonsense://x", "{tmp}/folder"])
-def test_a_storage_that_cannot_be_used_is_named(tmp_path, place):
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(ConfigError, match="storage .* must be a journal file or a database"):
-        opened(place.format(tmp=tmp_path))
+    assert len({t.user_attrs["worker"] for t in opened(journal).get_trials()}) == 2
 
 
 def test_plans_that_diverge_are_disqualified_and_counted(tmp_path):
@@ -131,27 +123,35 @@ def test_plans_that_diverge_are_disqualified_and_counted(tmp_path):
     counts = studies.counts(study)
     assert counts["disqualified"] == 4 and counts["lost"] == 0
     assert counts["complete"] + counts["pruned"] == 8
-    assert all(t.value is not None for t in studies.completed(study))
+    frame = studies.trials_frame(study)
+    assert set(frame.loc[frame["state"] == "fail", "disqualified"]) == {"The state must stay finite."}
 
 
 def test_what_a_study_says_of_itself(tmp_path):
     study = opened(tmp_path / "journal.log")
-    studies.enqueue(study, seeds())
+    studies.enqueue(study, known())
     run(study, trials=25)
     curve = studies.history(study)
     spent, best = zip(*curve, strict=True)
     assert list(spent) == sorted(spent) and list(best) == sorted(best, reverse=True)
-    (name, decisions), *_ = studies.best_decisions(study, 3)
-    assert best[-1] == study.best_value
+    (name, decisions), *others = best_decisions(study, 3)
+    assert best[-1] == study.best_value and len(others) == 2
     assert name == f"trial-{study.best_trial.number}" and decisions == study.best_trial.params
+    assert (decisions, study.best_value) in scored(study)
+    assert best_note(study) == f"best {study.best_value:.4g}"
     shares = studies.importance(study)
     assert abs(sum(shares.values()) - 1) < 1e-6  # normalised by Optuna
 
 
 def test_an_unknown_sampler_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="sampler must be one of s3"):
+    with pytest.raises(ConfigError, match=f"sampler must be one of {', '.join(SAMPLERS)}"):
         run(opened(tmp_path / "journal.log"), trials=1, sampler="grid")
 
 
-def test_the_script_is_where_the_tests_start_it():
-    assert Path(searching.__file__).exists()
+def test_ranges_keep_their_bounds_as_domains_of_a_trial():
+    choice, number = Choice((1, 2, 3), (0.2, 0.5, 0.3)), Real(0.05, 20.0, usual=1.0, spread=0.25, log=True)
+    assert _domain(choice) == Options((1, 2, 3)) and _domain(number) == Interval(0.05, 20.0, log=True)
+    assert _range(_domain(choice)) == Choice((1, 2, 3), (1.0, 1.0, 1.0))
+    back = _range(_domain(number))
+    assert (back.low, back.high, back.log) == (0.05, 20.0, True)
+    assert back.usual == pytest.approx(1.0)  # the middle of the logarithms

@@ -11,12 +11,12 @@ from fewstep.diffusion.denoiser import Model
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import VPLinear
 from fewstep.methods.ddsm.cost import CostTable
-from fewstep.pareto import pareto
+from fewstep.methods.ddsm.stage.settings import StepAwareSettings
+from fewstep.methods.ddsm.stage.width_search import WidthSearch
 from fewstep.metrics.extractor import Extractor
 from fewstep.metrics.reference import Reference
 from fewstep.metrics.statistics import Statistics
-from fewstep.pipeline.config import StepAwareSettings
-from fewstep.methods.ddsm.stage.narrowing import StepAware
+from fewstep.pareto import pareto
 from fewstep.sampling.presets import PRESETS
 from fewstep.sampling.task import Task
 
@@ -90,7 +90,7 @@ def table(k=2):
 
 def searched(work, *, model=None, costs=None, plan=None, task=None, settings=SETTINGS, **measures):
     model = model or slimmable()
-    return StepAware(
+    return WidthSearch(
         task or Task(model, batch_size=64),
         plan or ddim(),
         costs or table(len(model.widths)),

@@ -9,6 +9,7 @@ from fewstep.checks import DataError
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import VPLinear
 from fewstep.methods.s3.space import Space
+from fewstep.methods.s3.stage.decisions import run_plan_trials
 from fewstep.pipeline import trials as studies
 from fewstep.sampling.presets import PRESETS
 from fewstep.sampling.task import Task, batches, distances
@@ -51,7 +52,7 @@ def opened(storage, **identity):
 
 def run(study, *, trials, sampler="s3", seed=0, **options):
     task = Task(mixture(), batch_size=8)
-    studies.run_trials(
+    run_plan_trials(
         study,
         SPACE,
         scored(task, **options),

@@ -6,15 +6,15 @@ import pytest
 import torch
 from pydantic import ValidationError
 from unit.methods.aligner.clocks import VP, clock, mixture
-from unit.pipeline.slimming import SHAPE, STD, ddim, pixels, reference, silent
+from unit.methods.ddsm.stage.slimming import SHAPE, STD, ddim, pixels, reference, silent
 
 from fewstep.checks import ConfigError
 from fewstep.diffusion.denoiser import Model
 from fewstep.diffusion.mixture import GaussianMixture
+from fewstep.methods.aligner.stage.run import Aligning, alignment_seeds
+from fewstep.methods.aligner.stage.settings import AlignSettings
 from fewstep.metrics.frechet import frechet
 from fewstep.metrics.statistics import Statistics
-from fewstep.methods.aligner.stage.run import Aligning, Seeds
-from fewstep.pipeline.config import AlignSettings, Settings
 from fewstep.pipeline.measure import features_of
 from fewstep.pipeline.seeds import require_unseen
 from fewstep.rng import generator
@@ -116,7 +116,7 @@ def test_a_plan_that_gets_worse_stays():
     assert made.record["chosen"] is None and made.record["after"] is None
     (row,) = made.record["candidates"]
     assert row["moved"] > 3 and row["difference"][0] > 0
-    assert made.record["why"] == "no fit was surely better on images that none had seen"
+    assert made.record["why"] == "no fit was significantly better on images that none had seen"
     assert made.plan.provenance["align"] == made.record and "parents" not in made.plan.provenance
 
 
@@ -195,20 +195,22 @@ def test_all_images_are_refused_for_evaluation():
         for seed in (first, last):
             with pytest.raises(ConfigError, match="choose other seeds"):
                 require_unseen(plan, [seed])
+    with pytest.raises(ConfigError, match="choose other seeds"):
+        require_unseen(plan, aligned.seeds)
     require_unseen(plan, range(10_000))
 
 
 def test_earlier_seeds_stay_refused():
     parent = replace(ddim(5), provenance={"seeds": {"trials": [7, 9]}})
     assert aligning(plan=parent).run().plan.provenance["seeds"]["trials"] == [7, 9]
-    assert Seeds.of(SETTINGS).fit == range(1_500_000_000, 1_500_000_064)
+    assert alignment_seeds(SETTINGS)["fit"] == range(1_500_000_000, 1_500_000_064)
 
 
 # Settings
 
 
 def test_settings_are_checked():
-    assert Settings().align.objectives == ["trajectory", "paper"] and Settings().align.nfe == []
+    assert AlignSettings().objectives == ["trajectory", "paper"] and AlignSettings().nfe == []
     for changes in ({"nfe": [4, 4]}, {"objectives": ["paper", "paper"]}, {"objectives": []}):
         with pytest.raises(ValidationError):
             AlignSettings(**changes)

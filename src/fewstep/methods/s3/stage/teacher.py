@@ -1,0 +1,42 @@
+"""`fewstep teacher`: the fine solutions that searches for any number of network calls are measured against."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fewstep.methods.s3.stage.options import ToZeroOption, of_run, open_task
+from fewstep.methods.s3.stage.settings import SearchSettings
+from fewstep.pipeline.stage.options import DeviceOption, GuidanceOption, ModelOption, takes_settings
+from fewstep.pipeline.stage.spec import Spec, stamp
+
+_OWN = ("noises", "trial_noises", "teacher_nfe", "seed", "batch_size")
+
+
+@takes_settings(hide=tuple(name for name in SearchSettings.model_fields if name not in _OWN))
+def command(
+    model: ModelOption,
+    out: Annotated[Path, typer.Option(help="file to write (.npz), or a folder for it")],
+    to_zero: ToZeroOption = True,
+    guidance: GuidanceOption = 1.0,
+    device: DeviceOption = "auto",
+    *,
+    search: SearchSettings,
+    spec: Spec | None,
+) -> None:
+    """Solve some noises finely: what searches for any number of calls are measured against.
+
+    Example: fewstep teacher --model results/digits/train --out teacher.npz
+    """
+    from fewstep.methods.s3.stage.solutions import FILE, solve_teacher, write_teacher
+
+    out = out if out.suffix == ".npz" else out / FILE
+    to_zero, guidance = of_run(spec, to_zero, guidance)
+    task = open_task(model, guidance, search.batch_size, device)
+    solved = solve_teacher(task, search, to_zero=to_zero)
+    write_teacher(out, solved, task)
+    if spec:
+        stamp(spec, out.parent)
+    typer.echo(
+        f"{out}: {len(solved.seeds)} + {len(solved.validation)} solutions of {solved.plan.nfe} network calls"
+    )

@@ -1,0 +1,136 @@
+"""The tiers of a polish: where they start, what they leave, and from where they resume."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from unit.methods.ddsm.stage.slimming import pixels, reference, slimmable
+from unit.methods.s3.stage.test_known import search_of, untracked
+
+from fewstep.methods.s3.free import FreePlan
+from fewstep.methods.s3.space import Space
+from fewstep.methods.s3.stage.known import best_known
+from fewstep.methods.s3.stage.polish import Tier, _frechet_tier, _trajectory_tier, polished
+from fewstep.methods.s3.stage.scoring import Candidate, Search
+from fewstep.methods.s3.stage.settings import SearchSettings
+from fewstep.methods.s3.stage.solutions import solve_teacher
+from fewstep.sampling.linear import linear_form
+from fewstep.sampling.presets import PRESETS
+from fewstep.sampling.task import Task
+
+
+def initial(search):
+    schedule = search.space.schedule
+    explicit = (
+        c
+        for c in best_known(search, untracked)
+        if len(c.plan.nodes) - 1 == len(linear_form(c.plan, schedule))
+    )
+    return next(explicit)
+
+
+@pytest.fixture(scope="module")
+def search():
+    return search_of(4)
+
+
+def tier(search, work, **changes):
+    made = replace(_trajectory_tier(search, work, untracked), iterations=6, lr=0.03, checks=3)
+    return replace(made, **changes)
+
+
+def test_a_tier_improves_on_the_plan_that_it_is_given_and_leaves_that_as_it_is(search, tmp_path):
+    start = initial(search)
+    free = FreePlan(start.plan, search.space.schedule)
+    before = free.numbers_now()
+    end = tier(search, tmp_path).run(free)
+    assert (
+        free.numbers_now() == before
+        and free.plan().hash == FreePlan(start.plan, search.space.schedule).plan().hash
+    )
+    assert end.candidate.name == "polished.trajectory" and end.candidate.parents == (start.plan.hash,)
+    assert end.candidate.plan.hash == end.free.plan().hash != free.plan().hash
+    assert end.curve[0]["iteration"] == 0 and end.curve[0]["loss"] is None
+    best = min(point["validation"] for point in end.curve)
+    assert best < end.curve[0]["validation"]
+    assert search.error(end.candidate.plan) == pytest.approx(best, rel=1e-12)
+
+
+def test_a_next_tier_starts_where_the_first_one_ended(search, tmp_path):
+    free = FreePlan(initial(search).plan, search.space.schedule)
+    first = tier(search, tmp_path).run(free)
+    second = tier(search, tmp_path, name="second", file=tmp_path / "second.json").run(first.free)
+    assert second.curve[0]["validation"] == min(point["validation"] for point in first.curve)
+    assert second.candidate.parents == first.candidate.parents
+
+
+def refuse(*_):
+    raise AssertionError("this tier has ended before")
+
+
+def test_a_tier_resumes_from_its_file(search, tmp_path):
+    free = FreePlan(initial(search).plan, search.space.schedule)
+    first = tier(search, tmp_path).run(free)
+    assert json.loads((tmp_path / "trajectory.json").read_text())["curve"] == first.curve
+    again = tier(search, tmp_path, gradient=refuse, judge=refuse).run(free)
+    assert again.candidate == replace(first.candidate) or again.candidate.plan == first.candidate.plan
+    assert again.candidate.plan.hash == first.candidate.plan.hash and again.curve == first.curve
+    assert again.free.numbers_now() == first.free.numbers_now()
+
+
+@pytest.mark.parametrize("change", ["initial plan", "settings"])
+def test_what_another_start_left_is_not_resumed_from(search, tmp_path, change):
+    free = FreePlan(initial(search).plan, search.space.schedule)
+    end = tier(search, tmp_path).run(free)
+    changed = {"identity": ["other"]} if change == "settings" else {}
+    start = end.free if change == "initial plan" else free
+    with pytest.raises(AssertionError, match="this tier has ended before"):
+        tier(search, tmp_path, judge=refuse, **changed).run(start)
+
+
+def test_tiers_are_values():
+    assert Tier.__dataclass_params__.frozen
+
+
+def images_search(**settings):
+    """A search that is judged by the distance between sets of images, of a Gaussian."""
+    made = {"noises": 16, "trial_noises": 16, "teacher_nfe": 20, "finalist_images": 64, "polish_iterations": 4,
+            "frechet_iterations": 3, "frechet_images": 64, **settings}  # fmt: skip
+    task, valid = Task(slimmable(), batch_size=64), SearchSettings(**made)
+    teacher = solve_teacher(task, valid, to_zero=True)
+    return Search(task, teacher, Space(task.model.schedule, 3), valid, reference(), pixels())
+
+
+def ddim_candidate(search):
+    plan = PRESETS["ddim"](search.space.schedule, 3, grid="uniform-t", to_zero=True)
+    return Candidate("ddim.uniform-t", plan, (plan.hash,))
+
+
+def test_with_a_reference_the_second_tier_starts_from_the_better_of_both(tmp_path):
+    search = images_search()
+    start = ddim_candidate(search)
+    candidates, curves = polished(search, start, tmp_path, untracked)
+    assert (
+        [c.name for c in candidates]
+        == ["polished.trajectory", "polished.frechet"]
+        == [f"polished.{name}" for name in curves]
+    )
+    judge = _frechet_tier(search, tmp_path, untracked).judge
+    plans = (FreePlan(start.plan, search.space.schedule).plan(), candidates[0].plan)
+    assert curves["frechet"][0]["validation"] == min(map(judge, plans))
+    assert all(c.parents == (start.plan.hash,) for c in candidates)
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({"polish_iterations": 0}, ["frechet"]),
+        ({"frechet_iterations": 0}, ["trajectory"]),
+        ({"polish_iterations": 0, "frechet_iterations": 0}, []),
+    ],
+)
+def test_tiers_without_iterations_are_left_out(tmp_path, settings, names):
+    search = images_search(**settings)
+    candidates, curves = polished(search, ddim_candidate(search), tmp_path, untracked)
+    assert list(curves) == names and len(candidates) == len(names)
+    assert sorted(path.stem for path in tmp_path.iterdir()) == names

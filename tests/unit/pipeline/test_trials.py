@@ -1,0 +1,289 @@
+"""Studies: whose they are, the one loop, what of an interruption is mended, and the evolution."""
+
+import itertools
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fewstep.checks import ConfigError
+from fewstep.pareto import hypervolume
+from fewstep.pipeline import trials as studies
+from fewstep.pipeline.trials import Answers, Disqualified, Integers, Interval, Options, tpe
+from fewstep.rng import generator
+
+GENES, LEVELS = 6, 3
+RNG = np.random.default_rng(0)
+S = np.concatenate([np.zeros((GENES, 1)), RNG.uniform(0.1, 2, (GENES, LEVELS - 1)).cumsum(1)], axis=1)
+UNIFORM = [(f"uniform-{k}", (k,) * GENES) for k in range(LEVELS)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unsynced():
+    """Without waiting for the disk at each of thousands of entries: no machine loses its power here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
+@pytest.fixture
+def dead(monkeypatch):
+    """Trials that are asked for in the context are those of a process that has ended."""
+    host = studies._worker().rpartition(":")[0]
+    monkeypatch.setattr(studies, "_worker", lambda: f"{host}:999999999")
+    return monkeypatch
+
+
+# Studies
+
+
+def opened(storage, **identity):
+    return studies.open_study(str(storage), "parabola", {"of": "test", **identity}, parts=4)
+
+
+def test_a_study_of_another_search_is_refused(tmp_path):
+    opened(tmp_path / "journal.log")
+    opened(tmp_path / "journal.log")
+    with pytest.raises(ConfigError, match="must be of this search"):
+        opened(tmp_path / "journal.log", noises=3)
+
+
+@pytest.mark.parametrize("place", ["postgresql://localhost:1/none", "nonsense://x", "{tmp}/folder"])
+def test_a_storage_that_cannot_be_used_is_named(tmp_path, place):
+    (tmp_path / "folder").mkdir()
+    for use in (opened, studies.require_storage):
+        with pytest.raises(ConfigError, match="storage .* must be a journal file or a database"):
+            use(place.format(tmp=tmp_path))
+
+
+# The loop
+
+
+def parabola(trial):
+    """A score that depends on a decision of each kind; decisions below -2 diverge, large ones end early."""
+    x = trial.decide("x", Interval(-3.0, 3.0))
+    kind = trial.decide("kind", Options(("plain", "shifted")))
+    n = trial.decide("n", Integers(0, 4))
+    trial.note("plan", f"{kind}-{n}")
+    if x < -2:
+        raise Disqualified("The state must stay finite.")
+    error = (x - (kind == "shifted")) ** 2 + n
+    if any(trial.report(error + part) for part in range(4)):
+        return None
+    return error + 1.5
+
+
+class Proposals:
+    """Draws of trial k from (0, k), and what was asked for."""
+
+    def __init__(self, kind="answers"):
+        self.kind, self.numbers = kind, []
+
+    def __call__(self, number):
+        self.numbers.append(number)
+        rng = generator(0, "trial", number)
+        if self.kind == "tpe":
+            return tpe(rng)
+        draws = np.random.default_rng(number)
+        known = {"x": float(draws.uniform(-3, 3)), "kind": ("plain", "shifted")[number % 2]}
+        return Answers(lambda: known, lambda domain: draws.integers(domain.low, domain.high + 1).item())
+
+
+def run(study, *, trials, evaluate=parabola, sampler=None, calls=lambda: 0):
+    studies.run_trials(study, evaluate, sampler=sampler or Proposals(), trials=trials, network_calls=calls)
+    return studies.trials_frame(study)
+
+
+def told(frame):
+    """What does not depend on time, of trials that were not lost."""
+    kept = frame[(frame["state"] != "fail") | (frame["disqualified"] != "")]
+    told = kept.drop(columns=["seconds", "number"]).reset_index(drop=True)
+    return told.astype({"network_calls": int})  # which lost trials beside them make floats
+
+
+def test_trials_are_what_their_samplers_propose_and_their_evaluation_says(tmp_path):
+    proposals, calls = Proposals(), itertools.count(step=3)
+    frame = run(opened(tmp_path / "j.log"), trials=30, sampler=proposals, calls=lambda: next(calls))
+    assert proposals.numbers == list(range(30)) == list(frame["number"])
+    assert list(frame["x"]) == [np.random.default_rng(k).uniform(-3, 3) for k in range(30)]
+    assert list(frame["kind"]) == ["plain", "shifted"] * 15
+    assert set(frame["n"]) <= set(range(5))  # left open, so drawn within bounds
+    assert (frame["network_calls"] == 3).all()
+    failed = frame["x"] < -2
+    assert (frame["disqualified"][failed] == "The state must stay finite.").all() and failed.any()
+    assert set(frame["state"][failed]) == {"fail"} and set(frame["state"][~failed]) <= {"complete", "pruned"}
+    done = frame[frame["state"] == "complete"]
+    expected = (done["x"] - (done["kind"] == "shifted")) ** 2 + done["n"] + 1.5
+    assert (done["value"] == expected).all()
+    assert list(frame["plan"][~failed]) == [f"{row.kind}-{row.n}" for row in frame[~failed].itertuples()]
+
+
+def test_enqueued_decisions_come_first_and_once(tmp_path):
+    study = opened(tmp_path / "j.log")
+    known = [
+        ("first", {"x": 0.5, "kind": "plain", "n": 2}),
+        ("second", {"x": 0.0, "kind": "shifted", "n": 0}),
+    ]
+    for _ in range(2):
+        studies.enqueue(study, known)
+    frame = run(study, trials=5)
+    assert list(frame["seed"]) == ["first", "second", "", "", ""]
+    assert list(frame["x"][:2]) == [0.5, 0.0]
+
+
+def test_a_decision_out_of_bounds_is_drawn_instead(tmp_path):
+    drawn = []
+
+    def draw(domain):
+        drawn.append(domain)
+        return 1
+
+    sampler = Answers(lambda: {"x": 0.25, "kind": "plain", "n": 9}, draw)
+    frame = run(opened(tmp_path / "j.log"), trials=1, sampler=lambda number: sampler)
+    assert drawn == [Integers(0, 4)]
+    assert (frame["x"][0], frame["kind"][0], frame["n"][0]) == (0.25, "plain", 1)
+
+
+@pytest.mark.parametrize("kind", ["answers", "tpe"])
+def test_trials_that_were_interrupted_end_as_they_would_have(tmp_path, dead, kind):
+    whole = told(run(opened(tmp_path / "whole.log"), trials=16, sampler=Proposals(kind)))
+    count = itertools.count()
+
+    def interrupted(trial):
+        score = parabola(trial)
+        if next(count) == 9:
+            raise KeyboardInterrupt
+        return score
+
+    with pytest.raises(KeyboardInterrupt):
+        run(opened(tmp_path / "broken.log"), trials=16, evaluate=interrupted, sampler=Proposals(kind))
+    dead.undo()
+    study = opened(tmp_path / "broken.log")
+    assert studies.counts(study)["lost"] == 1
+    assert told(run(study, trials=16, sampler=Proposals(kind))).equals(whole)
+    reopened = studies.completed(opened(tmp_path / "whole.log"))
+    assert studies.completed(study) == reopened  # whose numbers do not count lost trials
+
+
+def test_the_storage_may_be_a_database(tmp_path):
+    place = f"sqlite:///{tmp_path / 'study.db'}"
+    run(opened(place), trials=4)
+    assert len(run(opened(place), trials=6)) == 6
+
+
+def test_progress_counts_the_trials_that_are_there(tmp_path):
+    run(opened(tmp_path / "j.log"), trials=3)
+    seen = []
+
+    def progress(items):
+        for item in items:
+            seen.append(item)
+            yield item
+
+    studies.run_trials(
+        opened(tmp_path / "j.log"), parabola, sampler=Proposals(), trials=5, network_calls=lambda: 0,
+        progress=progress,
+    )  # fmt: skip
+    assert seen == list(range(5))
+
+
+# The evolution
+
+
+def separable(genome):
+    return float(np.mean([[9, 4, 1][k] for k in genome])), float(sum(S[i, k] for i, k in enumerate(genome)))
+
+
+def evolved(storage, *, measure=separable, known=UNIFORM, levels=LEVELS, seed=0, population=8, generations=6):
+    study = studies.open_study(str(storage), "front", {"of": "test"}, objectives=2)
+    studies.evolve(
+        study,
+        measure,
+        genes=GENES,
+        levels=levels,
+        known=known,
+        population=population,
+        generations=generations,
+        seed=seed,
+        network_calls=lambda: 0,
+    )
+    return told(studies.trials_frame(study))
+
+
+def genomes(frame):
+    return [tuple(row) for row in frame[[f"w{i:03d}" for i in range(GENES)]].to_numpy().tolist()]
+
+
+def test_known_genomes_are_the_first_population_and_have_children(tmp_path):
+    """Of 50 levels the known ones use the first two: whoever descends from them has genes of at most one level more."""
+    known = [(str(i), tuple(int(b) for b in f"{i:06b}")) for i in range(8)]
+    frame = evolved(tmp_path / "j.log", known=known, levels=50, measure=lambda g: (sum(g), -sum(g)))
+    assert genomes(frame)[:8] == [genome for _, genome in known]
+    assert list(frame["generation"]) == [g for g in range(6) for _ in range(8)]
+    children = genomes(frame[frame["generation"] == 1])
+    assert max(map(max, children)) <= 2
+
+
+def test_the_evolution_does_not_lose_what_it_started_from(tmp_path):
+    """What later generations find dominates more than the three known plans of the first do."""
+    frame = evolved(tmp_path / "j.log")
+    points = list(zip(frame["value_0"], frame["value_1"], strict=True))
+    worst = (9.0, separable((LEVELS - 1,) * GENES)[1])
+    first, rest = points[:3], points[8:]
+    assert hypervolume(rest, worst) > hypervolume(first, worst)
+
+
+def test_the_same_seed_makes_the_same_table(tmp_path):
+    frames = [evolved(tmp_path / f"{i}.log", seed=seed) for i, seed in enumerate((1, 1, 2))]
+    assert frames[0].equals(frames[1])
+    assert not frames[0].equals(frames[2])
+
+
+@pytest.mark.parametrize(
+    "at", [1, 8, 13, 16], ids=["known", "first of a generation", "child", "next generation"]
+)
+def test_an_evolution_that_was_interrupted_ends_as_it_would_have(tmp_path, dead, at):
+    whole = evolved(tmp_path / "whole.log", generations=3)
+    calls = itertools.count()
+
+    def interrupted(genome):
+        if next(calls) == at:
+            raise KeyboardInterrupt
+        return separable(genome)
+
+    with pytest.raises(KeyboardInterrupt):
+        evolved(tmp_path / "broken.log", measure=interrupted, generations=3)
+    dead.undo()
+    measured = []
+    resumed = evolved(
+        tmp_path / "broken.log", measure=lambda g: (measured.append(g), separable(g))[1], generations=3
+    )
+    assert resumed.equals(whole)
+    assert len(measured) == 24 - at  # no finished genome was measured again
+
+
+def test_genomes_that_fail_are_counted_and_have_no_children(tmp_path):
+    def measure(genome):
+        if genome[0] == 2:
+            raise Disqualified("The state must stay finite.")
+        return separable(genome)
+
+    frame = evolved(tmp_path / "j.log", measure=measure)
+    failed = frame["state"] == "fail"
+    assert 0 < failed.sum() < len(frame) == 48
+    assert all(genome[0] == 2 for genome in genomes(frame[failed]))
+    assert frame.loc[failed, ["value_0", "value_1"]].isna().all(axis=None)
+
+
+@pytest.mark.parametrize("change", [{"generations": 1}, {"population": 2}])
+def test_an_evolution_needs_two_populations_that_hold_the_known(tmp_path, change):
+    with pytest.raises(ConfigError, match="An evolution needs 2 generations"):
+        evolved(tmp_path / "j.log", **change)
+
+
+def test_completed_trials_of_two_objectives_have_both(tmp_path):
+    evolved(tmp_path / "j.log", generations=2)
+    study = studies.open_study(str(tmp_path / "j.log"), "front", {"of": "test"}, objectives=2)
+    first, *others = studies.completed(study)
+    assert first == replace(first, number=0, scores=separable((0,) * GENES)) and len(others) == 15
