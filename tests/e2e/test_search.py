@@ -10,7 +10,6 @@ import time
 import optuna
 import pandas as pd
 import pytest
-import torch
 from e2e.shell import COMMAND, made, refused
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -44,8 +43,8 @@ def record(folder, nfe):
 def calls_of(model, plan, **options):
     """Network evaluations on each image that the loop counts."""
     costs = Costs()
-    labels = torch.tensor([0, 1]) if model.n_classes else None
-    sample(model, plan, seeds=range(2), batch_size=2, labels=labels, costs=costs, **options)
+    condition = model.condition_of(range(2))
+    sample(model, plan, seeds=range(2), batch_size=2, condition=condition, costs=costs, **options)
     return costs.nfe
 
 

@@ -18,6 +18,7 @@ from fewstep.metrics.extractor import Extractor
 from fewstep.metrics.frechet import frechet
 from fewstep.metrics.reference import Reference
 from fewstep.metrics.statistics import Statistics
+from fewstep.pipeline.conditions import identity_of
 from fewstep.pipeline.config import StepAwareSettings
 from fewstep.pipeline.measure import features_of
 from fewstep.sampling.plan import Plan
@@ -90,7 +91,9 @@ class StepAware:
 
     def identity(self) -> dict[str, Any]:
         """All that what is seen of a plan depends on."""
+        conditions = identity_of(self.task.model)
         return {
+            **({} if conditions is None else {"conditions": conditions}),
             "model": self.task.model.fingerprint,
             "plan": self.plan.hash,
             "guidance": self.task.guidance,

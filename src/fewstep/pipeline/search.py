@@ -32,6 +32,7 @@ from fewstep.metrics.loss import FrechetLoss
 from fewstep.metrics.reference import Reference
 from fewstep.metrics.statistics import Statistics
 from fewstep.pipeline import study as studies
+from fewstep.pipeline.conditions import identity_of, rows_used
 from fewstep.pipeline.config import SearchSettings
 from fewstep.pipeline.measure import features_of
 from fewstep.progress import Track
@@ -299,7 +300,9 @@ def _facts(search: Search) -> dict[str, Any]:
 def _identity(search: Search) -> dict[str, Any]:
     space = search.space
     settings = search.settings
+    conditions = identity_of(search.task.model)
     return {
+        **({} if conditions is None else {"conditions": conditions}),
         "model": search.task.model.fingerprint,
         "schedule": space.schedule.config(),
         "guidance": search.task.guidance,
@@ -469,6 +472,7 @@ def _signed(search: Search, best: Candidate) -> Plan:
             "grid": "free",
             "found": best.name,
             "seeds": search.seeds.as_json(),
+            **rows_used(model, search.seeds.as_json(), {}),
             "objective": {
                 "name": "trajectory" if search.reference is None else "frechet",
                 "extractor": None if search.extractor is None else search.extractor.id,

@@ -69,6 +69,7 @@ class Rule:
 _MODEL = (
     "diffusion",
     "nets",
+    "data/conditions.py",
     "data/packed.py",
     "data/pixels.py",
     "data/manifest.py",
@@ -79,6 +80,7 @@ _MODEL = (
 _PREPARE = ("pipeline/commands/data.py", "data", "rng.py", "files.py", "checks.py")
 _TRAIN = (
     "pipeline/commands/model.py",
+    "pipeline/conditions.py",
     "methods/ddsm/__init__.py",
     "methods/ddsm/sandwich.py",
     "interop/zoo.py",
@@ -89,6 +91,7 @@ _ZOO = ("pipeline/commands/zoo.py", "interop/zoo.py", "nets/__init__.py", "files
 _LOAD = ("interop/load.py", "interop/zoo.py", "interop/diffusers_model.py", *_MODEL)
 _SAMPLE = (
     "pipeline/commands/sampling.py",
+    "pipeline/conditions.py",
     "pipeline/drawing.py",
     "pipeline/parts.py",
     "pipeline/recorded.py",
@@ -117,6 +120,7 @@ _EVALUATE = (
 )
 _SEARCH = (
     "pipeline/commands/search.py",
+    "pipeline/conditions.py",
     "pipeline/search.py",
     "pipeline/solutions.py",
     "pipeline/measure.py",
@@ -126,7 +130,14 @@ _SEARCH = (
     "metrics",
     *_LOAD,
 )
-_MAKES_PLANS = ("pipeline/samples.py", "pipeline/seeds.py", "sampling", "metrics", *_LOAD)
+_MAKES_PLANS = (
+    "pipeline/conditions.py",
+    "pipeline/samples.py",
+    "pipeline/seeds.py",
+    "sampling",
+    "metrics",
+    *_LOAD,
+)
 _STEPAWARE = (
     "pipeline/commands/stepaware.py",
     "pipeline/narrowing.py",

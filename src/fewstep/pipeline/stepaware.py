@@ -29,6 +29,7 @@ from fewstep.methods.ddsm.widths import (
     with_widths,
 )
 from fewstep.pipeline import study as studies
+from fewstep.pipeline.conditions import rows_used
 from fewstep.pipeline.narrowing import ORIGINS, START, Seen, StepAware
 from fewstep.progress import Track
 from fewstep.rng import generator
@@ -190,6 +191,7 @@ def _signed(search: StepAware, widths: Widths) -> Plan:
             "parents": [parent.hash],
             "stepaware": found,
             "seeds": {**parent.provenance.get("seeds", {}), **seeds},
+            **rows_used(search.task.model, seeds, parent.provenance),
         },
     )
 

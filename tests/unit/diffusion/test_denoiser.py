@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from fewstep.checks import ConfigError, DataError
+from fewstep.diffusion.condition import Classes, Condition
 from fewstep.diffusion.denoiser import Denoiser, Model
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.prediction import PREDICTIONS, target, weights
@@ -71,11 +72,11 @@ def test_mixture_samples_have_its_moments():
 
 
 def test_guidance_extrapolates_and_costs_two_calls():
-    def fn(x_t, t, label):
-        return torch.ones_like(x_t) * label[:, None]
+    def fn(x_t, t, condition):
+        return torch.ones_like(x_t) * condition.values["label"][:, None]
 
-    model = Model(fn, schedule=VPLinear(), shape=(2,), n_classes=4)
-    denoiser = Denoiser(model, labels=torch.tensor([1, 2]), guidance=3.0)
+    model = Model(fn, schedule=VPLinear(), shape=(2,), conditions=Classes(4))
+    denoiser = Denoiser(model, condition=Condition({"label": torch.tensor([1, 2])}), guidance=3.0)
     output = denoiser.output(torch.zeros(2, 2), 0.5)
     # no class is label 4: 4 + 3 (1 - 4) and 4 + 3 (2 - 4)
     torch.testing.assert_close(output[:, 0], torch.tensor([-5.0, -2.0]))
@@ -102,7 +103,8 @@ def test_edm_networks_are_fed_unit_variance_input():
     [
         lambda: Model(lambda x, t: x, schedule=VPLinear(), prediction="epsilon"),
         lambda: Denoiser(Model(lambda x, t: x, schedule=VPLinear()), guidance=2.0),
-        lambda: Denoiser(Model(lambda x, t: x, schedule=VPLinear()), labels=torch.tensor([1])),
+        lambda: Denoiser(Model(lambda x, t: x, schedule=VPLinear()), condition=Classes(2).of([1])),
+        lambda: Denoiser(Model(lambda x, t, c: x, schedule=VPLinear(), conditions=Classes(2)), guidance=2.0),
         lambda: weights("noise", VPLinear(), torch.tensor(0.5)),
         lambda: GaussianMixture(torch.ones(2) / 2, torch.zeros(3, 4), torch.ones(2)),
     ],

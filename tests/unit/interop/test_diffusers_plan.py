@@ -83,7 +83,7 @@ def test_guidance_is_the_pipelines(saved, guidance):
     images = pipe(
         [3, 7], guidance_scale=guidance, num_inference_steps=4, generator=tiny.generators(2), output_type="np"
     ).images
-    expected = ours(model, plan, labels=torch.tensor([3, 7]), guidance=guidance)
+    expected = ours(model, plan, condition=model.condition_of([3, 7]), guidance=guidance)
     assert abs(images - expected).max() < FLOAT32
 
 

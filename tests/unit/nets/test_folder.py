@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fewstep.checks import ConfigError, DataError
+from fewstep.diffusion.condition import Classes, Condition
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.schedule import EDM, DDPMTable, VPLinear
 from fewstep.files import sha256_file
@@ -33,14 +34,16 @@ def saved(folder: Path, **changes: object) -> torch.nn.Module:
 def test_round_trip(tmp_path):
     net = saved(tmp_path / "m", schedule=DDPMTable.linear())
     model = load_model(tmp_path / "m")
-    x, t, label = (
-        torch.randn(2, 1, 8, 8, generator=generator(0)),
-        torch.tensor([0.1, 0.9]),
-        torch.tensor([0, 3]),
-    )
+    x, t = torch.randn(2, 1, 8, 8, generator=generator(0)), torch.tensor([0.1, 0.9])
+    label = Condition({"label": torch.tensor([0, 3])})
     expected = net.eval()(x, DDPMTable.linear().time_input(t), label)
     assert torch.allclose(model.fn(x, t, label), expected, atol=1e-5)
-    assert (model.prediction, model.shape, model.n_classes, model.name) == ("v", (1, 8, 8), 3, "tiny")
+    assert (model.prediction, model.shape, model.conditions, model.name) == (
+        "v",
+        (1, 8, 8),
+        Classes(3),
+        "tiny",
+    )
     assert model.schedule == DDPMTable.linear()
     assert model.fingerprint == sha256_file(tmp_path / "m" / "model.safetensors")
     assert model.net is not None and not model.net.training

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from fewstep.checks import ConfigError
+from fewstep.diffusion.condition import Condition
 from fewstep.diffusion.schedule import VPLinear
 from fewstep.nets.folder import as_model, load_model, save_model
 from fewstep.nets.slim import Narrow, check_widths, groups_of, materialised, skeleton, sliced
@@ -13,6 +14,8 @@ NETS = {
     "digits": {"image_size": 8, "in_channels": 1, "channels": 16, "multipliers": (1, 2), "attention": (4,)},
     "colour": {"image_size": 16, "in_channels": 3, "channels": 32, "multipliers": (1, 2, 2), "blocks": 2,
                "attention": (8,), "n_classes": 3},
+    "conditioned": {"image_size": 8, "in_channels": 1, "channels": 16, "multipliers": (1, 2), "attention": (4,),
+                    "n_classes": 3, "maps": {"mask": 1, "known": 2}, "context": 6},
     "odd": {"image_size": 8, "in_channels": 1, "channels": 20, "multipliers": (1, 3), "groups": 5},
 }  # fmt: skip
 
@@ -29,8 +32,20 @@ def network(name="digits", dtype=torch.float64):
 
 def inputs(net, n=2, dtype=torch.float64):
     x = torch.randn(n, net.in_channels, net.image_size, net.image_size, generator=generator(2), dtype=dtype)
-    label = torch.tensor([0, 2])[:n] if net.n_classes else None
-    return x, torch.tensor([3.0, 700.0])[:n], label
+    return x, torch.tensor([3.0, 700.0])[:n], told(net, n, dtype)
+
+
+def told(net, n, dtype):
+    """A condition for the network, if it takes one."""
+    if net.conditions is None:
+        return None
+    rng = generator(3)
+    values = {"label": torch.tensor([0, 2])[:n]} if net.n_classes else {}
+    if net.context:
+        values["context"] = torch.randn(n, 5, net.context, generator=rng, dtype=dtype)
+    for name, channels in net.maps.items():
+        values[name] = torch.randn(n, channels, net.image_size, net.image_size, generator=rng, dtype=dtype)
+    return Condition(values)
 
 
 @pytest.mark.parametrize("name", list(NETS))
@@ -77,6 +92,10 @@ def test_query_key_and_value_are_cut_each():
     net = network()
     groups = groups_of(net, skeleton(net, 0.5))
     assert groups["middle_in.attention.qkv.weight"] == (((32, 16),) * 3, ((32, 16),))
+    conditioned = network("conditioned")
+    groups = groups_of(conditioned, skeleton(conditioned, 0.5))
+    assert groups["middle_in.cross.kv.weight"] == (((32, 16),) * 2, ((6, 6),))
+    assert groups["maps_in.weight"] == (((16, 8),), ((3, 3),))
     assert groups["middle_in.emb.weight"][0] == ((32, 16),) * 2
 
 

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fewstep.checks import ConfigError
+from fewstep.diffusion.condition import Condition
 from fewstep.nets.folder import build
 from fewstep.nets.unet import UNet, pooled, sinusoids
 from fewstep.rng import generator
@@ -27,6 +28,10 @@ def small(**changes: object) -> UNet:
     return net
 
 
+def of_classes(*labels: int) -> Condition:
+    return Condition({"label": torch.tensor(labels)})
+
+
 def images(*shape: int) -> Tensor:
     return torch.randn(shape, generator=generator(2))
 
@@ -34,7 +39,7 @@ def images(*shape: int) -> Tensor:
 @pytest.mark.parametrize("changes", [{}, {"n_classes": 3}, {"patch": 2}])
 def test_a_constant_map_of_times_equals_the_scalar(changes: dict[str, int]):
     net, x, n_classes = small(**changes), images(3, 1, 8, 8), changes.get("n_classes", 0)
-    label = torch.tensor([0, 2, 1]) if n_classes else None
+    label = of_classes(0, 2, 1) if n_classes else None
     scalar = net(x, 321.5, label)
     # float32: the sums over 8 x 8 pixels are taken in another order
     assert torch.allclose(net(x, torch.full((3,), 321.5), label), scalar, atol=1e-5)
@@ -107,8 +112,8 @@ def test_the_parts_make_the_whole():
 
 def test_no_label_is_the_label_n_classes():
     net, x = small(n_classes=3), images(2, 1, 8, 8)
-    assert torch.allclose(net(x, 10.0), net(x, 10.0, torch.tensor([3, 3])), atol=1e-6)
-    assert not torch.allclose(net(x, 10.0), net(x, 10.0, torch.tensor([0, 3])), atol=1e-3)
+    assert torch.allclose(net(x, 10.0), net(x, 10.0, of_classes(3, 3)), atol=1e-6)
+    assert not torch.allclose(net(x, 10.0), net(x, 10.0, of_classes(0, 3)), atol=1e-3)
 
 
 def test_memory_layout_does_not_change_the_output():
@@ -131,7 +136,7 @@ def test_autocast_stays_close_and_double_is_supported():
 def test_every_parameter_learns():
     net = small(n_classes=3)
     time = torch.rand(2, generator=generator(3)) * 1000
-    net(images(2, 1, 8, 8), time, torch.tensor([0, 3])).square().sum().backward()
+    net(images(2, 1, 8, 8), time, of_classes(0, 3)).square().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in net.parameters())
 
 
@@ -148,9 +153,7 @@ def test_the_graph_is_whole():
     net, x = small(n_classes=2), images(2, 1, 8, 8)
     for time in (torch.tensor([1.0, 2.0]), torch.ones(2, 1, 8, 8)):
         compiled = torch.compile(net, backend="eager", fullgraph=True)
-        assert torch.allclose(
-            compiled(x, time, torch.tensor([0, 1])), net(x, time, torch.tensor([0, 1])), atol=1e-6
-        )
+        assert torch.allclose(compiled(x, time, of_classes(0, 1)), net(x, time, of_classes(0, 1)), atol=1e-6)
 
 
 def test_weights_follow_the_seed_alone():

@@ -7,6 +7,7 @@ from toys import small_mixture
 
 from fewstep.checks import ConfigError, DataError
 from fewstep.data.pixels import to_u8
+from fewstep.diffusion.condition import Classes
 from fewstep.diffusion.denoiser import Model
 from fewstep.diffusion.schedule import EDM, VPLinear
 from fewstep.nets.unet import UNet
@@ -83,25 +84,27 @@ def test_progress_sees_every_batch(unet):
     assert len(seen) == 3
 
 
-def test_labels_and_guidance_reach_the_network():
+def test_conditions_and_guidance_reach_the_network():
     calls = []
 
-    def fn(x, t, label):
-        calls.append(label.tolist())
-        return 0 * x + label[:, None]
+    def fn(x, t, condition):
+        calls.append(condition.values["label"].tolist())
+        return 0 * x + condition.values["label"][:, None]
 
-    model = Model(fn, schedule=VP, prediction="x0", shape=(3,), n_classes=2)
+    model = Model(fn, schedule=VP, prediction="x0", shape=(3,), conditions=Classes(2))
     plan = replace(PRESETS["ddim"](VP, 1, to_zero=True), guidance=3.0)
-    x0 = solve(model, plan, noise(), labels=torch.tensor([0, 1, 0, 1]))
+    x0 = solve(model, plan, noise(), condition=model.condition_of(range(4)))
     assert calls == [[0, 1, 0, 1], [2, 2, 2, 2]]
     # unguided + 3 * (guided - unguided), with labels 0, 1 and "no class" 2
     torch.testing.assert_close(x0[:2, 0], torch.tensor([-4.0, -1.0], dtype=torch.float64))
-    solve(model, plan, noise(), labels=torch.tensor([0, 1, 0, 1]), guidance=1.0)
+    solve(model, plan, noise(), condition=model.condition_of(range(4)), guidance=1.0)
     assert len(calls) == 3
-    sample(model, PRESETS["ddim"](VP, 1), seeds=range(3), batch_size=2, labels=torch.tensor([1, 0, 1]))
+    sample(
+        model, PRESETS["ddim"](VP, 1), seeds=range(3), batch_size=2, condition=model.condition_of([1, 0, 1])
+    )
     assert calls[3:] == [[1, 0], [1]]
-    with pytest.raises(ConfigError, match=r"labels must be one per seed, \(3,\); got \(2,\)"):
-        sample(model, PRESETS["ddim"](VP, 1), seeds=range(3), labels=torch.tensor([1, 0]))
+    with pytest.raises(ConfigError, match="a condition for each of the 3 seeds; got 2"):
+        sample(model, PRESETS["ddim"](VP, 1), seeds=range(3), condition=model.condition_of([1, 0]))
 
 
 # Fields of the aligner, of slim and of quantised networks

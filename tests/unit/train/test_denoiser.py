@@ -5,22 +5,28 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from toy import SETTINGS, ToyImages, tiny_net, weights
+from toy import ToyImages, recipe, tiny_net, weights
 
 from fewstep.checks import ConfigError, DataError
 from fewstep.diffusion.schedule import EDM, DDPMTable, Flow
 from fewstep.train.denoiser import train_denoiser
+from fewstep.train.recipe import Recipe
 
+FIELDS = {field.name for field in fields(Recipe)}
 PROGRAM = Path(__file__).with_name("toy.py")
 
 
-def train(net=None, **changes):
-    return train_denoiser(ToyImages(), net or tiny_net(), **{**SETTINGS, **changes})
+def train(net=None, images=None, **changes):
+    where = {name: changes.pop(name) for name in list(changes) if name not in FIELDS}
+    return train_denoiser(
+        images or ToyImages(), net or tiny_net(), recipe(**changes), **{"log_every": 3, **where}
+    )
 
 
 def lines(file: Path) -> list[dict]:
@@ -194,15 +200,15 @@ def test_divergence_keeps_the_last_good_checkpoint(tmp_path):
 def test_only_a_constant_rate_lets_a_training_grow(tmp_path):
     grown = {}
     for course in ("constant", "cosine"):
-        settings = {**SETTINGS, "lr_course": course}
+        settings = {"lr_course": course}
         folder = tmp_path / course
-        train_denoiser(ToyImages(), tiny_net(), **{**settings, "steps": 6}, checkpoints=folder)
+        train(**settings, steps=6, checkpoints=folder)
         if course == "cosine":
             with pytest.raises(ConfigError, match="steps was 6, now 12"):
-                train_denoiser(ToyImages(), tiny_net(), **settings, checkpoints=folder)
+                train(**settings, checkpoints=folder)
         else:
-            grown = weights(train_denoiser(ToyImages(), tiny_net(), **settings, checkpoints=folder))
-            whole = weights(train_denoiser(ToyImages(), tiny_net(), **settings))
+            grown = weights(train(**settings, checkpoints=folder))
+            whole = weights(train(**settings))
             assert all(torch.equal(whole[name], grown[name]) for name in whole)
 
 
@@ -229,7 +235,7 @@ def test_a_damaged_checkpoint_is_one_clear_sentence(tmp_path, name):
     [
         ({"weighting": "p3"}, "uniform, snr, min-snr-5, edm"),
         ({"precision": "fp8"}, "fp32 or bf16"),
-        ({"label_dropout": 1.0}, "label_dropout"),
+        ({"condition_dropout": 1.0}, "condition_dropout"),
         ({"warmup_steps": 12}, "warm-up"),
         ({"lr_course": "step"}, "constant or cosine"),
         ({"cooldown": 3}, "needs a constant rate"),
@@ -249,16 +255,15 @@ def test_labels_are_needed_by_a_network_with_classes():
     images = ToyImages()
     images.labels = None
     with pytest.raises(ConfigError, match="labels"):
-        train_denoiser(images, tiny_net(), **SETTINGS)
-    without = {**SETTINGS, "label_dropout": 0.0, "steps": 3}
-    assert train_denoiser(images, tiny_net(n_classes=0), **without).step == 3
+        train(images=images)
+    assert train(tiny_net(n_classes=0), images, condition_dropout=0.0, steps=3).step == 3
 
 
 def test_labels_are_hidden_at_the_asked_rate():
     seen = []
     net = tiny_net()
     net.label.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
-    train(net, label_dropout=0.5, steps=40, batch_size=20)
+    train(net, condition_dropout=0.5, steps=40, batch_size=20)
     share = (torch.cat(seen) == 2).float().mean().item()
     assert abs(share - 0.5) < 0.07  # 800 draws: four standard deviations
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fewstep.checks import ConfigError
+from fewstep.checks import ConfigError, DataError
+from fewstep.pipeline.conditions import conditions_of_images, with_conditions
 from fewstep.pipeline.config import AlignSettings, SampleSettings
 from fewstep.pipeline.measure import reference_and_extractor
 from fewstep.pipeline.options import (
@@ -25,6 +26,8 @@ from fewstep.pipeline.specs import Spec, result_folder
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fewstep.data.packed import Dataset
+    from fewstep.diffusion.condition import Condition
     from fewstep.diffusion.denoiser import Model
     from fewstep.pipeline.alignment import Aligned
     from fewstep.sampling.plan import Plan
@@ -43,6 +46,13 @@ def align(
     data: DataOption = None,
     extractor: ExtractorOption = "effnet-lite0-p320",
     guidance: PlansGuidanceOption = 1.0,
+    conditions: Annotated[
+        Path | None,
+        typer.Option(
+            help="conditions folder, for a model that takes stored ones; objectives that start from images need one "
+            "row for each of them"
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     *,
     align: AlignSettings,
@@ -66,18 +76,18 @@ def align(
     parents = [load_plan(path) for path in files_in(plan, ".json")]
     _check(parents, out, align, spec)
     guidance = spec.section(SampleSettings).guidance if spec else guidance
-    network = load_model(model, device=chosen_device(device))
+    network = with_conditions(load_model(model, device=chosen_device(device)), conditions)
     # a plan that was found for one guidance is aligned with it
     tasks = [
         Task(network, guidance if one.guidance is None else one.guidance, align.batch_size) for one in parents
     ]
     measured, features = reference_and_extractor(reference, data, extractor, device, tasks[0])
-    x0, labels = _images(images, network, align)
+    x0, condition = _images(images, conditions, network, align)
     found = []
     for task, one in zip(tasks, parents, strict=True):
         aligning = Aligning(
             task, one, align,
-            images=x0, labels=labels, reference=measured, extractor=features, track=track,
+            images=x0, condition=condition, reference=measured, extractor=features, track=track,
         )  # fmt: skip
         for name, reason in aligning.left_out.items():
             typer.echo(f"left out: {name}: {reason}", err=True)
@@ -101,9 +111,9 @@ def _check(parents: Sequence["Plan"], out: Path, settings: AlignSettings, spec: 
 
 
 def _images(
-    folder: Path | None, model: "Model", settings: AlignSettings
-) -> tuple["Tensor | None", "Tensor | None"]:
-    """Images of the training split in [-1, 1] and their classes, as many as the fits need, drawn from all."""
+    folder: Path | None, conditions: Path | None, model: "Model", settings: AlignSettings
+) -> tuple["Tensor | None", "Condition | None"]:
+    """Images of the training split in [-1, 1] and their conditions, as many as the fits need, drawn from all."""
     if folder is None:
         return None, None
     import torch
@@ -120,8 +130,26 @@ def _images(
         )
     order = torch.randperm(len(dataset), generator=generator(settings.seed, "images"))
     rows = order[: settings.noises + settings.gate_noises]
-    labels = None if dataset.labels is None or not model.n_classes else torch.from_numpy(dataset.labels)[rows]
-    return to_unit(dataset.batch(rows)), labels
+    return to_unit(dataset.batch(rows)), _of_images(dataset, rows, folder, conditions, model)
+
+
+def _of_images(
+    dataset: "Dataset", rows: "Tensor", folder: Path, conditions: Path | None, model: "Model"
+) -> "Condition | None":
+    """The conditions of some images, as far as they are known: objectives that need others are left out."""
+    import torch
+
+    from fewstep.diffusion.condition import LABEL, Classes, Condition
+
+    if isinstance(model.conditions, Classes) and dataset.labels is not None:
+        return Condition({LABEL: torch.from_numpy(dataset.labels)[rows]})
+    if conditions is None:
+        return None
+    try:
+        return conditions_of_images(conditions, dataset, str(folder))[rows]
+    except DataError as error:
+        typer.echo(f"without conditions of images: {error}", err=True)
+        return None
 
 
 def _write(out: Path, found: Sequence["Aligned"], spec: Spec | None) -> None:

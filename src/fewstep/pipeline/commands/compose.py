@@ -6,8 +6,10 @@ from typing import Annotated
 import typer
 
 from fewstep.files import atomic_dir
+from fewstep.pipeline.conditions import with_conditions
 from fewstep.pipeline.config import ComposeSettings, SampleSettings
 from fewstep.pipeline.options import (
+    ConditionsOption,
     DeviceOption,
     ExtractorOption,
     GuidanceOption,
@@ -27,6 +29,7 @@ def compose(
     extractor: ExtractorOption,
     out: Annotated[Path, typer.Option(help="folder to write")],
     guidance: GuidanceOption = 1.0,
+    conditions: ConditionsOption = None,
     device: DeviceOption = "auto",
     *,
     compose: ComposeSettings,
@@ -54,7 +57,7 @@ def compose(
     place = chosen_device(device)
     network = load_extractor(extractor, device=place)
     guided = guidance if spec is None else spec.section(SampleSettings).guidance
-    task = Task(load_model(model, device=place), guided, compose.batch_size)
+    task = Task(with_conditions(load_model(model, device=place), conditions), guided, compose.batch_size)
     measured = load_reference(find_reference(reference), extractor=network)
     made = compared(task, candidates, measured, network, compose, track=track)
     require_distinct_plans(made.plans)

@@ -10,11 +10,12 @@ import typer
 from fewstep.checks import ConfigError
 from fewstep.files import require_space
 from fewstep.nets import PLANS
+from fewstep.pipeline.conditions import identity_of, with_conditions
 from fewstep.pipeline.config import PlanSettings, SampleSettings
-from fewstep.pipeline.options import DeviceOption, takes_settings
+from fewstep.pipeline.options import ConditionsOption, DeviceOption, takes_settings
 from fewstep.pipeline.parts import PATIENCE, parse_shard
 from fewstep.pipeline.samples import files_in, parse_seeds, require_distinct_names
-from fewstep.pipeline.seeds import require_unseen
+from fewstep.pipeline.seeds import require_unseen, require_unseen_rows
 from fewstep.pipeline.specs import Spec, require_result_folder, result_folder
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ def sample(
         str | None,
         typer.Option(metavar="K/N", help="draw the share of worker K of N alone, and put nothing together"),
     ] = None,
+    conditions: ConditionsOption = None,
     device: DeviceOption = "auto",
     force: Annotated[
         bool, typer.Option("--force", help="accept plans for another model or schedule")
@@ -174,8 +176,11 @@ def sample(
         require_result_folder(out, spec, {".npz", ".json"})
     with joined(patience=PATIENCE) as world:
         network = load_model(model, device=chosen_device(device, local_rank=world.local_rank))
+        network = with_conditions(network, conditions)
+        for one in loaded:
+            require_unseen_rows(one, chosen, identity_of(network))
         require_space(out, len(chosen) * math.prod(network.image_shape) * len(files))
-        drawing = Drawing(network, chosen, sample, find(model), out, force)
+        drawing = Drawing(network, chosen, sample, find(model), out, force, conditions)
         mine = parse_shard(shard)
         for path, one in zip(files, loaded, strict=True):
             drawing.make(one, path, mine)

@@ -11,9 +11,11 @@ import typer
 
 from fewstep.checks import ConfigError
 from fewstep.files import write_json
+from fewstep.pipeline.conditions import with_conditions
 from fewstep.pipeline.config import PlanSettings, SampleSettings, SearchSettings
 from fewstep.pipeline.measure import reference_and_extractor
 from fewstep.pipeline.options import (
+    ConditionsOption,
     DataOption,
     DeviceOption,
     ExtractorOption,
@@ -47,6 +49,7 @@ def teacher(
     out: Annotated[Path, typer.Option(help="file to write (.npz)")],
     to_zero: ToZeroOption = True,
     guidance: GuidanceOption = 1.0,
+    conditions: ConditionsOption = None,
     device: DeviceOption = "auto",
     *,
     search: SearchSettings,
@@ -59,7 +62,7 @@ def teacher(
     from fewstep.pipeline.solutions import write_teacher
 
     to_zero, guidance = _of_run(spec, to_zero, guidance)
-    task = _task(model, guidance, search, device)
+    task = _task(model, conditions, guidance, search, device)
     made = _made_teacher(task, search, to_zero)
     write_teacher(out, made, task)
     if spec:
@@ -89,6 +92,7 @@ def search(
     ] = False,
     to_zero: ToZeroOption = True,
     guidance: GuidanceOption = 1.0,
+    conditions: ConditionsOption = None,
     device: DeviceOption = "auto",
     *,
     search: SearchSettings,
@@ -110,7 +114,7 @@ def search(
     if storage is not None:
         require_storage(storage)
     to_zero, guidance = _of_run(spec, to_zero, guidance)
-    task = _task(model, guidance, search, device)
+    task = _task(model, conditions, guidance, search, device)
     spaces = [
         Space(task.model.schedule, n, to_zero=to_zero, max_order=search.max_order, analytic=search.analytic)
         for n in numbers
@@ -156,12 +160,15 @@ def _of_run(spec: Spec | None, to_zero: bool, guidance: float) -> tuple[bool, fl
     return spec.section(PlanSettings).to_zero, spec.section(SampleSettings).guidance
 
 
-def _task(model: Path, guidance: float, settings: SearchSettings, device: str) -> "Task":
+def _task(
+    model: Path, conditions: Path | None, guidance: float, settings: SearchSettings, device: str
+) -> "Task":
     from fewstep.interop.load import load_model
     from fewstep.pipeline.devices import chosen_device
     from fewstep.sampling.task import Task
 
-    return Task(load_model(model, device=chosen_device(device)), guidance, settings.batch_size)
+    loaded = with_conditions(load_model(model, device=chosen_device(device)), conditions)
+    return Task(loaded, guidance, settings.batch_size)
 
 
 def _made_teacher(task: "Task", settings: SearchSettings, to_zero: bool) -> "Teacher":
