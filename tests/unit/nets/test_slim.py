@@ -3,6 +3,7 @@ import torch
 
 from fewstep.checks import ConfigError
 from fewstep.diffusion.condition import Condition
+from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.schedule import VPLinear
 from fewstep.nets.folder import as_model, load_model, save_model
 from fewstep.nets.slim import Narrow, check_widths, groups_of, materialised, skeleton, sliced
@@ -123,3 +124,20 @@ def test_model_folder_keeps_the_widths(tmp_path):
         own = as_model(materialised(net, width), schedule=VPLinear(), prediction="eps", shape=(1, 8, 8))
         assert torch.equal(model.network(index)(x, t), own.fn(x, t))
     assert model.network(2) is not model.network(1)
+
+
+def test_conditions_reach_every_width(tmp_path):
+    net = network("conditioned", torch.float32)
+    save_model(
+        tmp_path / "m", net, schedule=VPLinear(), prediction="eps", shape=(1, 8, 8), name="slim", card={},
+        widths=WIDTHS,
+    )  # fmt: skip
+    model = load_model(tmp_path / "m")
+    x, _, condition = inputs(net, dtype=torch.float32)
+    outputs = [
+        Denoiser(model, condition=given).output(x, 0.5, width=width)
+        for width in range(4)
+        for given in (condition, condition[[1, 0]])
+    ]
+    assert not any(torch.equal(a, b) for a, b in zip(outputs[::2], outputs[1::2], strict=True))
+    assert all(output.shape == x.shape and output.isfinite().all() for output in outputs)

@@ -7,11 +7,12 @@ from toys import small_mixture
 
 from fewstep.checks import ConfigError, DataError
 from fewstep.data.pixels import to_u8
-from fewstep.diffusion.condition import Classes
+from fewstep.diffusion.condition import Classes, Condition
 from fewstep.diffusion.denoiser import Model
 from fewstep.diffusion.schedule import EDM, VPLinear
+from fewstep.nets.folder import as_model
 from fewstep.nets.unet import UNet
-from fewstep.rng import ImageNoise, generator
+from fewstep.rng import ImageNoise, generator, initial_weights
 from fewstep.sampling.presets import PRESETS
 from fewstep.sampling.sample import Costs, sample, solve
 
@@ -105,6 +106,36 @@ def test_conditions_and_guidance_reach_the_network():
     assert calls[3:] == [[1, 0], [1]]
     with pytest.raises(ConfigError, match="a condition for each of the 3 seeds; got 2"):
         sample(model, PRESETS["ddim"](VP, 1), seeds=range(3), condition=model.condition_of([1, 0]))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_images_of_classes_are_to_the_byte_those_of_labels(guidance):
+    """A transcription of the rule seed modulo classes, and of guidance with the label n for no class."""
+    with initial_weights(0):
+        net = UNet(8, 1, 8, multipliers=(1, 2), attention=(4,), n_classes=3)
+    for parameter in net.parameters():
+        parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator(1))
+    model = as_model(net, schedule=VP, prediction="eps", shape=(1, 8, 8))
+    seeds = [4, 5, 1_000_000_007, 0]
+    labels = torch.tensor([s % 3 for s in seeds])
+
+    def fn(x, t):
+        output = net(x, VP.time_input(t), Condition({"label": labels}))
+        if guidance == 1.0:
+            return output
+        unguided = net(x, VP.time_input(t), Condition({"label": torch.full((4,), 3)}))
+        return unguided + guidance * (output - unguided)
+
+    plan = PRESETS["unipc-2"](VP, 4, grid="uniform-t")
+    by_hand = Model(fn, schedule=VP, prediction="eps", shape=(1, 8, 8), net=net)
+    expected, costs = sample(by_hand, plan, seeds=seeds), Costs()
+    condition = model.condition_of(seeds)
+    assert torch.equal(
+        sample(model, plan, seeds=seeds, condition=condition, guidance=guidance, costs=costs), expected
+    )
+    assert (costs.nfe, costs.calls) == (4, 4 if guidance == 1 else 8)
+    in_parts = sample(model, plan, seeds=seeds, condition=condition, guidance=guidance, batch_size=3)
+    assert torch.equal(in_parts, expected)
 
 
 # Fields of the aligner, of slim and of quantised networks
