@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from e2e.shell import made, refused
+from e2e.shell import fewstep, made, refused
 
 from fewstep.data.conditions import save_conditions
 from fewstep.data.packed import load_dataset
@@ -53,6 +53,8 @@ def test_images_and_certificate_name_the_conditions(study, folder, tmp_path):
     assert protocol["conditions"] == samples.meta["conditions"]
     lines = made("verify", tmp_path / "c.json", "--resample")
     assert "the same, to the byte" in lines and "conditions: conditions.safetensors" in lines
+    other = fewstep("verify", tmp_path / "c.json", "--resample", "--conditions", folder / "searched")
+    assert other.returncode == 1 and "holds other conditions; nothing was drawn" in other.stdout
 
 
 def test_the_row_decides_the_image(folder, tmp_path):

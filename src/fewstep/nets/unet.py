@@ -444,20 +444,25 @@ def as_maps(emb: Tensor) -> Tensor:
 
 def inputs_of(entries: Mapping[str, Entry], side: int) -> dict[str, Any]:
     """The arguments `maps` and `context` of a network of images of some side that takes these conditions.
-    Raises: ConfigError: one of them is neither a map nor the context.
+
+    A label is left to the argument `n_classes`, which its form does not say.
+
+    Raises: ConfigError: one of them is neither a map nor the context, nor a label.
     """
     maps: dict[str, int] = {}
     context = 0
     for name, entry in entries.items():
         floating, shape = entry.dtype.is_floating_point, entry.shape
+        if name == LABEL and entry == Entry((), torch.int64):
+            continue
         if name == CONTEXT and floating and len(shape) == 2 and shape[1]:
             context = shape[1]
         elif name != LABEL and floating and len(shape) == 3 and shape[0] and shape[1:] == (side, side):
             maps[name] = shape[0]
         else:
             raise ConfigError(
-                f"A U-Net takes maps, floating point (B, C, {side}, {side}), and tokens under the name {CONTEXT}, "
-                f"floating point (B, T, D); got {name}, {entry}."
+                f"A U-Net takes maps, floating point (B, C, {side}, {side}), tokens under the name {CONTEXT}, floating "
+                f"point (B, T, D), and classes under the name {LABEL}, int64 (B); got {name}, {entry}."
             )
     return {"maps": maps, "context": context}
 

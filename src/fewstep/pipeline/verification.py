@@ -16,7 +16,7 @@ from fewstep.metrics.extractor import Extractor, load_extractor
 from fewstep.metrics.protocols import find_protocol
 from fewstep.metrics.reference import Reference, load_reference
 from fewstep.pipeline.agreement import SAME_IMAGES, Line, Outcome, agreement, compared
-from fewstep.pipeline.conditions import with_conditions
+from fewstep.pipeline.conditions import identity_of, with_conditions
 from fewstep.pipeline.config import EvaluateSettings, SampleSettings
 from fewstep.pipeline.drawing import Drawing
 from fewstep.pipeline.evaluation import certified_protocol, require_preset
@@ -312,6 +312,9 @@ class Verifier:
                 return None
             conditions = self._place("conditions")
             model = with_conditions(model, conditions)
+            if identity_of(model) != self.certificate["protocol"].get("conditions"):
+                yield Line(what, "failed", f"{conditions} holds other conditions; nothing was drawn")
+                return None
             plan = plan_from_json(subject["plan"]["steps"])
             settings = _section(SampleSettings, subject["draw"])
             seeds = parse_seeds(self.certificate["protocol"]["seeds"])

@@ -236,6 +236,7 @@ def test_what_a_network_declares():
         "context": Entry((None, CONTEXT)),
         "label": Entry((), torch.int64),
     }
+    assert inputs_of({"label": Entry((), torch.int64)}, 8) == {"maps": {}, "context": 0}
     assert inputs_of(small(maps=MAPS, context=CONTEXT).conditions.entries, 8) == {
         "maps": MAPS,
         "context": CONTEXT,
@@ -248,7 +249,7 @@ def test_what_a_network_declares():
         {"mask": Entry((1, 4, 4))},
         {"prompt": Entry((5, 6))},
         {"context": Entry((6,))},
-        {"label": Entry((), torch.int64)},
+        {"label": Entry()},
         {"mask": Entry((1, 8, 8), torch.uint8)},
     ],
 )

@@ -136,20 +136,22 @@ def _images(
 def _of_images(
     dataset: "Dataset", rows: "Tensor", folder: Path, conditions: Path | None, model: "Model"
 ) -> "Condition | None":
-    """The conditions of some images, as far as they are known: objectives that need others are left out."""
+    """The conditions of some images; None where they are not known: objectives that need them are then left out."""
     import torch
 
-    from fewstep.diffusion.condition import LABEL, Classes, Condition
+    from fewstep.diffusion.condition import LABEL, Condition
 
-    if isinstance(model.conditions, Classes) and dataset.labels is not None:
-        return Condition({LABEL: torch.from_numpy(dataset.labels)[rows]})
-    if conditions is None:
+    if model.conditions is None:
         return None
-    try:
-        return conditions_of_images(conditions, dataset, str(folder))[rows]
-    except DataError as error:
-        typer.echo(f"without conditions of images: {error}", err=True)
-        return None
+    names, values = model.conditions.entries.keys(), dict[str, "Tensor"]()
+    if conditions is not None:
+        try:
+            values |= conditions_of_images(conditions, dataset, str(folder)).values
+        except DataError as error:
+            typer.echo(f"without conditions of images: {error}", err=True)
+    if LABEL in names - values.keys() and dataset.labels is not None:
+        values[LABEL] = torch.from_numpy(dataset.labels)
+    return Condition(values)[rows] if values.keys() == names else None
 
 
 def _write(out: Path, found: Sequence["Aligned"], spec: Spec | None) -> None:
