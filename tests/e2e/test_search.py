@@ -294,7 +294,7 @@ def _wrong(case, searched, pipelines, tmp):
             config.write_text(json.dumps(json.loads(config.read_text()) | {"beta_schedule": "stairs"}))
             return ("search", "--model", tmp / "ddim", "--nfe", 3, *out), ("scheduler_config.json", "stairs")
         case "guidance without classes":
-            return (*few, "--guidance", 2), ("Guidance 2", "class")
+            return (*few, "--guidance", 2), ("Guidance 2", "takes no condition")
         case "plan exported for a model of another shape":
             return ("export", pipelines["ddim"], plan, "--out", tmp / "scheduler"), ("fingerprint",)
         case "plan sampled by a model of another shape":
