@@ -46,6 +46,7 @@ from fewstep.rng import generator, initial_weights
 from fewstep.train.denoiser import train_denoiser
 from fewstep.train.loop import State
 from fewstep.train.losses import WEIGHTINGS
+from fewstep.train.recipe import Recipe
 
 RESULT = Path(__file__).parent / "results" / "architecture.md"
 NAME, SEED = "architecture", 0
@@ -218,10 +219,7 @@ class Objective:
     def _rungs(self, net: UNet, params: dict[str, Any], clock: Clock, folder: str) -> Iterator[State]:
         """Train on through checkpoints, from one share of the time to the next."""
         batch_size = params["batch_size"]
-        train = partial(
-            train_denoiser,
-            self.dataset,
-            net,
+        recipe = Recipe(
             schedule=self.schedule,
             prediction=params["prediction"],
             weighting=params["weighting"],
@@ -233,6 +231,12 @@ class Objective:
             ema_decay=EMA_DECAY,
             steps=ENDLESS,
             seed=SEED,
+        )
+        train = partial(
+            train_denoiser,
+            self.dataset,
+            net,
+            recipe,
             checkpoints=folder,
             checkpoint_seconds=math.inf,
             progress=clock,

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from fewstep.pipeline.config import SearchSettings
 from measured import Measured
 from PIL import Image
 
@@ -28,15 +29,14 @@ from fewstep.files import atomic_file, canonical_json, read_json, sha256_text, w
 from fewstep.interop.load import load_model
 from fewstep.methods.s3.free import FreePlan
 from fewstep.methods.s3.space import Space, plan_of
+from fewstep.methods.s3.stage.run import Search, Seeds, run_search
 from fewstep.methods.s3.teacher import make_teacher
 from fewstep.metrics.extractor import Extractor, load_extractor
 from fewstep.metrics.reference import Reference, load_reference
 from fewstep.metrics.uncertainty import paired_difference
 from fewstep.pipeline import trials as studies
-from fewstep.pipeline.config import SearchSettings
 from fewstep.pipeline.environment import environment
 from fewstep.pipeline.report import figures
-from fewstep.methods.s3.stage.run import Search, Seeds, run_search
 from fewstep.progress import track
 from fewstep.sampling.descent import polish, trajectory_gradient
 from fewstep.sampling.plan import Plan, load_plan

@@ -27,6 +27,7 @@ from fewstep.diffusion.schedule import DDPMTable
 from fewstep.nets.unet import UNet
 from fewstep.rng import generator, initial_weights
 from fewstep.train.denoiser import train_denoiser
+from fewstep.train.recipe import Recipe
 
 RESULT = Path(__file__).parent / "results" / "training.md"
 LR = 1e-4
@@ -87,14 +88,16 @@ def ours(images: RandomImages, *, batch: int, steps: int, precision: str, clock:
     train_denoiser(
         images,
         net,
-        schedule=DDPMTable.linear(),
-        prediction="eps",
-        steps=steps,
-        batch_size=batch,
-        lr=LR,
-        seed=0,
-        warmup_steps=1,
-        precision=precision,
+        Recipe(
+            schedule=DDPMTable.linear(),
+            prediction="eps",
+            steps=steps,
+            batch_size=batch,
+            lr=LR,
+            seed=0,
+            warmup_steps=1,
+            precision=precision,
+        ),
         progress=stamped,
     )
     return [stop - start for start, stop in zip(stamps[:-1], stamps[1:], strict=True)]

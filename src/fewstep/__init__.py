@@ -36,6 +36,9 @@ _keep_freed_memory()
 _PUBLIC = {
     "Model": "diffusion.denoiser",
     "Denoiser": "diffusion.denoiser",
+    "Condition": "diffusion.condition",
+    "Classes": "diffusion.condition",
+    "Stored": "diffusion.condition",
     "GaussianMixture": "diffusion.mixture",
     "VPLinear": "diffusion.schedule",
     "DDPMTable": "diffusion.schedule",
@@ -44,6 +47,7 @@ _PUBLIC = {
     "Flow": "diffusion.schedule",
     "load_model": "interop.load",
     "load_dataset": "data.packed",
+    "load_conditions": "data.conditions",
     "Plan": "sampling.plan",
     "load_plan": "sampling.plan",
     "sample": "sampling.sample",

@@ -10,7 +10,6 @@ import time
 import optuna
 import pandas as pd
 import pytest
-import torch
 from e2e.shell import COMMAND, made, refused
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -44,8 +43,8 @@ def record(folder, nfe):
 def calls_of(model, plan, **options):
     """Network evaluations on each image that the loop counts."""
     costs = Costs()
-    labels = torch.tensor([0, 1]) if model.n_classes else None
-    sample(model, plan, seeds=range(2), batch_size=2, labels=labels, costs=costs, **options)
+    condition = model.condition_of(range(2))
+    sample(model, plan, seeds=range(2), batch_size=2, condition=condition, costs=costs, **options)
     return costs.nfe
 
 
@@ -295,7 +294,7 @@ def _wrong(case, searched, pipelines, tmp):
             config.write_text(json.dumps(json.loads(config.read_text()) | {"beta_schedule": "stairs"}))
             return ("search", "--model", tmp / "ddim", "--nfe", 3, *out), ("scheduler_config.json", "stairs")
         case "guidance without classes":
-            return (*few, "--guidance", 2), ("Guidance 2", "class")
+            return (*few, "--guidance", 2), ("Guidance 2", "takes no condition")
         case "plan exported for a model of another shape":
             return ("export", pipelines["ddim"], plan, "--out", tmp / "scheduler"), ("fingerprint",)
         case "plan sampled by a model of another shape":

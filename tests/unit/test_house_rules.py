@@ -106,7 +106,9 @@ def test_layers_hold():
     assert done.returncode == 0, done.stdout
 
 
-PAPERS = sorted(path.name for path in (ROOT / "src/fewstep/methods").iterdir() if (path / "__init__.py").exists())
+PAPERS = sorted(
+    path.name for path in (ROOT / "src/fewstep/methods").iterdir() if (path / "__init__.py").exists()
+)
 """Folders of papers."""
 
 

@@ -47,8 +47,12 @@ def test_a_new_paper_is_one_folder(tmp_path: Path) -> None:
         "src/fewstep/app/stages/__init__.py",
     }
     shown = project.succeed("fewstep", "powergrid", "--help")
-    assert "exponent of the spacing; 1: uniform in time (default: 1.5)" in " ".join(shown.replace("│", " ").split())
-    wrong = project.command("fewstep", "powergrid", "--model", "m", "--nfe", "3", "--out", "o", "--power", "0")
+    assert "exponent of the spacing; 1: uniform in time (default: 1.5)" in " ".join(
+        shown.replace("│", " ").split()
+    )
+    wrong = project.command(
+        "fewstep", "powergrid", "--model", "m", "--nfe", "3", "--out", "o", "--power", "0"
+    )
     assert wrong.returncode == 2
     assert "--power must be greater than 0, got '0'" in wrong.stderr
 
@@ -91,7 +95,9 @@ print(*(run.info.run_name for run in client.search_runs([experiment.experiment_i
 
 def test_the_example_of_the_guide_is_the_one_that_is_tested() -> None:
     guide = (ROOT / "CONTRIBUTING.md").read_text()
-    quoted = dict(re.findall(r"^`src/fewstep/methods/(powergrid/[^`]+)`\n\n```[a-z0-9]*\n(.*?)```$", guide, re.M | re.S))
+    quoted = dict(
+        re.findall(r"^`src/fewstep/methods/(powergrid/[^`]+)`\n\n```[a-z0-9]*\n(.*?)```$", guide, re.M | re.S)
+    )
     files = [path for path in sorted(EXAMPLE.rglob("*")) if path.suffix in (".py", ".j2")]
     assert quoted.keys() == {path.relative_to(EXAMPLE.parent).as_posix() for path in files}
     for path in files:

@@ -11,6 +11,7 @@ import typer
 
 import fewstep
 from fewstep.checks import UserError
+
 app = typer.Typer(
     name="fewstep",
     help="For this diffusion model and this step budget: what is the best sampler, and how sure are we?",

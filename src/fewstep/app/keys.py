@@ -57,9 +57,7 @@ def _make(result: Result, run: str, settings: RunSettings, made: dict[str, Spec]
         "nfe": result.nfe,
         "settings": _chosen(settings.result_settings(), stage),
         "code": code,
-        "inputs": {
-            name: [_identity(given, upstream) for given in values] for name, values in inputs.items()
-        },
+        "inputs": {name: [_identity(given, upstream) for given in values] for name, values in inputs.items()},
         "source": None if stage.source is None else stage.source(settings),
     }
     own = [stage.name] if stage.settings is not None else []

@@ -87,7 +87,11 @@ def track_run(
     stamps = _provenance(folder, "report")
     parent = _parent_entry(run, folder, stamps, commit, stages)
     children = [
-        *(entry for place in stamps for entry in _stage_entries(folder, place, stamps[place], parent.key, stages)),
+        *(
+            entry
+            for place in stamps
+            for entry in _stage_entries(folder, place, stamps[place], parent.key, stages)
+        ),
         *_sampler_entries(folder, stamps, parent.key, stages),
     ]
     with _store(uri) as client:
@@ -248,9 +252,7 @@ def _provenance(folder: Path, place: str) -> Stamps:
     return found
 
 
-def _parent_entry(
-    run: str, folder: Path, stamps: Stamps, commit: str | None, stages: Stages
-) -> _Entry:
+def _parent_entry(run: str, folder: Path, stamps: Stamps, commit: str | None, stages: Stages) -> _Entry:
     key, report = stamps["report"]["key"], folder / "report"
     metrics = sha256_file(report / "metrics.json")[:16]
     lock = Path("dvc.lock")
@@ -265,7 +267,11 @@ def _parent_entry(
     for place in _making("dataset", stamps, stages):  # a model of the zoo has no data here
         hashes = read_json(folder / place / "manifest.json")["sha256"]
         tags |= {f"data.sha256.{part}": digest for part, digest in hashes.items()}
-    models = [folder / place / name for place in _making("model", stamps, stages) for name in ("card.json", "config.json")]
+    models = [
+        folder / place / name
+        for place in _making("model", stamps, stages)
+        for name in ("card.json", "config.json")
+    ]
     tables = [report / name for name in ("index.html", "leaderboard.csv", "metrics.json")]
     figures = sorted(file for file in report.rglob("*") if file.suffix in _FIGURES)
     return _Entry(

@@ -1,7 +1,7 @@
-"""A model is a function of (x_t, t[, label]) with a schedule; `Denoiser` is the only code that calls it."""
+"""A model is a function of (x_t, t[, condition]) with a schedule; `Denoiser` is the only code that calls it."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,21 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.checks import ConfigError, DataError
+from fewstep.diffusion.condition import Condition, Conditions, null_of, require_entries, said
 from fewstep.diffusion.prediction import PREDICTIONS, input_scale, weights
 from fewstep.diffusion.schedule import Schedule
 
 
 @dataclass(frozen=True)
 class Model:
-    """Any callable fn(x_t, t[, label]) -> output, and how its output is to be read.
+    """Any callable fn(x_t, t[, condition]) -> output, and how its output is to be read.
 
     Attributes:
-        fn: takes x_t (B, *shape), t (B,) or (B, 1, H, W) in the schedule's time and, where `n_classes` > 0, label (B,)
-            int64, in which `n_classes` itself stands for "no class".
+        fn: takes x_t (B, *shape), t (B,) or (B, 1, H, W) in the schedule's time and, where there are `conditions`, a
+            `Condition` of B images with the names that they declare.
         prediction: a key of `PREDICTIONS`.
         shape: of one image, (C, H, W), or of one vector, (D,).
+        conditions: what images are conditioned on, and which of them each seed has; None for nothing.
         fingerprint: sha256 of the weights; None for functions, on which plans cannot be pinned.
-        net: the network behind `fn`, where there is one; its dtype is what x_t is cast to.
+        net: the network behind `fn`, where there is one; its dtype is what x_t and floating-point conditions are cast
+            to. Times stay float32, in which thousandths remain apart; of float64 networks they are float64.
         decode: of latent models, the image in [-1, 1] of a latent, (B, *shape) -> (B, C, H, W); sampling works on
             latents, of which `shape` speaks.
         widths: of a slimmable network, the share of its channels that each sub-network has, the full one first.
@@ -35,7 +38,7 @@ class Model:
     schedule: Schedule
     prediction: str = "eps"
     shape: tuple[int, ...] = ()
-    n_classes: int = 0
+    conditions: Conditions | None = None
     fingerprint: str | None = None
     name: str = "function"
     net: nn.Module | None = field(default=None, compare=False)
@@ -62,6 +65,10 @@ class Model:
             )
         return self.at_width(width)
 
+    def condition_of(self, seeds: Sequence[int]) -> Condition | None:
+        """The condition of the image of each seed; None where the model has none."""
+        return None if self.conditions is None else self.conditions.of(seeds)
+
     @property
     def device(self) -> torch.device:
         """That of the network; the CPU for functions."""
@@ -80,7 +87,7 @@ class Denoiser:
 
     Attributes:
         nfe: evaluations so far, per image.
-        calls: network calls so far; guidance needs two an evaluation.
+        calls: network calls so far, per image; guidance needs two an evaluation.
         network_seconds: wall time inside the network so far.
     """
 
@@ -88,7 +95,7 @@ class Denoiser:
         self,
         model: Model,
         *,
-        labels: Tensor | None = None,
+        condition: Condition | None = None,
         guidance: float = 1.0,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -96,20 +103,35 @@ class Denoiser:
 
         Args:
             model: what to call.
-            labels: class of each image, (B,) int64; None means no class.
+            condition: of each image; None for the null condition, or for a model that has none.
             guidance: weight of classifier-free guidance [ho2022cfg, Eq. 6, w + 1]; 1 means none.
             dtype: of autocast around the network call; None means the network's own dtype.
+
+        Raises:
+            ConfigError: a condition or guidance that the model does not take. DataError: a condition that it does not.
         """
-        if guidance != 1.0 and (labels is None or model.n_classes == 0):
+        conditions = model.conditions
+        if conditions is None and condition is not None:
             raise ConfigError(
-                f"Guidance {guidance} needs a class-conditional model and labels; "
-                f"the model has {model.n_classes} classes and labels are {'missing' if labels is None else 'given'}."
+                f"A condition needs a model that takes one; {model.name} has none, so leave it out."
             )
-        if labels is not None and model.n_classes == 0:
+        null = None
+        if conditions is not None:
+            if condition is not None:
+                require_entries(condition, conditions.entries)
+            null = null_of(conditions, 1) if condition is None else conditions.null(condition)
+            if condition is None and null is None:
+                raise ConfigError(
+                    f"{model.name} must be given a condition, {said(conditions.entries)}, as it has no null condition."
+                )
+        if guidance != 1.0 and (condition is None or null is None):
+            lacks = "takes no condition" if conditions is None else "has no null condition"
             raise ConfigError(
-                "Labels need a class-conditional model; this one has no classes, so leave them out."
+                f"Guidance {guidance} needs a condition of each image and a model with a null condition; "
+                f"{f'{model.name} {lacks}' if null is None else 'no condition is given'}."
             )
-        self.model, self.labels, self.guidance, self.dtype = model, labels, guidance, dtype
+        self.model, self.guidance, self.dtype = model, guidance, dtype
+        self._condition, self._null = condition, null
         self.nfe = self.calls = 0
         self.network_seconds = 0.0
 
@@ -135,20 +157,39 @@ class Denoiser:
         scale = input_scale(model.prediction, model.schedule, t)
         fed = x_t if scale is None else x_t * _over(scale, x_t).to(x_t.dtype)
         dtype = next(model.net.parameters()).dtype if model.net is not None else x_t.dtype
-        fed, time_fed = fed.to(dtype), (told.expand(len(x_t)) if told.ndim == 0 else told).to(dtype)
-        if model.n_classes == 0:
+        # bfloat16 would round 997.5 thousandths to 1000
+        time_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        fed, time_fed = fed.to(dtype), (told.expand(len(x_t)) if told.ndim == 0 else told).to(time_dtype)
+        if model.conditions is None:
             result = self._call(network, fed, time_fed)
         else:
-            no_class = torch.full((len(x_t),), model.n_classes, device=x_t.device)
-            labels = no_class if self.labels is None else self.labels.to(x_t.device)
-            result = self._call(network, fed, time_fed, labels)
+            condition, null = self._conditions(len(x_t), x_t.device, dtype)
+            result = self._call(network, fed, time_fed, condition)
             if self.guidance != 1.0:
-                unguided = self._call(network, fed, time_fed, no_class)
+                unguided = self._call(network, fed, time_fed, null)
                 result = unguided + self.guidance * (result - unguided)
         self.nfe += 1
         return result.to(x_t.dtype)
 
-    def _call(self, network: Callable[..., Tensor], x_t: Tensor, *arguments: Tensor) -> Tensor:
+    def _conditions(
+        self, n: int, device: torch.device, dtype: torch.dtype
+    ) -> tuple[Condition, Condition | None]:
+        """The condition to give the network for n images, and the null one."""
+        if self._condition is None:
+            null = null_of(self.model.conditions, n) if self.model.conditions is not None else None
+            assert null is not None
+            return null.to(device, dtype), None
+        if len(self._condition) != n:
+            raise DataError(
+                f"There must be a condition of each of the {n} images; got {len(self._condition)}."
+            )
+        self._condition = self._condition.to(device, dtype)
+        self._null = None if self._null is None else self._null.to(device, dtype)
+        return self._condition, self._null
+
+    def _call(
+        self, network: Callable[..., Tensor], x_t: Tensor, *arguments: Tensor | Condition | None
+    ) -> Tensor:
         autocast = torch.autocast(x_t.device.type, self.dtype) if self.dtype is not None else nullcontext()
         started = time.perf_counter()
         with autocast:

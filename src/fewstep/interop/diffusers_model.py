@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fewstep import files
 from fewstep.checks import ConfigError, DataError
+from fewstep.diffusion.condition import LABEL, Classes, Condition
 from fewstep.diffusion.denoiser import Model
 from fewstep.diffusion.schedule import DDPMTable, Flow, Schedule
 from fewstep.nets.folder import as_model
@@ -42,14 +43,15 @@ TABLES: dict[str, Callable[[Any], DDPMTable]] = {
 
 
 class Network(nn.Module):
-    """A network of diffusers, called as those of this project: (x_t, timestep, label), no variance in the output."""
+    """A network of diffusers, called as those of this project: (x_t, timestep, condition), without learned variance."""
 
     def __init__(self, net: nn.Module, n_classes: int) -> None:
         super().__init__()
-        self.net, self.n_classes = net, n_classes
+        self.net, self.conditions = net, Classes(n_classes) if n_classes else None
 
-    def forward(self, x_t: Tensor, k: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, k: Tensor, condition: Condition | None = None) -> Tensor:
         """The first half of the channels where the second is a learned variance."""
+        label = None if condition is None else condition.values[LABEL]
         output: Tensor = self.net(x_t, k, class_labels=label, return_dict=False)[0]
         return output[:, : x_t.shape[1]]
 
@@ -87,7 +89,7 @@ def load_diffusers(
         device: of the weights.
 
     Returns:
-        A model in evaluation mode, with `decode` where it works on latents. DiT's label `n_classes` is no class.
+        A model in evaluation mode, with `decode` where it works on latents. DiT's last label is no class.
 
     Raises:
         ConfigError: diffusers is missing, or the pipeline, network or scheduler is of a kind that cannot be sampled.

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from fewstep.checks import ConfigError
+from fewstep.diffusion.condition import Classes
 from fewstep.diffusion.denoiser import Model
 from fewstep.diffusion.schedule import DDPMTable
 from fewstep.files import atomic_dir
@@ -93,7 +94,7 @@ def export_diffusers(plan: Plan, model: Model, out: str | Path) -> PlanScheduler
     scheduler = to_diffusers(plan, model)
     config = scheduler.config
     # a pipeline for classes has a scale of its own, where ours is 1
-    scale = 1.0 if plan.guidance is None and model.n_classes else plan.guidance
+    scale = 1.0 if plan.guidance is None and isinstance(model.conditions, Classes) else plan.guidance
     text = README.format(
         name=plan.name or "A sampling plan",
         n=scheduler.num_inference_steps,

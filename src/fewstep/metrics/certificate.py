@@ -99,9 +99,11 @@ def protocol_difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> str | Non
 
 def not_known(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """Fields of the protocol that one of two certificates leaves open, as those of another program's images do."""
-    return [
+    unknown = [
         name for name, nothing in UNKNOWN.items() if nothing in (a["protocol"][name], b["protocol"][name])
     ]
+    # None says that there were none, but of images of another program, which have no seeds either, nobody knows
+    return [*unknown, "conditions"] if "seeds" in unknown else unknown
 
 
 def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Difference]:
@@ -109,9 +111,9 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Difference]
 
     Raises: ConfigError: the protocols differ in what is known of both, or no distance is common.
     """
-    known = a["protocol"].keys() - set(not_known(a, b))
+    known = (a["protocol"].keys() | b["protocol"].keys()) - set(not_known(a, b))
     difference = protocol_difference(
-        *({"protocol": {name: c["protocol"][name] for name in known}} for c in (a, b))
+        *({"protocol": {name: c["protocol"].get(name) for name in known}} for c in (a, b))
     )
     if difference is not None:
         raise ConfigError(f"Certificates must share one protocol to be compared, but {difference}.")
@@ -204,6 +206,16 @@ class _Nullable(dict[str, Any]):
     """The form of an object in whose place there may be null."""
 
 
+def _is_conditions(value: Any) -> bool:
+    """Whether it says which stored conditions images had."""
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"sha256", "rows"}
+        and _is_sha256(value["sha256"])
+        and _is_count(value["rows"])
+    )
+
+
 _RESULT = {
     "value": _is_number,
     "optional": _Optional(
@@ -267,6 +279,7 @@ _FORM: dict[str, Any] = {
             "resamples": _is_count,
             "seed": _is_count,
         },
+        "optional": _Optional(conditions=_or_null(_is_conditions)),  # the first certificates do not say: none
     },
     "results": _RESULT,
     "costs": _Nullable(_COSTS),

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fewstep import files
 from fewstep.checks import ConfigError, DataError
+from fewstep.diffusion.condition import Condition
 from fewstep.diffusion.denoiser import Model
 from fewstep.diffusion.prediction import PREDICTIONS
 from fewstep.diffusion.schedule import Schedule, schedule_from_config
@@ -82,7 +83,8 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> Mod
 
     Returns:
         A model in evaluation mode whose weights need no gradient, laid out channels-last. Its call is
-        `fn(x_t, t, label=None)` with the project's time in [0, 1].
+        `fn(x_t, t, condition=None)` with the project's time in [0, 1]. Where the network takes maps or context tokens,
+        its conditions have no rows yet: bind some.
 
     Raises:
         DataError: A missing, truncated or foreign file, or weights that do not fit the architecture.
@@ -182,14 +184,17 @@ def as_model(
 ) -> Model:
     """Wrap a network in memory as a model: evaluation mode, no gradients for its weights, channels-last.
 
+    The network is called with x_t, `schedule.time_input(t)` and a `Condition` or None; what it takes it says by an
+    attribute `conditions`, where it has one.
+
     With several `widths` its sub-networks are copies, so its weights must not change any more.
     """
     net = net.eval().requires_grad_(False)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def asked(network: nn.Module) -> Callable[..., Tensor]:
-        def fn(x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-            out: Tensor = network(x_t, schedule.time_input(t), label)
+        def fn(x_t: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
+            out: Tensor = network(x_t, schedule.time_input(t), condition)
             return out
 
         return fn
@@ -200,7 +205,7 @@ def as_model(
         schedule=schedule,
         prediction=prediction,
         shape=shape,
-        n_classes=int(getattr(net, "n_classes", 0)),
+        conditions=getattr(net, "conditions", None),
         fingerprint=fingerprint,
         name=name,
         net=net,
@@ -296,14 +301,23 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
 
 
-def fill(net: nn.Module, weights: Mapping[str, Tensor], *, source: Path) -> None:
+def fill(
+    net: nn.Module, weights: Mapping[str, Tensor], *, source: Path, may_lack: tuple[str, ...] = ()
+) -> None:
     """Load weights into a network, naming what does not fit.
+
+    Args:
+        net: Changed in place.
+        weights: By name.
+        source: What errors name.
+        may_lack: Prefixes of the network's names for which there may be no weights; those stay as they are.
 
     Raises:
         DataError: Names or shapes that differ from the network's.
     """
     own = net.state_dict()
-    absent, unknown = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    kept = {key: value for key, value in own.items() if key.startswith(may_lack) and key not in weights}
+    absent, unknown = sorted(own.keys() - weights.keys() - kept.keys()), sorted(weights.keys() - own.keys())
     unlike = [key for key in own if key in weights and own[key].shape != weights[key].shape]
     if absent or unknown or unlike:
         raise DataError(
@@ -311,7 +325,7 @@ def fill(net: nn.Module, weights: Mapping[str, Tensor], *, source: Path) -> None
             f"{len(unknown)} unknown, {len(unlike)} of another shape "
             f"(first: {(absent + unknown + unlike)[0]})."
         )
-    net.load_state_dict(dict(weights))
+    net.load_state_dict({**kept, **weights})
 
 
 def _stored(value: Tensor, dtype: torch.dtype) -> Tensor:

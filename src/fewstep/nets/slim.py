@@ -3,7 +3,8 @@
 A narrow U-Net is an ordinary `UNet` with a share of the channels. Each of its layers uses the first channels of the
 wide layer's; where a layer's channels are several groups side by side (a skip connection beside the features of the
 way up; query, key, value; scale, shift) it uses the first of each group, so that a weight always meets the channel
-that it was trained for. The sinusoids of the time stay whole, since their meaning does not depend on the width.
+that it was trained for. The sinusoids of the time, maps and context tokens stay whole, since their meaning does not
+depend on the width.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.checks import ConfigError
-from fewstep.nets.unet import Attention, Block, UNet, blocks_of
+from fewstep.diffusion.condition import Condition
+from fewstep.nets.unet import Attention, Block, CrossAttention, UNet, blocks_of
 
 STEP = 4  # channels: the U-Net's own unit, so that every layer of a narrow network can be built
 Groups = tuple[tuple[int, int], ...]
@@ -106,6 +108,8 @@ def _grouped_outputs(net: UNet) -> Iterator[tuple[str, int]]:
             yield f"{name}.emb", 2
         if isinstance(module, Attention):
             yield f"{name}.qkv", 3
+        if isinstance(module, CrossAttention):
+            yield f"{name}.kv", 2
 
 
 class Narrow:
@@ -120,11 +124,11 @@ class Narrow:
         self.net, self.skeleton = net, skeleton(net, width)
         self.groups = groups_of(net, self.skeleton)
 
-    def __call__(self, x: Tensor, time: Tensor | float, label: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, time: Tensor | float, condition: Condition | None = None) -> Tensor:
         """As `UNet.forward`."""
         self.skeleton.train(self.net.training)
         weights = sliced(dict(self.net.named_parameters()), self.groups)
-        out: Tensor = torch.func.functional_call(self.skeleton, weights, (x, time, label))
+        out: Tensor = torch.func.functional_call(self.skeleton, weights, (x, time, condition))
         return out
 
 

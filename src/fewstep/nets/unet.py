@@ -1,14 +1,15 @@
 """The one U-Net of the project, of the ADM family [dhariwal2021adm].
 
-Residual blocks are conditioned by a scale and a shift computed from the time (and the class). The whole
-time path is written with linear layers on the last axis, so the very same weights accept one time for the
-batch, one per image, or one per pixel: a map is averaged down to every resolution [kim2025rad].
+Residual blocks are conditioned by a scale and a shift computed from the time (and the class). Maps enter beside the
+image, context tokens by cross-attention wherever there is self-attention [rombach2022ldm]. The whole time path is
+written with linear layers on the last axis, so the very same weights accept one time for the batch, one per image, or
+one per pixel: a map of times is averaged down to every resolution [kim2025rad].
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewstep.checks import ConfigError
+from fewstep.diffusion.condition import CONTEXT, LABEL, Classes, Condition, Conditions, Entry, Stored
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -44,6 +46,10 @@ class UNet(nn.Module):
         time_channels: Sinusoids of the time, an even number; as many as `channels` when None.
         patch: Side of the squares of pixels that enter and leave as the channels of one. The first level, the most
             expensive per weight, is left out [hoogeboom2023simple].
+        maps: Channels of each map of the condition, by its name; a map has the sides of the image. Their layer starts
+            at zero, so that the network starts as the one without.
+        context: Width of the tokens of the condition's `context`, any number of them; 0: no cross-attention. It starts
+            at zero, too.
 
     Raises:
         ConfigError: A value that cannot be built.
@@ -64,6 +70,8 @@ class UNet(nn.Module):
         out_channels: int | None = None,
         time_channels: int | None = None,
         patch: int = 1,
+        maps: Mapping[str, int] | None = None,
+        context: int = 0,
     ) -> None:
         super().__init__()
         self.image_size, self.in_channels, self.channels = image_size, in_channels, channels
@@ -76,7 +84,7 @@ class UNet(nn.Module):
         )
         self.out_channels = in_channels if out_channels is None else out_channels
         self.time_channels = channels if time_channels is None else time_channels
-        self.patch = patch
+        self.patch, self.maps, self.context = patch, dict(sorted((maps or {}).items())), context
         self._check()
 
         width = 4 * channels
@@ -99,6 +107,7 @@ class UNet(nn.Module):
                     dropout=dropout,
                     head_channels=head_channels,
                     groups=groups,
+                    context=context,
                 )
                 for i, width_in in enumerate(inputs)
             )
@@ -109,7 +118,7 @@ class UNet(nn.Module):
             level([above[i]] + [w] * (blocks - 1), w, sides[i], down=i > 0) for i, w in enumerate(widths)
         )
         bottom = widths[-1]
-        self.middle_in = Block(bottom, bottom, width, True, False, dropout, head_channels, groups)
+        self.middle_in = Block(bottom, bottom, width, True, False, dropout, head_channels, groups, context)
         self.middle_out = Block(bottom, bottom, width, False, False, dropout, head_channels, groups)
         below = [*widths[1:], bottom]
         self.decoder = nn.ModuleList(
@@ -117,6 +126,30 @@ class UNet(nn.Module):
         )
         self.norm_out = Norm(widths[0], groups)
         self.conv_out = zeroed(nn.Conv2d(widths[0], self.out_channels * patch**2, 3, padding=1))
+        n_maps = sum(self.maps.values())
+        # beside conv_in, whose weights stay those of the network without; the two are one layer on the concatenation
+        self.maps_in = (
+            zeroed(nn.Conv2d(n_maps * patch**2, widths[0], 3, padding=1, bias=False)) if n_maps else None
+        )
+
+    @property
+    def conditions(self) -> Conditions | None:
+        """What the network takes; the null condition has the label `n_classes`, and zeros elsewhere."""
+        if not self.maps and not self.context:
+            return Classes(self.n_classes) if self.n_classes else None
+        side = self.image_size
+        entries = {name: Entry((channels, side, side)) for name, channels in self.maps.items()}
+        null = {name: torch.zeros(1, channels, 1, 1) for name, channels in self.maps.items()}
+        if self.context:
+            entries[CONTEXT], null[CONTEXT] = Entry((None, self.context)), torch.zeros(1, 1, self.context)
+        if self.n_classes:
+            entries[LABEL], null[LABEL] = Entry((), torch.int64), torch.tensor([self.n_classes])
+        return Stored(None, Condition(null), entries)
+
+    def condition_parts(self) -> tuple[str, ...]:
+        """Prefixes of the names of those weights that a network without maps and context has not."""
+        crossing = (name for name, module in self.named_modules() if isinstance(module, CrossAttention))
+        return (*(("maps_in.",) if self.maps else ()), *(f"{name}." for name in crossing))
 
     def _sides(self) -> list[int]:
         return [self.image_size // self.patch >> level for level in range(len(self.multipliers))]
@@ -151,9 +184,15 @@ class UNet(nn.Module):
                 f"n_classes must be >= 0, head_channels and groups >= 1; got {self.n_classes}, "
                 f"{self.head_channels}, {self.groups}."
             )
+        if self.context < 0 or min(self.maps.values(), default=1) < 1 or {LABEL, CONTEXT} & self.maps.keys():
+            raise ConfigError(
+                f"context must be >= 0, and maps must have 1 channel or more and other names than {LABEL} and "
+                f"{CONTEXT}; got {self.context} and {self.maps}."
+            )
 
     def config(self) -> dict[str, Any]:
         """The constructor's values, ready for JSON: `UNet(**net.config())` has the same parameters."""
+        used = {"maps": self.maps, "context": self.context}
         return {
             "image_size": self.image_size,
             "in_channels": self.in_channels,
@@ -168,25 +207,38 @@ class UNet(nn.Module):
             "out_channels": self.out_channels,
             "time_channels": self.time_channels,
             "patch": self.patch,
+            **{name: value for name, value in used.items() if value},
         }
 
-    def forward(self, x: Tensor, time: Tensor | float, label: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor | float, condition: Condition | None = None) -> Tensor:
         """The network's output.
 
         Args:
             x: `(B, in_channels, H, W)`.
             time: `schedule.time_input(t)`: a number, `()`, `(B,)` or a map `(B, 1, H, W)` ((1, 1, H, W) too).
-            label: int64 `(B,)` in `[0, n_classes]`; None means no label for all.
+            condition: As far as the network takes it, "label", int64 `(B,)` in `[0, n_classes]`; "context",
+                `(B, T, context)`; and a map `(B, channels, H, W)` under each name of `maps`, in x's dtype. None means
+                the null condition for all.
 
         Returns:
             `(B, out_channels, H, W)`.
         """
-        emb = self.embed(time, label, like=x)
-        h, skips = self.encode(x, emb)
-        return self.decode(self.middle(h, emb), skips, emb)
+        emb, context = self.embed(time, condition, like=x), self.tokens(condition, like=x)
+        h, skips = self.encode(x, emb, condition)
+        return self.decode(self.middle(h, emb, context), skips, emb, context)
 
-    def embed(self, time: Tensor | float, label: Tensor | None = None, *, like: Tensor) -> Tensor:
-        """The condition of every block: `(1, D)`, `(B, D)`, or `(B, H, W, D)` for a map of times.
+    def tokens(self, condition: Condition | None, *, like: Tensor) -> Tensor | None:
+        """What blocks attend to, `(B, T, context)`: one token of zeros for the null condition; None without context."""
+        if not self.context:
+            return None
+        if condition is None:
+            return torch.zeros(1, 1, self.context, dtype=like.dtype, device=like.device).expand(
+                len(like), 1, -1
+            )
+        return condition.values[CONTEXT]
+
+    def embed(self, time: Tensor | float, condition: Condition | None = None, *, like: Tensor) -> Tensor:
+        """The time and class of every block: `(1, D)`, `(B, D)`, or `(B, H, W, D)` for a map of times.
 
         `like` gives the device. The sinusoids are float32 in any case: half precision loses whole time steps.
         """
@@ -198,32 +250,42 @@ class UNet(nn.Module):
         emb = cast(Tensor, self.time_out(F.silu(self.time_in(emb))))
         if self.label is None:
             return emb
-        if label is None:
+        if condition is None:
             label = torch.full((1,), self.n_classes, dtype=torch.int64, device=like.device)
+        else:
+            label = condition.values[LABEL]
         classes = self.label(label)
         both: Tensor = emb + (classes[:, None, None, :] if emb.ndim == 4 else classes)
         return both
 
-    def encode(self, x: Tensor, emb: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def encode(
+        self, x: Tensor, emb: Tensor, condition: Condition | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         """The way down: the features that enter the middle and, per block, the ones kept for the way up."""
+        context = self.tokens(condition, like=x)
         h = self.conv_in(F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)
+        if self.maps_in is not None and condition is not None:
+            maps = torch.cat([condition.values[name] for name in self.maps], dim=1)
+            h = h + self.maps_in(F.pixel_unshuffle(maps, self.patch) if self.patch > 1 else maps)
         skips: list[Tensor] = []
         for i, level in enumerate(self.encoder):
             side = (x.shape[-2] // self.patch >> i, x.shape[-1] // self.patch >> i)
             emb_level = pooled(emb, side)
             for block in blocks_of(level):
-                h = block(h, emb_level)
+                h = block(h, emb_level, context)
                 skips.append(h)
         return h, skips
 
-    def middle(self, h: Tensor, emb: Tensor) -> Tensor:
+    def middle(self, h: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:
         """The middle block at the lowest resolution; its output is the `h` that editing methods move."""
         emb = pooled(emb, (h.shape[-2], h.shape[-1]))
-        h = self.middle_in(h, emb)
+        h = self.middle_in(h, emb, context)
         out: Tensor = self.middle_out(h, emb)
         return out
 
-    def decode(self, h: Tensor, skips: Sequence[Tensor], emb: Tensor) -> Tensor:
+    def decode(
+        self, h: Tensor, skips: Sequence[Tensor], emb: Tensor, context: Tensor | None = None
+    ) -> Tensor:
         """The way up, from the middle's output and the features kept by `encode`."""
         remaining = list(skips)
         for level in reversed(self.decoder):
@@ -232,7 +294,7 @@ class UNet(nn.Module):
                 h = F.interpolate(h, scale_factor=2.0, mode="nearest")
             emb_level = pooled(emb, side)
             for block in blocks_of(level):
-                h = block(torch.cat([h, remaining.pop()], dim=1), emb_level)
+                h = block(torch.cat([h, remaining.pop()], dim=1), emb_level, context)
         out = self.conv_out(F.silu(self.norm_out(h)))
         return F.pixel_shuffle(out, self.patch) if self.patch > 1 else out
 
@@ -250,6 +312,7 @@ class Block(nn.Module):
         dropout: float,
         head_channels: int,
         groups: int,
+        context: int = 0,
     ) -> None:
         super().__init__()
         self.down, self.dropout = down, dropout
@@ -260,8 +323,9 @@ class Block(nn.Module):
         self.conv2 = zeroed(nn.Conv2d(width_out, width_out, 3, padding=1))
         self.shortcut = nn.Conv2d(width_in, width_out, 1) if width_in != width_out else None
         self.attention = Attention(width_out, head_channels, groups) if attend else None
+        self.cross = CrossAttention(width_out, context, head_channels, groups) if attend and context else None
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:
         """`(B, width_in, H, W)` to `(B, width_out, H, W)`, or half the sides when `down`."""
         h = F.silu(self.norm1(x))
         if self.down:
@@ -272,7 +336,8 @@ class Block(nn.Module):
         if self.dropout:
             h = F.dropout(h, self.dropout, self.training)
         h = self.conv2(h) + (x if self.shortcut is None else self.shortcut(x))
-        return h if self.attention is None else cast(Tensor, self.attention(h))
+        h = h if self.attention is None else cast(Tensor, self.attention(h))
+        return h if self.cross is None or context is None else cast(Tensor, self.cross(h, context))
 
 
 class Attention(nn.Module):
@@ -280,9 +345,7 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, head_channels: int, groups: int) -> None:
         super().__init__()
-        self.heads = max(1, width // head_channels)
-        while width % self.heads:
-            self.heads -= 1
+        self.heads = n_heads(width, head_channels)
         self.norm = Norm(width, groups)
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = zeroed(nn.Linear(width, width))
@@ -295,6 +358,36 @@ class Attention(nn.Module):
         h = attend(q, k, v).transpose(1, 2).reshape(b, height * width, c)
         h = self.proj(h).reshape(b, height, width, c).permute(0, 3, 1, 2)
         return x + cast(Tensor, h)
+
+
+class CrossAttention(nn.Module):
+    """Attention of the pixels to context tokens, added to its input; their order does not matter."""
+
+    def __init__(self, width: int, context: int, head_channels: int, groups: int) -> None:
+        super().__init__()
+        self.heads = n_heads(width, head_channels)
+        self.norm = Norm(width, groups)
+        self.query = nn.Linear(width, width)
+        self.kv = nn.Linear(context, 2 * width)
+        self.proj = zeroed(nn.Linear(width, width))
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """`(B, C, H, W)` and `(B, T, context)` to `(B, C, H, W)`."""
+        b, c, height, width = x.shape
+        pixels = self.norm(x).permute(0, 2, 3, 1).reshape(b, height * width, c)
+        q = self.query(pixels).reshape(b, height * width, self.heads, -1).transpose(1, 2)
+        k, v = self.kv(context).reshape(b, context.shape[1], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        h = attend(q, k, v).transpose(1, 2).reshape(b, height * width, c)
+        h = self.proj(h).reshape(b, height, width, c).permute(0, 3, 1, 2)
+        return x + cast(Tensor, h)
+
+
+def n_heads(width: int, head_channels: int) -> int:
+    """Heads of about `head_channels` channels that divide the width."""
+    heads = max(1, width // head_channels)
+    while width % heads:
+        heads -= 1
+    return heads
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -347,6 +440,31 @@ def blocks_of(level: nn.Module) -> nn.ModuleList:
 def as_maps(emb: Tensor) -> Tensor:
     """`(B, D)` to `(B, D, 1, 1)`; `(B, H, W, D)` to `(B, D, H, W)`."""
     return emb[:, :, None, None] if emb.ndim == 2 else emb.permute(0, 3, 1, 2)
+
+
+def inputs_of(entries: Mapping[str, Entry], side: int) -> dict[str, Any]:
+    """The arguments `maps` and `context` of a network of images of some side that takes these conditions.
+
+    A label is left to the argument `n_classes`, which its form does not say.
+
+    Raises: ConfigError: one of them is neither a map nor the context, nor a label.
+    """
+    maps: dict[str, int] = {}
+    context = 0
+    for name, entry in entries.items():
+        floating, shape = entry.dtype.is_floating_point, entry.shape
+        if name == LABEL and entry == Entry((), torch.int64):
+            continue
+        if name == CONTEXT and floating and len(shape) == 2 and shape[1]:
+            context = shape[1]
+        elif name != LABEL and floating and len(shape) == 3 and shape[0] and shape[1:] == (side, side):
+            maps[name] = shape[0]
+        else:
+            raise ConfigError(
+                f"A U-Net takes maps, floating point (B, C, {side}, {side}), tokens under the name {CONTEXT}, floating "
+                f"point (B, T, D), and classes under the name {LABEL}, int64 (B); got {name}, {entry}."
+            )
+    return {"maps": maps, "context": context}
 
 
 def zeroed(layer: M) -> M:

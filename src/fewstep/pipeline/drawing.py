@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from fewstep.checks import DataError
 from fewstep.diffusion.denoiser import Model
 from fewstep.files import canonical_json, sha256_text
+from fewstep.pipeline.conditions import identity_of
 from fewstep.pipeline.devices import device_name
 from fewstep.pipeline.environment import environment
 from fewstep.pipeline.parts import Shard, part_ranges
@@ -31,6 +31,7 @@ class Drawing:
     """Images of one model for the seeds of one command.
 
     Attributes: model_path: where the model was read. out: where the images will stand, in one file or one a plan.
+        conditions_path: where the model's stored conditions were read, if it has some.
     """
 
     model: Model
@@ -39,6 +40,7 @@ class Drawing:
     model_path: Path
     out: Path
     force: bool = False
+    conditions_path: Path | None = None
 
     @property
     def parts(self) -> Path:
@@ -48,6 +50,11 @@ class Drawing:
     @cached_property
     def _model_files(self) -> Record:
         return record(self.model_path, beside=self._beside)
+
+    @cached_property
+    def _condition_files(self) -> dict[str, Record]:
+        path = self.conditions_path
+        return {} if path is None else {"conditions": record(path, beside=self._beside)}
 
     @property
     def _beside(self) -> Path:
@@ -102,8 +109,14 @@ class Drawing:
             self.settings.batch_size,
             code_hash((__name__,)),
         ]
+        if self._conditions is not None:
+            made_of.append(self._conditions)
         key = sha256_text(canonical_json(made_of))[:16]
         return self.parts / f"{plan.name}.{key}.{seeds_text(self.seeds[rows[0] : rows[-1] + 1])}.npz"
+
+    @property
+    def _conditions(self) -> dict[str, Any] | None:
+        return identity_of(self.model)
 
     def _guidance(self, plan: Plan) -> float:
         # a plan that was found for one guidance is drawn with it
@@ -111,14 +124,13 @@ class Drawing:
 
     def _drawn(self, plan: Plan, path: Path | None, seeds: range, progress: Any = iter) -> Samples:
         model, guidance, costs = self.model, self._guidance(plan), Costs()
-        labels = torch.tensor(seeds) % model.n_classes if model.n_classes else None
         started = time.perf_counter()
         images = sample_plan(
             model,
             plan,
             seeds=seeds,
             batch_size=self.settings.batch_size,
-            labels=labels,
+            condition=model.condition_of(seeds),
             guidance=guidance,
             force=self.force,
             progress=progress,
@@ -134,16 +146,18 @@ class Drawing:
             "seeds": seeds_text(seeds),
             "dtype": "float32",
             "guidance": guidance,
+            "conditions": self._conditions,
             "batch_size": self.settings.batch_size,
             "costs": {
                 "nfe": costs.nfe,
-                "network_calls": costs.nfe * (2 if guidance != 1.0 else 1),
+                "network_calls": costs.calls,
                 "network_ms_per_image": 1000 * costs.network_seconds / costs.images,
                 "wall_seconds": wall,
                 "device": device_name(model.device),
             },
             "files": {
                 "model": self._model_files,
+                **self._condition_files,
                 **({} if path is None else {"plan": record(path, beside=self._beside)}),
             },
             "environment": environment(),

@@ -136,7 +136,11 @@ def _maker(images: ImageSet) -> str:
     """What made the images, as a key."""
     if images.meta is None:
         return ""
-    return canonical_json([images.meta["model"], images.meta["plan_hash"], images.meta["guidance"]])
+    return canonical_json(_made_with(images.meta))
+
+
+def _made_with(meta: Mapping[str, Any]) -> list[Any]:
+    return [meta["model"], meta["plan_hash"], meta["guidance"], meta.get("conditions")]
 
 
 def _require_independent(runs: Sequence[ImageSet]) -> None:
@@ -187,6 +191,8 @@ def certified_protocol(
         "quantisation": QUANTISATION if meta else UNKNOWN_BYTES,
         "ema": meta["model"]["ema"] if meta else None,
         "dtype": meta["dtype"] if meta else None,
+        # of samples files that were written before there were any: none
+        "conditions": meta.get("conditions") if meta else None,
         "evaluation": {
             "metrics": list(settings.metrics),
             "level": settings.level,

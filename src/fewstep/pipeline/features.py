@@ -28,7 +28,9 @@ class FeatureStore:
 
     def place(self, images: ImageSet, extractor: "Extractor") -> Path:
         """Where the features of these very images through this very extractor are kept."""
-        through = sha256_text(canonical_json([extractor.protocol, code_hash(("fewstep.metrics.extractor",))]))[:8]
+        through = sha256_text(
+            canonical_json([extractor.protocol, code_hash(("fewstep.metrics.extractor",))])
+        )[:8]
         return self.folder / f"{images.name}.{images.sha256[:16]}.{through}"
 
     def make(

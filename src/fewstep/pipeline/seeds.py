@@ -1,9 +1,10 @@
-"""Random seeds of images: blocks of them by purpose, and those that found a plan are never those that judge it."""
+"""Random seeds of images, by purpose; those that found a plan, and their conditions, are never those that judge it."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fewstep.checks import ConfigError
+from fewstep.pipeline.conditions import row_ranges
 
 if TYPE_CHECKING:
     from fewstep.sampling.plan import Plan
@@ -62,3 +63,25 @@ def require_unseen(plan: "Plan", seeds: Sequence[int] | SeedBlocks) -> None:
                     f"Seeds to report on must not have been searched on, but {block[0]}-{block[-1]} overlaps "
                     f"{first}-{last} ({purpose} of {plan.name}); choose other seeds."
                 )
+
+
+def require_unseen_rows(plan: "Plan", seeds: Sequence[int], conditions: Mapping[str, Any] | None) -> None:
+    """Raise ConfigError where the stored conditions of these seeds had a part in finding the plan.
+
+    Only for what is reported: the stages that find a plan together may share rows, as they share the images that a
+    model was trained on. Rows are compared within one set of conditions, which its hash names.
+
+    Args: conditions: `identity` of the model's conditions, or what a certificate names; None for none.
+    """
+    if conditions is None:
+        return
+    for purpose, used in plan.provenance.get("conditions", {}).items():
+        if used["sha256"] != conditions["sha256"]:
+            continue
+        for first, last in row_ranges(seeds, conditions["rows"]):
+            for low, high in used["rows"]:
+                if first <= high and low <= last:
+                    raise ConfigError(
+                        f"Conditions to report on must not have been searched on, but rows {first}-{last} overlap "
+                        f"{low}-{high} ({purpose} of {plan.name}); choose other seeds or other --conditions."
+                    )

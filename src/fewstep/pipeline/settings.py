@@ -29,7 +29,11 @@ class MeasureSettings(Section):
         "share of images nearer to training than to held-out ones",
     )
     resamples: int = Field(
-        default=100, ge=10, le=10000, multiple_of=2, description="half-samples behind each interval, two a cut"
+        default=100,
+        ge=10,
+        le=10000,
+        multiple_of=2,
+        description="half-samples behind each interval, two a cut",
     )
     level: float = Field(default=0.95, gt=0.5, lt=1, description="probability that an interval states")
     seed: int = Field(default=0, ge=0, description="seed of the half-samples")

@@ -16,12 +16,13 @@ from fewstep.metrics.extractor import Extractor, load_extractor
 from fewstep.metrics.protocols import find_protocol
 from fewstep.metrics.reference import Reference, load_reference
 from fewstep.pipeline.agreement import SAME_IMAGES, Line, Outcome, agreement, compared
+from fewstep.pipeline.conditions import identity_of, with_conditions
 from fewstep.pipeline.drawing import Drawing
 from fewstep.pipeline.evaluation import certified_protocol, require_preset
 from fewstep.pipeline.features import FeatureStore
 from fewstep.pipeline.images import ImageSet, open_images
 from fewstep.pipeline.samples import parse_seeds
-from fewstep.pipeline.seeds import require_unseen
+from fewstep.pipeline.seeds import require_unseen, require_unseen_rows
 from fewstep.pipeline.settings import DrawSettings, MeasureSettings
 from fewstep.sampling.plan import plan_from_json
 
@@ -79,7 +80,9 @@ class Verifier:
         }
         yield compared("plan", {name: stated[name] for name in found}, found, "as its nodes and steps say")
         try:
-            require_unseen(plan, parse_seeds(self.certificate["protocol"]["seeds"]))
+            seeds = parse_seeds(self.certificate["protocol"]["seeds"])
+            require_unseen(plan, seeds)
+            require_unseen_rows(plan, seeds, self.certificate["protocol"].get("conditions"))
         except UserError as error:
             yield Line("seeds", "failed", str(error))
 
@@ -307,11 +310,16 @@ class Verifier:
             if model is None or model.fingerprint != subject["model"]["fingerprint"]:
                 yield Line(what, "failed", f"{place} is another model; nothing was drawn")
                 return None
+            conditions = self._place("conditions")
+            model = with_conditions(model, conditions)
+            if identity_of(model) != self.certificate["protocol"].get("conditions"):
+                yield Line(what, "failed", f"{conditions} holds other conditions; nothing was drawn")
+                return None
             plan = plan_from_json(subject["plan"]["steps"])
             settings = _section(DrawSettings, subject["draw"])
             seeds = parse_seeds(self.certificate["protocol"]["seeds"])
             # what was drawn by force is drawn again: nothing new is reported
-            drawing = Drawing(model, seeds, settings, place, self.folder / "drawn.npz", force=True)
+            drawing = Drawing(model, seeds, settings, place, self.folder / "drawn.npz", True, conditions)
             samples = drawing.draw(plan)
         except UserError as error:
             yield Line(what, "failed", str(error))

@@ -549,12 +549,22 @@ def _text(value: Any, where: str) -> str:
 
 
 def _provenance(value: Any) -> Json:
-    """An object whose `seeds`, where it has them, are a first and a last one for each purpose."""
+    """An object whose `seeds` and `conditions`, where it has them, say what each purpose has used.
+
+    Seeds are a first and a last one; conditions the hash of the stored rows, and ranges of a first and a last of them.
+    """
     found = _mapping(value, "provenance")
     for purpose, ends in _mapping(found.get("seeds", {}), "provenance.seeds").items():
         where = f"provenance.seeds.{purpose}"
         if len([_integer(end, where) for end in _list(ends, where)]) != 2:
             raise ConfigError(f"{where} must be the first seed and the last; got {ends!r:.60}.")
+    for purpose, used in _mapping(found.get("conditions", {}), "provenance.conditions").items():
+        where = f"provenance.conditions.{purpose}"
+        of = _mapping(used, where)
+        _text(of.get("sha256"), f"{where}.sha256")
+        for ends in _list(of.get("rows"), f"{where}.rows"):
+            if len([_integer(end, where) for end in _list(ends, f"{where}.rows")]) != 2:
+                raise ConfigError(f"{where}.rows must be first and last rows; got {ends!r:.60}.")
     return found
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fewstep.checks import ConfigError, DataError
 from fewstep.data.pixels import to_u8
+from fewstep.diffusion.condition import Condition
 from fewstep.diffusion.denoiser import Denoiser, Model
 from fewstep.rng import ImageNoise
 from fewstep.sampling.plan import Node, Plan
@@ -29,19 +30,21 @@ class Costs:
     Attributes:
         images: images made.
         nfe: network evaluations per image of the latest run.
-        network_calls: calls of the network on a batch; guidance needs two an evaluation.
+        calls: network calls per image of the latest run; guidance needs two an evaluation.
+        network_calls: calls of the network on a batch, of all runs.
         network_seconds: wall time inside the network.
     """
 
     images: int = 0
     nfe: int = 0
+    calls: int = 0
     network_calls: int = 0
     network_seconds: float = 0.0
 
     def add(self, denoiser: Denoiser, images: int) -> None:
         """Add one batch."""
         self.images += images
-        self.nfe = denoiser.nfe
+        self.nfe, self.calls = denoiser.nfe, denoiser.calls
         self.network_calls += denoiser.calls
         self.network_seconds += denoiser.network_seconds
 
@@ -51,7 +54,7 @@ def solve(
     plan: Plan,
     x_T: Tensor,
     *,
-    labels: Tensor | None = None,
+    condition: Condition | None = None,
     guidance: float | None = None,
     noise: Callable[[], Tensor] | None = None,
     dtype: torch.dtype | None = None,
@@ -68,7 +71,7 @@ def solve(
         model: what predicts.
         plan: what to run.
         x_T: state at the plan's first node, (B, *model.shape), in float32 or float64, the state's dtype.
-        labels: class of each image, (B,) int64.
+        condition: of each image, B of them; None for the null condition, or for a model that has none.
         guidance: classifier-free guidance scale; None for the plan's own, or 1.
         noise: unit normal noise (B, *shape) at each call, for stochastic plans.
         dtype: of autocast around the network call; None for the network's own.
@@ -91,7 +94,7 @@ def solve(
     if guidance is None:
         guidance = 1.0 if plan.guidance is None else plan.guidance
     compiled = compile_plan(plan, model.schedule, model.prediction, values=values, force=force)
-    denoiser = Denoiser(model, labels=labels, guidance=guidance, dtype=dtype)
+    denoiser = Denoiser(model, condition=condition, guidance=guidance, dtype=dtype)
     mean = None if data_mean is None else data_mean.to(x_T).expand_as(x_T)
     with nullcontext() if values is not None else torch.no_grad():
         x0 = _run(compiled, denoiser, x_T, noise=noise, mean=mean, select=select, observe=observe)
@@ -107,7 +110,7 @@ def sample(
     *,
     seeds: Sequence[int],
     batch_size: int = 64,
-    labels: Tensor | None = None,
+    condition: Condition | None = None,
     guidance: float | None = None,
     dtype: torch.dtype | None = None,
     data_mean: Tensor | None = None,
@@ -126,7 +129,7 @@ def sample(
         plan: what to run.
         seeds: one per image.
         batch_size: images at once; a matter of memory.
-        labels: class of each image, (len(seeds),) int64.
+        condition: of each image, len(seeds) of them, such as `model.condition_of(seeds)`; None as in `solve`.
         guidance: as in `solve`.
         dtype: as in `solve`.
         data_mean: as in `solve`.
@@ -143,8 +146,10 @@ def sample(
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1; got {batch_size}.")
-    if labels is not None and labels.shape != (len(seeds),):
-        raise ConfigError(f"labels must be one per seed, ({len(seeds)},); got {tuple(labels.shape)}.")
+    if condition is not None and len(condition) != len(seeds):
+        raise ConfigError(
+            f"There must be a condition for each of the {len(seeds)} seeds; got {len(condition)}."
+        )
     std = start_std(model, plan)
     images = torch.empty(len(seeds), *model.image_shape, dtype=torch.uint8)
     for first in progress(range(0, len(seeds), batch_size)):
@@ -154,7 +159,7 @@ def sample(
             model,
             plan,
             std * noise().to(model.device),
-            labels=None if labels is None else labels[rows],
+            condition=None if condition is None else condition[rows],
             guidance=guidance,
             noise=noise,
             dtype=dtype,

@@ -18,7 +18,7 @@ class Task:
     """What a sampler is searched for: a model, and how it is called.
 
     Attributes:
-        guidance: classifier-free guidance scale; class-conditional models take the label seed modulo classes.
+        guidance: classifier-free guidance scale; each image has the condition that its seed has in the model.
         batch_size: images at once.
         calls: network calls on one image so far.
     """
@@ -41,7 +41,7 @@ class Task:
             model,
             plan,
             model.schedule.prior_std * noise().to(model.device),
-            labels=torch.tensor([s % model.n_classes for s in seeds]) if model.n_classes else None,
+            condition=model.condition_of(seeds),
             guidance=self.guidance,
             noise=noise if plan.stochastic else None,
             values=values,

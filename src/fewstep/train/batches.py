@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fewstep.checks import ConfigError
+from fewstep.checks import ConfigError, DataError
 from fewstep.data.pixels import to_unit
+from fewstep.diffusion.condition import Condition
 from fewstep.rng import generator
 
 
@@ -41,14 +42,16 @@ class ImageSource(Protocol):
 class Batch:
     """One process's part of a global batch.
 
-    x0: `(b, C, H, W)` float32 in [-1, 1]. labels: int64 `(b,)` or None. size: images in the global batch.
-    rows: which of its rows these are; noise is drawn for the whole global batch and cut to these rows.
+    x0: `(b, C, H, W)` float32 in [-1, 1]. labels: int64 `(b,)` or None, what a classifier is to say. size: images in
+    the global batch. rows: which of its rows these are; noise is drawn for the whole global batch and cut to these
+    rows. condition: what the images are conditioned on, b of them, or None.
     """
 
     x0: Tensor
     labels: Tensor | None
     size: int
     rows: slice
+    condition: Condition | None = None
 
     def cut(self, drawn: Tensor) -> Tensor:
         """This process's rows of something drawn for the global batch, on the device of the images."""
@@ -61,6 +64,7 @@ def image_batches(
     batch_size: int,
     seed: int,
     flip: bool = False,
+    condition: Condition | None = None,
     rank: int = 0,
     world_size: int = 1,
     device: torch.device | str = "cpu",
@@ -71,15 +75,21 @@ def image_batches(
         source: The images; every epoch visits each of them once, in an order of its own.
         batch_size: Images per step over all processes.
         seed: Of the orders and the flips.
-        flip: Mirror each image left to right with probability one half.
+        flip: Mirror each image left to right with probability one half, and with it its maps `(B, C, H, W)`.
+        condition: Of each image of the source, in its order; floating-point tensors become float32.
         rank: This process's number.
         world_size: Number of processes, which share each batch equally.
         device: Where the batch goes.
 
     Raises:
         ConfigError: An empty source, or a batch that the processes cannot share equally.
+        DataError: Another number of conditions than of images.
     """
     n = len(source)
+    if condition is not None and len(condition) != n:
+        raise DataError(
+            f"training needs one row of conditions for each of the {n} images, in their order; got {len(condition)}."
+        )
     if n < 1:
         raise ConfigError("training needs at least one image; the dataset is empty.")
     if batch_size < 1 or batch_size % world_size:
@@ -94,13 +104,29 @@ def image_batches(
     def at(step: int) -> Batch:
         chosen = indices(step, n=n, batch_size=batch_size, seed=seed)[rows]
         images = source.batch(chosen.numpy())
+        of_images = None if condition is None else condition[chosen]
         if flip:
             mirror = torch.rand(batch_size, generator=generator(seed, "flip", step))[rows] < 0.5
             images = torch.where(mirror[:, None, None, None], images.flip(-1), images)
+            of_images = None if of_images is None else _mirrored(of_images, mirror)
         x0 = to_unit(images.to(device, non_blocking=True)).contiguous(memory_format=torch.channels_last)
-        return Batch(x0, None if labels is None else labels[chosen].to(device), batch_size, rows)
+        return Batch(
+            x0,
+            None if labels is None else labels[chosen].to(device),
+            batch_size,
+            rows,
+            None if of_images is None else of_images.to(device, x0.dtype),
+        )
 
     return at
+
+
+def _mirrored(condition: Condition, mirror: Tensor) -> Condition:
+    """The maps of some images left to right; what has no width stays."""
+    values = condition.values.items()
+    return condition.where(
+        mirror, Condition({name: value.flip(-1) if value.ndim == 4 else value for name, value in values})
+    )
 
 
 def indices(step: int, *, n: int, batch_size: int, seed: int) -> Tensor:

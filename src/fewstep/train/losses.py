@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from fewstep.checks import ConfigError
+from fewstep.diffusion.condition import Condition
 from fewstep.diffusion.prediction import input_scale, target, weights
 from fewstep.diffusion.schedule import EDM, Schedule
 
-Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""(x_t, time input, label) -> output."""
+Network = Callable[[Tensor, Tensor, Condition | None], Tensor]
+"""(x_t, time input, condition) -> output."""
 
 EDM_SIGMA_DATA = 0.5  # [karras2022edm, Table 1]
 LOG_SIGMA_MEAN, LOG_SIGMA_STD = -1.2, 1.2  # of the training noise levels [karras2022edm, Table 1]
@@ -119,13 +120,13 @@ def noised(
     return Question(fed, time, of_x0 * x0 + of_eps * eps, weight)
 
 
-Loss = Callable[[Network, Question, Tensor | None], Tensor]
-"""(network, question, labels) -> loss of each image, (B,)."""
+Loss = Callable[[Network, Question, Condition | None], Tensor]
+"""(network, question, condition) -> loss of each image, (B,)."""
 
 
-def denoising_loss(network: Network, asked: Question, labels: Tensor | None = None) -> Tensor:
+def denoising_loss(network: Network, asked: Question, condition: Condition | None = None) -> Tensor:
     """The squared error of one network call."""
-    return asked.loss(network(asked.fed, asked.time, labels))
+    return asked.loss(network(asked.fed, asked.time, condition))
 
 
 def loss_weight(schedule: Schedule, prediction: str, t: Tensor, *, weighting: str) -> Tensor:

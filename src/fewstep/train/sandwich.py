@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fewstep.checks import ConfigError
+from fewstep.diffusion.condition import Condition
 from fewstep.nets.slim import Narrow, check_widths
 from fewstep.nets.unet import UNet
 from fewstep.train.losses import Loss, Network, Question
@@ -43,12 +44,12 @@ class Sandwich:
         if between:
             chosen.append(int(torch.randint(len(between), (), generator=rng)))
 
-        def loss(network: Network, asked: Question, labels: Tensor | None) -> Tensor:
-            answer = network(asked.fed, asked.time, labels)
+        def loss(network: Network, asked: Question, condition: Condition | None) -> Tensor:
+            answer = network(asked.fed, asked.time, condition)
             target = torch.lerp(asked.target, answer.detach().to(asked.target.dtype), self.distil)
             total = asked.loss(answer)
             for k in chosen:
-                total = total + asked.loss(self.narrow[k](asked.fed, asked.time, labels), target)
+                total = total + asked.loss(self.narrow[k](asked.fed, asked.time, condition), target)
             return total
 
         return loss

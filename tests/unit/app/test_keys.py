@@ -248,7 +248,9 @@ def test_a_section_that_is_no_longer_valid_is_one_sentence(folder: Path) -> None
     content = json.loads(path.read_text())
     content["settings"]["evaluate"]["level"] = 7.0
     path.write_text(json.dumps(content))
-    with pytest.raises(ConfigError, match="evaluate settings of the spec for digits/evaluate/plans/nfe4 must"):
+    with pytest.raises(
+        ConfigError, match="evaluate settings of the spec for digits/evaluate/plans/nfe4 must"
+    ):
         load_spec(path).section("evaluate", EvaluateSettings)
 
 

@@ -56,7 +56,7 @@ def test_a_loaded_model_is_the_network_at_any_time(saved, kind):
         if kind == "dit":
             labels = torch.tensor([0, 7, tiny.N_CLASSES])
             expected = pipe.transformer(x, k, labels).sample.chunk(2, dim=1)[0]
-            actual = Denoiser(model, labels=labels).output(x, t)
+            actual = Denoiser(model, condition=fs.Condition({"label": labels})).output(x, t)
         else:
             expected = pipe.unet(x, k).sample[:, :3]
             actual = Denoiser(model).output(x, t)
@@ -70,7 +70,7 @@ def test_images_are_those_of_the_pipeline(saved, kind):
     pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
     ours, theirs = {}, {"batch_size": 2}
     if kind == "dit":
-        ours = {"labels": torch.tensor([3, 7]), "guidance": 2.5}
+        ours = {"condition": model.condition_of([3, 7]), "guidance": 2.5}
         theirs = {"class_labels": [3, 7], "guidance_scale": 2.5}
     expected = pipe(num_inference_steps=4, generator=tiny.generators(2), output_type="np", **theirs).images
     grid = of_rows(model.schedule, pipe.scheduler.timesteps.tolist())
@@ -87,17 +87,17 @@ def test_guidance_costs_two_calls(saved):
     model = fs.load_model(saved["dit"])
     plan = PRESETS["ddim"](model.schedule, 2)
     costs = Costs()
-    fs.sample(model, plan, seeds=[0], labels=torch.tensor([1]), guidance=2.0, costs=costs)
+    fs.sample(model, plan, seeds=[0], condition=model.condition_of([1]), guidance=2.0, costs=costs)
     assert (costs.nfe, costs.network_calls) == (2, 4)
 
 
 def test_what_a_model_says_of_itself(saved, tmp_path):
     model = fs.load_model(saved["ddpm"])
     weights = saved["ddpm"] / "unet/diffusion_pytorch_model.safetensors"
-    assert (model.shape, model.n_classes, model.prediction, model.name) == ((3, 8, 8), 0, "x0", "ddpm")
+    assert (model.shape, model.conditions, model.prediction, model.name) == ((3, 8, 8), None, "x0", "ddpm")
     assert model.fingerprint == sha256_file(weights) and model.decode is None
     assert not model.net.training and not any(p.requires_grad for p in model.net.parameters())
-    assert fs.load_model(saved["dit"]).n_classes == tiny.N_CLASSES
+    assert fs.load_model(saved["dit"]).conditions == fs.Classes(tiny.N_CLASSES)
     # the decoder is a part of what made the images
     other = shutil.copytree(saved["dit"], tmp_path / "dit")
     with torch.no_grad():

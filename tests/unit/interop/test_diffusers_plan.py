@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fewstep as fs
+from fewstep.app.cli import main
 from fewstep.checks import ConfigError
 from fewstep.diffusion.denoiser import Model
 from fewstep.diffusion.grids import of_rows
@@ -22,7 +23,6 @@ from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import EDM, DDPMTable, Flow, VPLinear
 from fewstep.interop.diffusers_plan import export_diffusers, to_diffusers
 from fewstep.interop.diffusers_scheduler import PlanScheduler
-from fewstep.app.cli import main
 from fewstep.rng import ImageNoise, generator
 from fewstep.sampling.plan import Plan, Raw, Step
 from fewstep.sampling.presets import PRESETS
@@ -83,7 +83,7 @@ def test_guidance_is_the_pipelines(saved, guidance):
     images = pipe(
         [3, 7], guidance_scale=guidance, num_inference_steps=4, generator=tiny.generators(2), output_type="np"
     ).images
-    expected = ours(model, plan, labels=torch.tensor([3, 7]), guidance=guidance)
+    expected = ours(model, plan, condition=model.condition_of([3, 7]), guidance=guidance)
     assert abs(images - expected).max() < FLOAT32
 
 

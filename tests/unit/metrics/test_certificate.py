@@ -8,6 +8,7 @@ from fewstep.metrics.certificate import (
     build_certificate,
     certificate_problem,
     compare,
+    not_known,
     protocol_difference,
     read_certificate,
     write_certificate,
@@ -209,3 +210,35 @@ def test_compare_needs_distances_cut_alike():
     bare = certificate(results=evaluate_samples(draw(100, 1), REFERENCE, EXTRACTOR, metrics=["pr"]))
     with pytest.raises(ConfigError, match="metric fd"):
         compare(one, bare)
+
+
+CONDITIONS = {"sha256": "e" * 64, "rows": 5000}
+
+
+def test_certificates_of_unlike_conditions_refuse_to_be_compared():
+    assert compare(certificate(conditions=CONDITIONS), certificate(1.0, conditions=dict(CONDITIONS)))
+    for other in ({**CONDITIONS, "sha256": "1" * 64}, {**CONDITIONS, "rows": 4999}, None):
+        with pytest.raises(ConfigError, match=r"protocol.conditions"):
+            compare(certificate(conditions=CONDITIONS), certificate(1.0, conditions=other))
+
+
+def test_certificates_from_before_there_were_conditions_had_none():
+    assert certificate_problem(certificate()) is None
+    assert protocol_difference(certificate(), certificate(conditions=None)) is None
+    assert compare(certificate(), certificate(1.0, conditions=None))
+    for pair in ((CONDITIONS, ...), (..., CONDITIONS)):
+        made = [certificate(**({} if c is ... else {"conditions": c})) for c in pair]
+        with pytest.raises(ConfigError, match=r"protocol.conditions"):
+            compare(*made)
+
+
+def test_nobody_knows_the_conditions_of_images_of_another_program():
+    foreign = certificate(seeds="none", conditions=None)
+    assert compare(certificate(conditions=CONDITIONS), foreign)
+    assert not_known(certificate(conditions=CONDITIONS), foreign) == ["seeds", "conditions"]
+
+
+@pytest.mark.parametrize("value", [{}, {"sha256": "x", "rows": 1}, {"sha256": "e" * 64}, [], "e" * 64])
+def test_conditions_that_cannot_be_are_refused(value):
+    with pytest.raises(DataError, match="protocol.conditions is"):
+        certificate(conditions=value)

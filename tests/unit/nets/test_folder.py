@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -6,11 +7,21 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fewstep.checks import ConfigError, DataError
+from fewstep.diffusion.condition import Classes, Condition, Stored
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.schedule import EDM, DDPMTable, VPLinear
 from fewstep.files import sha256_file
 from fewstep.nets.classifier import Classifier
-from fewstep.nets.folder import NETS, build, load_classifier, load_model, save_classifier, save_model
+from fewstep.nets.folder import (
+    NETS,
+    build,
+    fill,
+    load_classifier,
+    load_model,
+    read_weights,
+    save_classifier,
+    save_model,
+)
 from fewstep.rng import generator
 
 CONFIG = {"type": "unet", "image_size": 8, "in_channels": 1, "channels": 8, "n_classes": 3, "attention": [4]}
@@ -33,14 +44,16 @@ def saved(folder: Path, **changes: object) -> torch.nn.Module:
 def test_round_trip(tmp_path):
     net = saved(tmp_path / "m", schedule=DDPMTable.linear())
     model = load_model(tmp_path / "m")
-    x, t, label = (
-        torch.randn(2, 1, 8, 8, generator=generator(0)),
-        torch.tensor([0.1, 0.9]),
-        torch.tensor([0, 3]),
-    )
+    x, t = torch.randn(2, 1, 8, 8, generator=generator(0)), torch.tensor([0.1, 0.9])
+    label = Condition({"label": torch.tensor([0, 3])})
     expected = net.eval()(x, DDPMTable.linear().time_input(t), label)
     assert torch.allclose(model.fn(x, t, label), expected, atol=1e-5)
-    assert (model.prediction, model.shape, model.n_classes, model.name) == ("v", (1, 8, 8), 3, "tiny")
+    assert (model.prediction, model.shape, model.conditions, model.name) == (
+        "v",
+        (1, 8, 8),
+        Classes(3),
+        "tiny",
+    )
     assert model.schedule == DDPMTable.linear()
     assert model.fingerprint == sha256_file(tmp_path / "m" / "model.safetensors")
     assert model.net is not None and not model.net.training
@@ -175,3 +188,53 @@ def test_every_network_can_be_described_and_rebuilt():
     for config in values.values():
         net = build(config)
         assert type(net)(**net.config()).config() == net.config()
+
+
+def test_conditioned_network_comes_back_without_rows(tmp_path):
+    described = {**CONFIG, "maps": {"mask": 1}, "context": 6}
+    save_model(
+        tmp_path / "m",
+        build(described),
+        schedule=VPLinear(),
+        prediction="eps",
+        shape=(1, 8, 8),
+        name="told",
+        card={},
+    )
+    model = load_model(tmp_path / "m")
+    assert isinstance(model.conditions, Stored) and model.conditions.rows is None
+    assert set(model.conditions.entries) == {"mask", "context", "label"}
+    with pytest.raises(ConfigError, match="needs stored conditions"):
+        model.condition_of([0])
+    rows = Condition(
+        {"mask": torch.zeros(2, 1, 8, 8), "context": torch.zeros(2, 3, 6), "label": torch.tensor([0, 1])}
+    )
+    bound = replace(model, conditions=model.conditions.bind(rows))
+    assert bound.condition_of([3]) == rows[[1]]
+
+
+def test_folder_of_a_network_without_maps_and_context_is_as_before(tmp_path):
+    """The keys of architecture and config of the folders that have been written so far."""
+    saved(tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    assert config.keys() == {"schema", "architecture", "schedule", "prediction", "shape", "n_classes", "name"}
+    assert config["n_classes"] == 3
+    assert config["architecture"].keys() == {
+        "type", "image_size", "in_channels", "channels", "multipliers", "blocks", "attention", "n_classes", "dropout",
+        "head_channels", "groups", "out_channels", "time_channels", "patch",
+    }  # fmt: skip
+
+
+def test_weights_that_may_lack_stay_as_they_are(tmp_path):
+    plain = saved(tmp_path / "m")
+    net = build({**CONFIG, "maps": {"mask": 1}, "context": 6})
+    weights = read_weights(tmp_path / "m" / "model.safetensors")
+    with pytest.raises(DataError, match="tensors missing"):
+        fill(net, weights, source=tmp_path)
+    before = net.middle_in.cross.kv.weight.clone()
+    fill(net, weights, source=tmp_path, may_lack=net.condition_parts())
+    assert torch.equal(net.middle_in.cross.kv.weight, before)
+    assert all(torch.equal(net.state_dict()[name], value) for name, value in plain.state_dict().items())
+    with pytest.raises(DataError, match="1 tensors missing"):
+        fill(net, {k: v for k, v in weights.items() if k != "conv_in.bias"}, source=tmp_path,
+             may_lack=net.condition_parts())  # fmt: skip

@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from fewstep.checks import ConfigError
+from fewstep.diffusion.condition import Condition
+from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.schedule import VPLinear
 from fewstep.nets.folder import as_model, load_model, save_model
 from fewstep.nets.slim import Narrow, check_widths, groups_of, materialised, skeleton, sliced
@@ -13,6 +15,8 @@ NETS = {
     "digits": {"image_size": 8, "in_channels": 1, "channels": 16, "multipliers": (1, 2), "attention": (4,)},
     "colour": {"image_size": 16, "in_channels": 3, "channels": 32, "multipliers": (1, 2, 2), "blocks": 2,
                "attention": (8,), "n_classes": 3},
+    "conditioned": {"image_size": 8, "in_channels": 1, "channels": 16, "multipliers": (1, 2), "attention": (4,),
+                    "n_classes": 3, "maps": {"mask": 1, "known": 2}, "context": 6},
     "odd": {"image_size": 8, "in_channels": 1, "channels": 20, "multipliers": (1, 3), "groups": 5},
 }  # fmt: skip
 
@@ -29,8 +33,20 @@ def network(name="digits", dtype=torch.float64):
 
 def inputs(net, n=2, dtype=torch.float64):
     x = torch.randn(n, net.in_channels, net.image_size, net.image_size, generator=generator(2), dtype=dtype)
-    label = torch.tensor([0, 2])[:n] if net.n_classes else None
-    return x, torch.tensor([3.0, 700.0])[:n], label
+    return x, torch.tensor([3.0, 700.0])[:n], told(net, n, dtype)
+
+
+def told(net, n, dtype):
+    """A condition for the network, if it takes one."""
+    if net.conditions is None:
+        return None
+    rng = generator(3)
+    values = {"label": torch.tensor([0, 2])[:n]} if net.n_classes else {}
+    if net.context:
+        values["context"] = torch.randn(n, 5, net.context, generator=rng, dtype=dtype)
+    for name, channels in net.maps.items():
+        values[name] = torch.randn(n, channels, net.image_size, net.image_size, generator=rng, dtype=dtype)
+    return Condition(values)
 
 
 @pytest.mark.parametrize("name", list(NETS))
@@ -77,6 +93,10 @@ def test_query_key_and_value_are_cut_each():
     net = network()
     groups = groups_of(net, skeleton(net, 0.5))
     assert groups["middle_in.attention.qkv.weight"] == (((32, 16),) * 3, ((32, 16),))
+    conditioned = network("conditioned")
+    groups = groups_of(conditioned, skeleton(conditioned, 0.5))
+    assert groups["middle_in.cross.kv.weight"] == (((32, 16),) * 2, ((6, 6),))
+    assert groups["maps_in.weight"] == (((16, 8),), ((3, 3),))
     assert groups["middle_in.emb.weight"][0] == ((32, 16),) * 2
 
 
@@ -104,3 +124,20 @@ def test_model_folder_keeps_the_widths(tmp_path):
         own = as_model(materialised(net, width), schedule=VPLinear(), prediction="eps", shape=(1, 8, 8))
         assert torch.equal(model.network(index)(x, t), own.fn(x, t))
     assert model.network(2) is not model.network(1)
+
+
+def test_conditions_reach_every_width(tmp_path):
+    net = network("conditioned", torch.float32)
+    save_model(
+        tmp_path / "m", net, schedule=VPLinear(), prediction="eps", shape=(1, 8, 8), name="slim", card={},
+        widths=WIDTHS,
+    )  # fmt: skip
+    model = load_model(tmp_path / "m")
+    x, _, condition = inputs(net, dtype=torch.float32)
+    outputs = [
+        Denoiser(model, condition=given).output(x, 0.5, width=width)
+        for width in range(4)
+        for given in (condition, condition[[1, 0]])
+    ]
+    assert not any(torch.equal(a, b) for a, b in zip(outputs[::2], outputs[1::2], strict=True))
+    assert all(output.shape == x.shape and output.isfinite().all() for output in outputs)

@@ -5,8 +5,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fewstep.checks import ConfigError
+from fewstep.diffusion.condition import Classes, Condition, Entry, Stored
 from fewstep.nets.folder import build
-from fewstep.nets.unet import UNet, pooled, sinusoids
+from fewstep.nets.unet import UNet, inputs_of, pooled, sinusoids
 from fewstep.rng import generator
 
 
@@ -27,6 +28,10 @@ def small(**changes: object) -> UNet:
     return net
 
 
+def of_classes(*labels: int) -> Condition:
+    return Condition({"label": torch.tensor(labels)})
+
+
 def images(*shape: int) -> Tensor:
     return torch.randn(shape, generator=generator(2))
 
@@ -34,7 +39,7 @@ def images(*shape: int) -> Tensor:
 @pytest.mark.parametrize("changes", [{}, {"n_classes": 3}, {"patch": 2}])
 def test_a_constant_map_of_times_equals_the_scalar(changes: dict[str, int]):
     net, x, n_classes = small(**changes), images(3, 1, 8, 8), changes.get("n_classes", 0)
-    label = torch.tensor([0, 2, 1]) if n_classes else None
+    label = of_classes(0, 2, 1) if n_classes else None
     scalar = net(x, 321.5, label)
     # float32: the sums over 8 x 8 pixels are taken in another order
     assert torch.allclose(net(x, torch.full((3,), 321.5), label), scalar, atol=1e-5)
@@ -107,8 +112,8 @@ def test_the_parts_make_the_whole():
 
 def test_no_label_is_the_label_n_classes():
     net, x = small(n_classes=3), images(2, 1, 8, 8)
-    assert torch.allclose(net(x, 10.0), net(x, 10.0, torch.tensor([3, 3])), atol=1e-6)
-    assert not torch.allclose(net(x, 10.0), net(x, 10.0, torch.tensor([0, 3])), atol=1e-3)
+    assert torch.allclose(net(x, 10.0), net(x, 10.0, of_classes(3, 3)), atol=1e-6)
+    assert not torch.allclose(net(x, 10.0), net(x, 10.0, of_classes(0, 3)), atol=1e-3)
 
 
 def test_memory_layout_does_not_change_the_output():
@@ -131,7 +136,7 @@ def test_autocast_stays_close_and_double_is_supported():
 def test_every_parameter_learns():
     net = small(n_classes=3)
     time = torch.rand(2, generator=generator(3)) * 1000
-    net(images(2, 1, 8, 8), time, torch.tensor([0, 3])).square().sum().backward()
+    net(images(2, 1, 8, 8), time, of_classes(0, 3)).square().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in net.parameters())
 
 
@@ -142,15 +147,141 @@ def test_dropout_only_acts_in_training():
     assert not torch.equal(net(x, 1.0), net(x, 1.0))
 
 
+# Conditions besides the class
+
+
+MAPS, CONTEXT = {"mask": 1, "known": 2}, 6
+
+
+def told(n: int, tokens: int = 5, side: int = 8) -> Condition:
+    rng = generator(4)
+    maps = {name: torch.randn(n, channels, side, side, generator=rng) for name, channels in MAPS.items()}
+    return Condition({"context": torch.randn(n, tokens, CONTEXT, generator=rng), **maps})
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_new_parts_leave_a_network_without_conditions_as_it_is(patch):
+    plain = small(patch=patch)
+    net = UNet(**{**plain.config(), "maps": MAPS, "context": CONTEXT})
+    missing, unknown = net.load_state_dict(plain.state_dict(), strict=False)
+    assert not unknown and all(name.startswith(net.condition_parts()) for name in missing)
+    x = images(2, 1, 8, 8)
+    assert torch.equal(net(x, 7.0, told(2)), plain(x, 7.0))
+    assert torch.equal(net(x, 7.0), plain(x, 7.0))
+
+
+def test_config_says_no_more_than_is_used():
+    assert {"maps", "context"} & small().config().keys() == set()
+    assert small(maps=MAPS).config()["maps"] == MAPS and "context" not in small(maps=MAPS).config()
+    assert small(context=6).config()["context"] == 6
+    again = UNet(**small(maps=MAPS, context=CONTEXT).config())
+    assert list(again.maps) == ["known", "mask"]  # by name: the order of the channels
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_every_condition_moves_the_output(patch):
+    net, x, condition = (
+        small(maps=MAPS, context=CONTEXT, patch=patch, n_classes=2),
+        images(2, 1, 8, 8),
+        told(2),
+    )
+    values = {**condition.values, "label": torch.tensor([0, 1])}
+    out = net(x, 7.0, Condition(values))
+    assert out.shape == x.shape
+    for name, value in values.items():
+        moved = net(x, 7.0, Condition({**values, name: value.flip(0)}))
+        assert (moved - out).abs().max() > 1e-3, name
+
+
+def test_maps_are_channels_beside_the_image():
+    """One convolution over image and maps side by side."""
+    net, x, condition = small(maps=MAPS), images(2, 1, 8, 8), told(2)
+    condition = Condition({name: condition.values[name] for name in MAPS})
+    wide = UNet(**{**small().config(), "in_channels": 4, "out_channels": 1})
+    assert net.maps_in is not None
+    weights = {name: value for name, value in net.state_dict().items() if not name.startswith("maps_in")}
+    weights["conv_in.weight"] = torch.cat([net.conv_in.weight, net.maps_in.weight], dim=1)
+    wide.load_state_dict(weights)
+    side_by_side = torch.cat([x, condition.values["known"], condition.values["mask"]], dim=1)
+    assert torch.allclose(net(x, 7.0, condition), wide.eval()(side_by_side, 7.0), atol=1e-5)
+
+
+def test_order_of_context_tokens_does_not_matter():
+    net, x, condition = small(context=CONTEXT), images(2, 1, 8, 8), told(2)
+    tokens = condition.values["context"]
+    out = net(x, 7.0, Condition({"context": tokens}))
+    # float32: sums over tokens in another order
+    assert torch.allclose(net(x, 7.0, Condition({"context": tokens[:, [3, 0, 4, 1, 2]]})), out, atol=1e-5)
+    assert not torch.allclose(net(x, 7.0, Condition({"context": tokens[:, :4]})), out, atol=1e-4)
+    doubled = net(x, 7.0, Condition({"context": torch.cat([tokens, tokens], 1)}))
+    assert torch.allclose(doubled, out, atol=1e-5)
+
+
+def test_null_condition_is_that_of_no_condition():
+    net, x = small(maps=MAPS, context=CONTEXT, n_classes=2), images(3, 1, 8, 8)
+    assert net.conditions is not None
+    like = Condition({**told(3).values, "label": torch.tensor([0, 1, 0])})
+    null = net.conditions.null(like)
+    assert null is not None and torch.allclose(net(x, 7.0, null), net(x, 7.0), atol=1e-6)
+    assert not torch.allclose(net(x, 7.0, like), net(x, 7.0), atol=1e-3)
+
+
+def test_what_a_network_declares():
+    assert small().conditions is None and small(n_classes=3).conditions == Classes(3)
+    declared = small(maps=MAPS, context=CONTEXT, n_classes=3).conditions
+    assert isinstance(declared, Stored) and declared.rows is None
+    assert declared.entries == {
+        "known": Entry((2, 8, 8)),
+        "mask": Entry((1, 8, 8)),
+        "context": Entry((None, CONTEXT)),
+        "label": Entry((), torch.int64),
+    }
+    assert inputs_of({"label": Entry((), torch.int64)}, 8) == {"maps": {}, "context": 0}
+    assert inputs_of(small(maps=MAPS, context=CONTEXT).conditions.entries, 8) == {
+        "maps": MAPS,
+        "context": CONTEXT,
+    }
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"mask": Entry((1, 4, 4))},
+        {"prompt": Entry((5, 6))},
+        {"context": Entry((6,))},
+        {"label": Entry()},
+        {"mask": Entry((1, 8, 8), torch.uint8)},
+    ],
+)
+def test_conditions_that_no_unet_takes_are_named(entry):
+    with pytest.raises(ConfigError, match=f"A U-Net takes maps, .* got {next(iter(entry))}"):
+        inputs_of(entry, 8)
+
+
+def test_every_conditioned_parameter_learns():
+    net = small(maps=MAPS, context=CONTEXT, n_classes=3)
+    condition = Condition({**told(2).values, "label": torch.tensor([0, 3])})
+    net(images(2, 1, 8, 8), torch.tensor([3.0, 700.0]), condition).square().sum().backward()
+    still = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not still
+
+
+def test_conditions_work_with_a_map_of_times_and_under_autocast():
+    net, x, condition = small(maps=MAPS, context=CONTEXT), images(2, 1, 8, 8), told(2)
+    exact = net(x, 7.0, condition)
+    assert torch.allclose(net(x, torch.full((2, 1, 8, 8), 7.0), condition), exact, atol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = net(x, 7.0, condition)
+    assert (rough.float() - exact).abs().max() < 0.05 * exact.abs().max()  # bfloat16 has 8 bits
+
+
 @pytest.mark.slow
 def test_the_graph_is_whole():
     """Dynamo captures one graph per kind of time: nothing falls back to Python."""
     net, x = small(n_classes=2), images(2, 1, 8, 8)
     for time in (torch.tensor([1.0, 2.0]), torch.ones(2, 1, 8, 8)):
         compiled = torch.compile(net, backend="eager", fullgraph=True)
-        assert torch.allclose(
-            compiled(x, time, torch.tensor([0, 1])), net(x, time, torch.tensor([0, 1])), atol=1e-6
-        )
+        assert torch.allclose(compiled(x, time, of_classes(0, 1)), net(x, time, of_classes(0, 1)), atol=1e-6)
 
 
 def test_weights_follow_the_seed_alone():
@@ -171,6 +302,9 @@ def test_weights_follow_the_seed_alone():
         ({"multipliers": []}, "positive multipliers"),
         ({"dropout": 1.0}, "dropout"),
         ({"n_classes": -1}, "n_classes"),
+        ({"context": -1}, "context must be >= 0"),
+        ({"maps": {"mask": 0}}, "maps must have 1 channel or more"),
+        ({"maps": {"label": 1}}, "other names than label and context"),
         ({"colour": 1}, "does not take"),
         ({"type": "resnet"}, "unet, classifier"),
     ],

@@ -6,6 +6,7 @@ import pytest
 import torch
 from toys import small_mixture
 
+from fewstep.diffusion.condition import Classes
 from fewstep.diffusion.denoiser import Model
 from fewstep.diffusion.schedule import VPLinear
 from fewstep.metrics.frechet import frechet
@@ -86,11 +87,11 @@ def test_task_solves_from_the_noise_of_the_seeds():
 def test_task_asks_class_conditional_models_for_the_class_of_the_seed():
     seen = []
 
-    def fn(x, t, label):
-        seen.append(label.tolist())
-        return 0 * x + label[:, None]
+    def fn(x, t, condition):
+        seen.append(condition.values["label"].tolist())
+        return 0 * x + condition.values["label"][:, None]
 
-    model = Model(fn, schedule=VP, prediction="x0", shape=(3,), n_classes=2)
+    model = Model(fn, schedule=VP, prediction="x0", shape=(3,), conditions=Classes(2))
     plain, guided = Task(model), Task(model, guidance=2.0)
     plan = PRESETS["ddim"](VP, 2, to_zero=True)
     x0 = plain.solve(plan, [4, 5, 7])

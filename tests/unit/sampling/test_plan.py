@@ -169,6 +169,13 @@ def changed(path, value):
         (["provenance"], {"seeds": 5}, "provenance.seeds must be an object; got 5"),
         (["provenance"], {"seeds": {"x": [1]}}, "provenance.seeds.x must be the first seed and the last"),
         (["provenance"], {"seeds": {"x": [1, "b"]}}, "provenance.seeds.x must be a whole number; got 'b'"),
+        (["provenance"], {"conditions": {"x": 5}}, "provenance.conditions.x must be an object; got 5"),
+        (["provenance"], {"conditions": {"x": {}}}, "provenance.conditions.x.sha256 must be text; got None"),
+        (
+            ["provenance"],
+            {"conditions": {"x": {"sha256": "a", "rows": [[1]]}}},
+            "provenance.conditions.x.rows must be first and last rows",
+        ),
     ],
 )
 def test_wrong_fields_are_named(path, value, message):

@@ -379,7 +379,7 @@ def test_an_analytical_first_step_is_a_call_at_pure_noise_that_says_zero(preset)
     """Around a mean of 0, whose x0_hat at t_max is 0 but for alpha: the same images with one call less."""
     calls = []
 
-    def eps(x_t, t, label=None):
+    def eps(x_t, t):
         calls.append(float(t.reshape(-1)[0]))
         sigma, alpha = VP.sigma(t).reshape(-1, 1), VP.alpha(t).reshape(-1, 1)
         return sigma * x_t / (sigma**2 + (0.1 * alpha) ** 2)

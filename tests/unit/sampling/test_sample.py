@@ -7,10 +7,12 @@ from toys import small_mixture
 
 from fewstep.checks import ConfigError, DataError
 from fewstep.data.pixels import to_u8
+from fewstep.diffusion.condition import Classes, Condition
 from fewstep.diffusion.denoiser import Model
 from fewstep.diffusion.schedule import EDM, VPLinear
+from fewstep.nets.folder import as_model
 from fewstep.nets.unet import UNet
-from fewstep.rng import ImageNoise, generator
+from fewstep.rng import ImageNoise, generator, initial_weights
 from fewstep.sampling.presets import PRESETS
 from fewstep.sampling.sample import Costs, sample, solve
 
@@ -83,25 +85,57 @@ def test_progress_sees_every_batch(unet):
     assert len(seen) == 3
 
 
-def test_labels_and_guidance_reach_the_network():
+def test_conditions_and_guidance_reach_the_network():
     calls = []
 
-    def fn(x, t, label):
-        calls.append(label.tolist())
-        return 0 * x + label[:, None]
+    def fn(x, t, condition):
+        calls.append(condition.values["label"].tolist())
+        return 0 * x + condition.values["label"][:, None]
 
-    model = Model(fn, schedule=VP, prediction="x0", shape=(3,), n_classes=2)
+    model = Model(fn, schedule=VP, prediction="x0", shape=(3,), conditions=Classes(2))
     plan = replace(PRESETS["ddim"](VP, 1, to_zero=True), guidance=3.0)
-    x0 = solve(model, plan, noise(), labels=torch.tensor([0, 1, 0, 1]))
+    x0 = solve(model, plan, noise(), condition=model.condition_of(range(4)))
     assert calls == [[0, 1, 0, 1], [2, 2, 2, 2]]
     # unguided + 3 * (guided - unguided), with labels 0, 1 and "no class" 2
     torch.testing.assert_close(x0[:2, 0], torch.tensor([-4.0, -1.0], dtype=torch.float64))
-    solve(model, plan, noise(), labels=torch.tensor([0, 1, 0, 1]), guidance=1.0)
+    solve(model, plan, noise(), condition=model.condition_of(range(4)), guidance=1.0)
     assert len(calls) == 3
-    sample(model, PRESETS["ddim"](VP, 1), seeds=range(3), batch_size=2, labels=torch.tensor([1, 0, 1]))
+    sample(
+        model, PRESETS["ddim"](VP, 1), seeds=range(3), batch_size=2, condition=model.condition_of([1, 0, 1])
+    )
     assert calls[3:] == [[1, 0], [1]]
-    with pytest.raises(ConfigError, match=r"labels must be one per seed, \(3,\); got \(2,\)"):
-        sample(model, PRESETS["ddim"](VP, 1), seeds=range(3), labels=torch.tensor([1, 0]))
+    with pytest.raises(ConfigError, match="a condition for each of the 3 seeds; got 2"):
+        sample(model, PRESETS["ddim"](VP, 1), seeds=range(3), condition=model.condition_of([1, 0]))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_images_of_classes_are_to_the_byte_those_of_labels(guidance):
+    """A transcription of the rule seed modulo classes, and of guidance with the label n for no class."""
+    with initial_weights(0):
+        net = UNet(8, 1, 8, multipliers=(1, 2), attention=(4,), n_classes=3)
+    for parameter in net.parameters():
+        parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator(1))
+    model = as_model(net, schedule=VP, prediction="eps", shape=(1, 8, 8))
+    seeds = [4, 5, 1_000_000_007, 0]
+    labels = torch.tensor([s % 3 for s in seeds])
+
+    def fn(x, t):
+        output = net(x, VP.time_input(t), Condition({"label": labels}))
+        if guidance == 1.0:
+            return output
+        unguided = net(x, VP.time_input(t), Condition({"label": torch.full((4,), 3)}))
+        return unguided + guidance * (output - unguided)
+
+    plan = PRESETS["unipc-2"](VP, 4, grid="uniform-t")
+    by_hand = Model(fn, schedule=VP, prediction="eps", shape=(1, 8, 8), net=net)
+    expected, costs = sample(by_hand, plan, seeds=seeds), Costs()
+    condition = model.condition_of(seeds)
+    assert torch.equal(
+        sample(model, plan, seeds=seeds, condition=condition, guidance=guidance, costs=costs), expected
+    )
+    assert (costs.nfe, costs.calls) == (4, 4 if guidance == 1 else 8)
+    in_parts = sample(model, plan, seeds=seeds, condition=condition, guidance=guidance, batch_size=3)
+    assert torch.equal(in_parts, expected)
 
 
 # Fields of the aligner, of slim and of quantised networks

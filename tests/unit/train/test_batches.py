@@ -4,8 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy import ToyImages
 
-from fewstep.checks import ConfigError
+from fewstep.checks import ConfigError, DataError
 from fewstep.data.pixels import to_unit
+from fewstep.diffusion.condition import Condition
 from fewstep.train.batches import image_batches, indices
 
 
@@ -51,3 +52,37 @@ def test_bad_values_are_refused():
         image_batches(ToyImages(), batch_size=8, seed=0, world_size=3)
     with pytest.raises(ConfigError, match="empty"):
         image_batches(ToyImages(0), batch_size=8, seed=0)
+
+
+def told(n=20):
+    """A number per image, and a map whose columns are told apart."""
+    numbers = torch.arange(n)[:, None, None]
+    return Condition(
+        {"context": numbers.half(), "mask": torch.arange(4.0).expand(n, 1, 4, 4) + numbers[..., None]}
+    )
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_each_image_keeps_its_condition(flip):
+    images = ToyImages()
+    values = {"batch_size": 12, "seed": 4, "flip": flip, "condition": told()}
+    whole = image_batches(images, **values)(3)
+    chosen = indices(3, n=20, batch_size=12, seed=4)
+    assert whole.condition.values["context"].dtype == torch.float32
+    assert whole.condition.values["context"].flatten().long().tolist() == chosen.tolist()
+    parts = [image_batches(images, **values, rank=r, world_size=3)(3).condition for r in range(3)]
+    assert Condition.cat(parts) == whole.condition
+
+
+def test_a_map_is_mirrored_with_its_image():
+    images = ToyImages()
+    images.pixels = torch.arange(4, dtype=torch.uint8).expand(20, 1, 4, 4)
+    batch = image_batches(images, batch_size=20, seed=4, flip=True, condition=told())(0)
+    mirrored = batch.x0[:, 0, 0, 0] > batch.x0[:, 0, 0, 3]
+    mask = batch.condition.values["mask"][:, 0, 0]
+    assert torch.equal(mask[:, 0] > mask[:, 3], mirrored) and 0 < mirrored.sum() < 20
+
+
+def test_another_number_of_conditions_than_images_is_refused():
+    with pytest.raises(DataError, match="each of the 20 images, in their order; got 19"):
+        image_batches(ToyImages(), batch_size=4, seed=0, condition=told(19))

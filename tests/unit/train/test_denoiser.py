@@ -5,22 +5,32 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
+from fewstep.methods.ddsm.sandwich import Sandwich
 from safetensors.torch import load_file
-from toy import SETTINGS, ToyImages, tiny_net, weights
+from toy import ToyImages, recipe, tiny_net, weights
 
 from fewstep.checks import ConfigError, DataError
+from fewstep.diffusion.condition import Condition
 from fewstep.diffusion.schedule import EDM, DDPMTable, Flow
+from fewstep.nets.unet import UNet
+from fewstep.rng import generator, initial_weights
 from fewstep.train.denoiser import train_denoiser
+from fewstep.train.recipe import Recipe
 
+FIELDS = {field.name for field in fields(Recipe)}
 PROGRAM = Path(__file__).with_name("toy.py")
 
 
-def train(net=None, **changes):
-    return train_denoiser(ToyImages(), net or tiny_net(), **{**SETTINGS, **changes})
+def train(net=None, images=None, **changes):
+    where = {name: changes.pop(name) for name in list(changes) if name not in FIELDS}
+    return train_denoiser(
+        images or ToyImages(), net or tiny_net(), recipe(**changes), **{"log_every": 3, **where}
+    )
 
 
 def lines(file: Path) -> list[dict]:
@@ -194,15 +204,15 @@ def test_divergence_keeps_the_last_good_checkpoint(tmp_path):
 def test_only_a_constant_rate_lets_a_training_grow(tmp_path):
     grown = {}
     for course in ("constant", "cosine"):
-        settings = {**SETTINGS, "lr_course": course}
+        settings = {"lr_course": course}
         folder = tmp_path / course
-        train_denoiser(ToyImages(), tiny_net(), **{**settings, "steps": 6}, checkpoints=folder)
+        train(**settings, steps=6, checkpoints=folder)
         if course == "cosine":
             with pytest.raises(ConfigError, match="steps was 6, now 12"):
-                train_denoiser(ToyImages(), tiny_net(), **settings, checkpoints=folder)
+                train(**settings, checkpoints=folder)
         else:
-            grown = weights(train_denoiser(ToyImages(), tiny_net(), **settings, checkpoints=folder))
-            whole = weights(train_denoiser(ToyImages(), tiny_net(), **settings))
+            grown = weights(train(**settings, checkpoints=folder))
+            whole = weights(train(**settings))
             assert all(torch.equal(whole[name], grown[name]) for name in whole)
 
 
@@ -229,7 +239,7 @@ def test_a_damaged_checkpoint_is_one_clear_sentence(tmp_path, name):
     [
         ({"weighting": "p3"}, "uniform, snr, min-snr-5, edm"),
         ({"precision": "fp8"}, "fp32 or bf16"),
-        ({"label_dropout": 1.0}, "label_dropout"),
+        ({"condition_dropout": 1.0}, "condition_dropout"),
         ({"warmup_steps": 12}, "warm-up"),
         ({"lr_course": "step"}, "constant or cosine"),
         ({"cooldown": 3}, "needs a constant rate"),
@@ -249,16 +259,15 @@ def test_labels_are_needed_by_a_network_with_classes():
     images = ToyImages()
     images.labels = None
     with pytest.raises(ConfigError, match="labels"):
-        train_denoiser(images, tiny_net(), **SETTINGS)
-    without = {**SETTINGS, "label_dropout": 0.0, "steps": 3}
-    assert train_denoiser(images, tiny_net(n_classes=0), **without).step == 3
+        train(images=images)
+    assert train(tiny_net(n_classes=0), images, condition_dropout=0.0, steps=3).step == 3
 
 
 def test_labels_are_hidden_at_the_asked_rate():
     seen = []
     net = tiny_net()
     net.label.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
-    train(net, label_dropout=0.5, steps=40, batch_size=20)
+    train(net, condition_dropout=0.5, steps=40, batch_size=20)
     share = (torch.cat(seen) == 2).float().mean().item()
     assert abs(share - 0.5) < 0.07  # 800 draws: four standard deviations
 
@@ -266,3 +275,66 @@ def test_labels_are_hidden_at_the_asked_rate():
 def test_bf16_and_half_life_train():
     state = train(precision="bf16", ema_decay=None, ema_half_life=20.0, steps=4)
     assert all(v.isfinite().all() and v.dtype == torch.float32 for v in weights(state).values())
+
+
+# Conditions besides the class
+
+
+def told(n=20):
+    rng = generator(6)
+    return Condition(
+        {"context": torch.randn(n, 3, 5, generator=rng), "mask": torch.randn(n, 1, 4, 4, generator=rng)}
+    )
+
+
+def conditioned(**changes):
+    return tiny_net(maps={"mask": 1}, context=5, **changes)
+
+
+def test_network_with_maps_context_and_classes_trains_on_all_of_them():
+    net = conditioned()
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    state = train(net, condition=told())
+    moved = {name for name, p in state.nets["net"].named_parameters() if not torch.equal(p, before[name])}
+    assert {"maps_in.weight", "middle_in.cross.kv.weight", "label.weight"} <= moved
+    assert not same(weights(state), weights(train(conditioned(), condition=told()[torch.arange(19, -1, -1)])))
+
+
+def test_condition_is_hidden_whole_at_the_asked_rate():
+    seen = []
+    net = conditioned()
+    net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[2]))
+    train(net, condition=told(), condition_dropout=0.5, steps=40, batch_size=20)
+    condition = Condition.cat(seen)
+    hidden = condition.values["label"] == 2
+    for name in ("context", "mask"):
+        assert torch.equal(hidden, condition.values[name].flatten(1).eq(0).all(1))
+    assert abs(hidden.float().mean().item() - 0.5) < 0.07  # 800 draws: four standard deviations
+
+
+def test_conditioned_training_resumes_bit_for_bit_on_the_same_conditions_alone(tmp_path):
+    whole = train(conditioned(), condition=told())
+    train(conditioned(), condition=told(), checkpoints=tmp_path, until=5)
+    with pytest.raises(ConfigError, match="other settings .conditions was"):
+        train(conditioned(), condition=told()[torch.arange(19, -1, -1)], checkpoints=tmp_path)
+    assert same(weights(whole), weights(train(conditioned(), condition=told(), checkpoints=tmp_path)))
+
+
+def test_conditions_that_do_not_fit_the_network_are_refused():
+    with pytest.raises(ConfigError, match="this one has none; leave them out"):
+        train(tiny_net(n_classes=0), condition=told(), condition_dropout=0.0)
+    with pytest.raises(DataError, match="must have the names context, label, mask; got context, label"):
+        train(conditioned(), condition=Condition({"context": told().values["context"]}))
+    with pytest.raises(ConfigError, match="takes mask floating point .* but there are no conditions"):
+        train(conditioned(n_classes=0))
+    with pytest.raises(DataError, match="each of the 20 images"):
+        train(conditioned(n_classes=0), condition=told(7))
+    with pytest.raises(ConfigError, match="condition_dropout needs a network with a null condition; got 0.2"):
+        train(tiny_net(n_classes=0))
+
+
+def test_sandwich_of_a_conditioned_network_trains():
+    with initial_weights(3):
+        net = UNet(4, 1, 8, (1, 2), n_classes=2, maps={"mask": 1}, context=5)
+    state = train(net, condition=told(), loss_of_step=Sandwich(net, (1.0, 0.5)), steps=3)
+    assert state.step == 3 and net.maps_in.weight.any()

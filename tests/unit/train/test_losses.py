@@ -37,7 +37,7 @@ def test_the_exact_denoisers_loss_has_its_closed_form(schedule, prediction, weig
     eps = torch.randn(shape, generator=generator(1), dtype=torch.float64)
     factor = exact_network(schedule, prediction, t).reshape(-1, 1, 1, 1)
     asked = noised(x0, eps, t, schedule=schedule, prediction=prediction, weighting=weighting)
-    loss = denoising_loss(lambda x_t, time, label: factor * x_t, asked)
+    loss = denoising_loss(lambda x_t, time, condition: factor * x_t, asked)
     alpha, sigma, snr = (
         schedule.alpha(t[0]),
         schedule.sigma(t[0]),
@@ -75,7 +75,7 @@ def test_a_time_per_pixel_equals_the_time_per_image():
     settings = {"schedule": VPLinear(), "prediction": "v", "weighting": "min-snr-5"}
     shapes = []
 
-    def network(x_t, time, label):
+    def network(x_t, time, condition):
         shapes.append(tuple(time.shape))
         return torch.tanh(x_t) * time.reshape(2, 1, *(time.shape[2:] or (1, 1))) / 1000
 

@@ -15,6 +15,7 @@ from fewstep.diffusion.schedule import VPLinear
 from fewstep.nets.unet import UNet
 from fewstep.rng import generator, initial_weights
 from fewstep.train.denoiser import train_denoiser
+from fewstep.train.recipe import Recipe
 from fewstep.train.world import joined
 
 
@@ -46,12 +47,15 @@ SETTINGS = {
     "batch_size": 8,
     "lr": 1e-2,
     "seed": 0,
-    "log_every": 3,
-    "label_dropout": 0.2,
+    "condition_dropout": 0.2,
     "flip": True,
     "warmup_steps": 2,
     "lr_course": "cosine",
 }
+
+
+def recipe(**changes) -> Recipe:
+    return Recipe(**{**SETTINGS, **changes})
 
 
 def weights(state) -> dict[str, torch.Tensor]:
@@ -77,7 +81,8 @@ def main(folder: str, steps: str = "12", seconds: str = "0") -> None:
         state = train_denoiser(
             ToyImages(),
             tiny_net(dropout=0.0 if world.size > 1 else 0.1),
-            **{**SETTINGS, "steps": int(steps)},
+            recipe(steps=int(steps)),
+            log_every=3,
             checkpoints=Path(folder) / "checkpoints",
             metrics=Path(folder) / "metrics.jsonl",
             checkpoint_every=2,

@@ -21,6 +21,9 @@ def verify(
         Path | None, typer.Option(help="the classifier's folder, where it stands elsewhere")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="the packed dataset, where it stands elsewhere")] = None,
+    conditions: Annotated[
+        Path | None, typer.Option(help="the conditions folder, where it stands elsewhere")
+    ] = None,
     features: Annotated[
         Path | None, typer.Option(help="folder in which fewstep evaluate kept features; spares the network")
     ] = None,
@@ -49,6 +52,7 @@ def verify(
         "reference": None if reference is None else find_reference(reference),
         "extractor": extractor,
         "data": data,
+        "conditions": conditions,
     }
     places = {role: place for role, place in given.items() if place is not None}
     for role, place in places.items():

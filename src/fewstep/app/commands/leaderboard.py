@@ -1,6 +1,5 @@
 """`fewstep leaderboard`: the best samplers in the terminal."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from fewstep.app.report.page import Background, Samples, Strips, render
-from fewstep.checks import ConfigError, DataError
+from fewstep.checks import DataError
 from fewstep.files import atomic_dir, read_json, write_json
 from fewstep.pipeline.report import figures
 from fewstep.pipeline.report.images import SampleFile, read_sample_files, shared_seeds, strip
@@ -60,8 +60,8 @@ def build_report(
         The table behind the report.
 
     Raises:
-        ConfigError: The certificates differ in protocol, model or data, or in what they say of one plan, or a panel cannot
-            be made.
+        ConfigError: The certificates differ in protocol, model or data, or in what they say of one plan, or a panel
+            cannot be made.
         DataError: A file is missing or damaged, or samples or results of a stage come from another model.
     """
     results = read_results(certificates)

@@ -1,7 +1,19 @@
 """The list of stages. Command, rule, keys, settings, report and MLflow runs of each follow from its line here."""
 
 from fewstep.app.settings import ModelSettings
-from fewstep.app.stages import compose, evaluate, extractor, plans, prepare, report, sample, stats, track, train, zoo
+from fewstep.app.stages import (
+    compose,
+    evaluate,
+    extractor,
+    plans,
+    prepare,
+    report,
+    sample,
+    stats,
+    track,
+    train,
+    zoo,
+)
 from fewstep.methods.aligner.stage import STAGE as ALIGN
 from fewstep.methods.ddsm.stage import STAGE as STEPAWARE
 from fewstep.methods.multilid.stage import STAGE as DETECT

@@ -56,7 +56,11 @@ def command(
         net,
         shape=dataset.shape,
         name=f"{dataset.name}-cnn",
-        card={**card_facts(dataset, net), "settings": extractor.model_dump(mode="json"), "test_accuracy": right},
+        card={
+            **card_facts(dataset, net),
+            "settings": extractor.model_dump(mode="json"),
+            "test_accuracy": right,
+        },
     )
     if spec:
         stamp(spec, out)

@@ -68,7 +68,8 @@ def _panels(given: Sequence[str]) -> "list[Shown]":
         name, equals, folder = text.partition("=")
         if not equals or not folder or name not in modules:
             raise ConfigError(
-                f"--panel must be STAGE=FOLDER, with a stage that the report shows ({', '.join(modules)}); got {text!r}."
+                f"--panel must be STAGE=FOLDER, with a stage that the report shows, {', '.join(modules)}; got "
+                f"{text!r}."
             )
         folders[name].append(Path(folder))
     return [Shown(name, modules[name], found) for name, found in folders.items() if found]

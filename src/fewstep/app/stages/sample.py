@@ -9,11 +9,18 @@ import typer
 from fewstep.app.settings import SampleSettings
 from fewstep.checks import ConfigError
 from fewstep.files import require_space
+from fewstep.pipeline.conditions import identity_of, with_conditions
 from fewstep.pipeline.parts import PATIENCE, parse_shard
 from fewstep.pipeline.samples import files_in, parse_seeds, require_distinct_names
-from fewstep.pipeline.seeds import require_unseen
+from fewstep.pipeline.seeds import require_unseen, require_unseen_rows
 from fewstep.pipeline.stage import MODEL, Stage
-from fewstep.pipeline.stage.options import DeviceOption, ModelArgument, ShardOption, takes_settings
+from fewstep.pipeline.stage.options import (
+    ConditionsOption,
+    DeviceOption,
+    ModelArgument,
+    ShardOption,
+    takes_settings,
+)
 from fewstep.pipeline.stage.spec import Spec, require_result_folder, result_folder
 
 
@@ -24,6 +31,7 @@ def command(
     out: Annotated[Path, typer.Option(help="samples file (.npz) for one plan, folder for several")],
     seeds: Annotated[str | None, typer.Option(help="one image per seed, FIRST-LAST, such as 0-49999")] = None,
     shard: ShardOption = None,
+    conditions: ConditionsOption = None,
     device: DeviceOption = "auto",
     force: Annotated[
         bool, typer.Option("--force", help="accept plans for another model or schedule")
@@ -59,8 +67,11 @@ def command(
         require_result_folder(out, spec, {".npz", ".json"})
     with joined(patience=PATIENCE) as world:
         network = load_model(model, device=chosen_device(device, local_rank=world.local_rank))
+        network = with_conditions(network, conditions)
+        for one in loaded:
+            require_unseen_rows(one, chosen, identity_of(network))
         require_space(out, len(chosen) * math.prod(network.image_shape) * len(files))
-        drawing = Drawing(network, chosen, sample, find(model), out, force)
+        drawing = Drawing(network, chosen, sample, find(model), out, force, conditions)
         mine = parse_shard(shard)
         for path, one in zip(files, loaded, strict=True):
             drawing.make(one, path, mine)

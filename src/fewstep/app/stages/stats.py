@@ -8,7 +8,12 @@ import typer
 from fewstep.app.settings import StatsSettings
 from fewstep.pipeline.stage import Stage
 from fewstep.pipeline.stage import extractor as extractor_of
-from fewstep.pipeline.stage.options import BackendOption, DeviceOption, MeasuredExtractorOption, takes_settings
+from fewstep.pipeline.stage.options import (
+    BackendOption,
+    DeviceOption,
+    MeasuredExtractorOption,
+    takes_settings,
+)
 from fewstep.pipeline.stage.spec import Spec, stamp
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ import typer
 from fewstep.app.settings import ModelSettings, TrackSettings, TrainSettings
 from fewstep.checks import ConfigError
 from fewstep.files import atomic_file, sha256_file
+from fewstep.pipeline.conditions import conditions_of_images
 from fewstep.pipeline.stage import Stage
 from fewstep.pipeline.stage.options import DeviceOption, takes_settings
 from fewstep.pipeline.stage.spec import Spec, stamp
@@ -28,7 +29,16 @@ def command(
     checkpoints: Annotated[Path, typer.Option(help="folder of checkpoints, from which training resumes")],
     start: Annotated[
         Path | None,
-        typer.Option(help="model folder of the same architecture to start from (default: random)"),
+        typer.Option(
+            help="model folder of the same architecture, or of one without --conditions, to start from "
+            "(default: random)"
+        ),
+    ] = None,
+    conditions: Annotated[
+        Path | None,
+        typer.Option(
+            help="conditions folder with one row for each training image: what the model is conditioned on"
+        ),
     ] = None,
     device: DeviceOption = "auto",
     *,
@@ -43,15 +53,17 @@ def command(
     Several GPUs or cores: torchrun --nproc-per-node 2 --no-python -- fewstep train --data D --out M --checkpoints C
     """
     from fewstep.data.packed import load_dataset
+    from fewstep.diffusion.condition import Stored
     from fewstep.diffusion.schedule import DDPMTable, schedule_from_config
-    from fewstep.train.sandwich import Sandwich
     from fewstep.nets.folder import save_model
-    from fewstep.nets.unet import UNet
+    from fewstep.nets.unet import UNet, inputs_of
     from fewstep.pipeline.devices import chosen_device
     from fewstep.pipeline.environment import card_facts
     from fewstep.progress import track as bar
     from fewstep.rng import initial_weights
     from fewstep.train.denoiser import train_denoiser
+    from fewstep.train.recipe import Recipe
+    from fewstep.train.sandwich import Sandwich
     from fewstep.train.world import joined
 
     dataset = load_dataset(data, "train")
@@ -62,6 +74,8 @@ def command(
         )
     if model.class_conditional and dataset.classes is None:
         raise ConfigError(f"--class-conditional needs labels, but {data} has none; leave it out.")
+    of_images = None if conditions is None else conditions_of_images(conditions, dataset, str(data))
+    inputs = {} if of_images is None else inputs_of(Stored(of_images).entries, height)
     table = model.schedule.type == "ddpm"
     schedule = DDPMTable.linear() if table else schedule_from_config({"type": model.schedule.type})
     folder = checkpoints / spec.key if spec else checkpoints
@@ -78,31 +92,36 @@ def command(
             patch=model.patch,
             dropout=model.dropout,
             n_classes=len(dataset.classes or ()) if model.class_conditional else 0,
+            **inputs,
         ).to(chosen_device(device, local_rank=world.local_rank, exact=False))
         started_from = None if start is None else _copied(start, net)
         several = len(model.widths) > 1
+        recipe = Recipe(
+            schedule=schedule,
+            prediction=model.prediction,
+            steps=train.steps,
+            batch_size=train.batch_size,
+            lr=train.lr,
+            seed=train.seed,
+            warmup_steps=train.warmup,
+            lr_course=train.lr_course,
+            cooldown=train.cooldown,
+            clip=train.clip,
+            weighting=train.weighting,
+            condition_dropout=train.label_dropout,
+            flip=train.flip,
+            ema_decay=train.ema_decay,
+            precision=train.precision,
+            compile=train.compile,
+            loss_of_step=Sandwich(net, model.widths, distil=train.distil) if several else None,
+            start=started_from,
+        )
         with _live(metrics, track, spec, leads=world.leads):
             state = train_denoiser(
                 dataset,
                 net,
-                schedule=schedule,
-                prediction=model.prediction,
-                steps=train.steps,
-                batch_size=train.batch_size,
-                lr=train.lr,
-                seed=train.seed,
-                warmup_steps=train.warmup,
-                lr_course=train.lr_course,
-                cooldown=train.cooldown,
-                clip=train.clip,
-                weighting=train.weighting,
-                label_dropout=train.label_dropout,
-                flip=train.flip,
-                ema_decay=train.ema_decay,
-                precision=train.precision,
-                compile=train.compile,
-                loss_of_step=Sandwich(net, model.widths, distil=train.distil) if several else None,
-                start=started_from,
+                recipe,
+                condition=of_images,
                 checkpoints=folder,
                 metrics=metrics,
                 log_every=train.log_every,
@@ -121,6 +140,7 @@ def command(
         name=f"{dataset.name}-{spec.run if spec else out.resolve().name}",
         card={
             **card_facts(dataset, net),
+            **({} if of_images is None else {"conditions": Stored(of_images).identity}),
             "settings": {"model": model.model_dump(mode="json"), "train": train.model_dump(mode="json")},
             "started_from": started_from,
             "steps": state.step,
@@ -144,7 +164,7 @@ def _copied(folder: Path, net: "UNet") -> str:
 
     folder = find(folder)
     verify(folder)
-    fill(net, read_weights(folder / WEIGHTS), source=folder / WEIGHTS)
+    fill(net, read_weights(folder / WEIGHTS), source=folder / WEIGHTS, may_lack=net.condition_parts())
     return sha256_file(folder / WEIGHTS)
 
 

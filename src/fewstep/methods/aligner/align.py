@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fewstep.checks import ConfigError
+from fewstep.diffusion.condition import Condition
 from fewstep.methods.aligner.fine import Calibration, Fine
 from fewstep.methods.aligner.objectives import (
     SCALES,
@@ -112,7 +113,7 @@ def align(
     optimiser: str = "search",
     magnitude: bool = False,
     images: Tensor | None = None,
-    labels: Tensor | None = None,
+    condition: Condition | None = None,
     substeps: int = 8,
     calibration: Calibration | None = None,
     gate: str = "plan",
@@ -134,7 +135,7 @@ def align(
         magnitude: also fit a factor on the predicted noise, within 0.8 and 1.2.
         images: x0 in [-1, 1] (N, *model.shape), or latents, for the objectives that start from some; the first
             len(seeds) are for the fit, the next len(gate_seeds) decide.
-        labels: class of each image, (N,), for class-conditional models.
+        condition: of each image, N of them, for models that take one.
         substeps: steps of the fine path in each of the plan's intervals.
         calibration: of the network's timesteps, for the fine path.
         gate: `plan`, the whole must come nearer to the fine solutions, too; `steps`, only the steps are gated;
@@ -148,10 +149,10 @@ def align(
         ConfigError: the arguments do not go together. DataError: an objective is not finite.
     """
     _check(optimiser, gate, substeps, seeds, gate_seeds)
-    goal = require_objective(objective, task, plan, images, labels)
+    goal = require_objective(objective, task, plan, images, condition)
     student = Student(task, plan)
     if goal.reads_images:
-        draws = _pairs(student, seeds, gate_seeds, images, labels)
+        draws = _pairs(student, seeds, gate_seeds, images, condition)
     else:
         draws = (student.draw(seeds), student.draw(gate_seeds))
     fine = Fine(task, substeps, calibration)
@@ -190,7 +191,7 @@ def _pairs(
     seeds: Sequence[int],
     gate_seeds: Sequence[int],
     images: Tensor | None,
-    labels: Tensor | None,
+    condition: Condition | None,
 ) -> tuple[Draw, Draw]:
     """Images and noises, of which none is in both."""
     assert images is not None
@@ -200,7 +201,7 @@ def _pairs(
             f"There must be an image for each of the {n} noises of the fit and {total - n} of the gate; "
             f"got {len(images)}; give more images, or fewer noises."
         )
-    first, second = (None, None) if labels is None else (labels[:n], labels[n:total])
+    first, second = (None, None) if condition is None else (condition[:n], condition[n:total])
     return student.draw(seeds, images[:n], first), student.draw(gate_seeds, images[n:total], second)
 
 
@@ -238,8 +239,10 @@ def endpoint_distances(student: Student, plan: Plan, draw: Draw, end: Tensor) ->
     task, parts, start = student.task, [], x_T(student, draw)
     for first in range(0, len(start), task.batch_size):
         rows, costs = slice(first, first + task.batch_size), Costs()
-        labels = None if draw.labels is None else draw.labels[rows]
-        parts.append(solve(task.model, plan, start[rows], labels=labels, guidance=task.guidance, costs=costs))
+        condition = None if draw.condition is None else draw.condition[rows]
+        parts.append(
+            solve(task.model, plan, start[rows], condition=condition, guidance=task.guidance, costs=costs)
+        )
         task.calls += costs.network_calls * len(parts[-1])
     return distances(torch.cat(parts), end if plan.clip is None else end.clamp(-plan.clip, plan.clip))
 

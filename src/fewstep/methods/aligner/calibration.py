@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from torch import Tensor
 
+from fewstep.diffusion.condition import Condition
 from fewstep.methods.aligner.align import align
 from fewstep.methods.aligner.fine import Calibration
 from fewstep.sampling.presets import ddim
@@ -16,7 +17,7 @@ def calibrate(
     *,
     seeds: Sequence[int],
     gate_seeds: Sequence[int],
-    labels: Tensor | None = None,
+    condition: Condition | None = None,
     points: int = 24,
     grid: str = "uniform-lambda",
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
@@ -28,7 +29,7 @@ def calibrate(
         images: x0 in [-1, 1] (N, *shape), or latents, as many as seeds of both kinds.
         seeds: noises of the fit.
         gate_seeds: noises that decide.
-        labels: class of each image, for class-conditional models.
+        condition: of each image, N of them, for models that take one.
         points: how many times.
         grid: their spacing, a key of GRIDS.
         progress: wraps the times.
@@ -44,7 +45,7 @@ def calibrate(
         gate_seeds=gate_seeds,
         objective="denoise",
         images=images,
-        labels=labels,
+        condition=condition,
         gate="steps",
         progress=progress,
     )

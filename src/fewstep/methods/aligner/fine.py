@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fewstep.checks import ConfigError
+from fewstep.diffusion.condition import Condition
 from fewstep.diffusion.schedule import Schedule
 from fewstep.sampling.plan import MIN_GAP, Node, Plan
 from fewstep.sampling.presets import dpmpp_2m
@@ -52,7 +53,7 @@ class Fine:
     substeps: int = 8
     calibration: Calibration | None = None
 
-    def path(self, x: Tensor, labels: Tensor | None, nodes: Sequence[Node]) -> list[Tensor]:
+    def path(self, x: Tensor, condition: Condition | None, nodes: Sequence[Node]) -> list[Tensor]:
         """The states at some nodes, those of `x` itself first, on the deterministic path through x."""
         task = self.task
         plan, places = fine_plan(task.model.schedule, nodes, self.substeps, self.calibration)
@@ -64,7 +65,7 @@ class Fine:
                     task.model,
                     plan,
                     x[rows],
-                    labels=None if labels is None else labels[rows],
+                    condition=None if condition is None else condition[rows],
                     guidance=task.guidance,
                     observe=lambda node, state, output, seen=seen: seen.append(state),  # type: ignore[misc]
                     costs=costs,

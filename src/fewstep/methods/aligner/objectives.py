@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fewstep.checks import ConfigError, DataError
+from fewstep.diffusion.condition import Condition, said
 from fewstep.methods.aligner.fine import Fine
 from fewstep.methods.aligner.student import Draw, Position, Segment, Student
 from fewstep.sampling.plan import Plan
@@ -49,7 +50,7 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 def require_objective(
-    name: str, task: Task, plan: Plan, images: Tensor | None, labels: Tensor | None
+    name: str, task: Task, plan: Plan, images: Tensor | None, condition: Condition | None
 ) -> Objective:
     """The objective of that name.
 
@@ -72,10 +73,11 @@ def require_objective(
             f"The objective {name} needs {what} (N, {', '.join(map(str, model.shape))}); "
             f"got {'none' if images is None else tuple(images.shape)}; pass them, or use trajectory."
         )
-    if model.n_classes and (labels is None or len(labels) != len(images)):
+    if model.conditions is not None and (condition is None or len(condition) != len(images)):
         raise ConfigError(
-            f"The objective {name} needs the class of each image, as the model has {model.n_classes} classes; "
-            f"got {'none' if labels is None else len(labels)} for {len(images)} images; pass labels."
+            f"The objective {name} needs the condition of each image, as the model takes "
+            f"{said(model.conditions.entries)}; got {'none' if condition is None else len(condition)} for "
+            f"{len(images)} images; pass condition."
         )
     return objective
 
@@ -117,7 +119,7 @@ class Judge:
         landed, _ = self.student.land(self.segment, self.at, t_cond, scale)
         if self.objective.judges == "change":
             node = self.student.plan.nodes[self.segment.lands]
-            landed = self.student.eps(node, landed, self.at.labels, node.t, node.t)
+            landed = self.student.eps(node, landed, self.at.condition, node.t, node.t)
         return _squares(landed - self.target)
 
     def _line(self, t_cond: Scalar) -> tuple[Tensor, Tensor]:
@@ -125,7 +127,7 @@ class Judge:
         if self.objective.judges == "landing":
             return self.student.parts(self.segment, self.at, t_cond)
         node = self.student.plan.nodes[self.segment.node]
-        eps = self.student.eps(node, self.at.x, self.at.labels, t_cond)
+        eps = self.student.eps(node, self.at.x, self.at.condition, t_cond)
         return torch.zeros_like(eps), eps
 
 
@@ -153,7 +155,7 @@ class Walk:
     def judge(self, i: int) -> Judge:
         """What segment i is judged by."""
         student, segment = self.student, self.student.segments[i]
-        at = Position(self._state(i), self.history, self.draw.fresh[i], self.draw.labels)
+        at = Position(self._state(i), self.history, self.draw.fresh[i], self.draw.condition)
         with torch.no_grad():
             return Judge(student, self.objective, segment, at, self._target(i, at))
 
@@ -175,10 +177,10 @@ class Walk:
             return self.draw.eps
         if self.objective.judges == "change":
             node = nodes[segment.node]
-            return self.student.eps(node, at.x, at.labels, node.t, node.t)
+            return self.student.eps(node, at.x, at.condition, node.t, node.t)
         if self.path is not None:
             return self.path[i + 1]
-        return self.fine.path(at.x, at.labels, [nodes[segment.node], nodes[segment.lands]])[-1]
+        return self.fine.path(at.x, at.condition, [nodes[segment.node], nodes[segment.lands]])[-1]
 
 
 def x_T(student: Student, draw: Draw) -> Tensor:
@@ -190,7 +192,9 @@ def fine_path(student: Student, draw: Draw, fine: Fine) -> list[Tensor]:
     """The fine path's states at each segment and at the end, from the noises that sampling starts with."""
     nodes = student.plan.nodes
     return fine.path(
-        x_T(student, draw), draw.labels, [*(nodes[segment.node] for segment in student.segments), nodes[-1]]
+        x_T(student, draw),
+        draw.condition,
+        [*(nodes[segment.node] for segment in student.segments), nodes[-1]],
     )
 
 

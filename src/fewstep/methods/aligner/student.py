@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fewstep.checks import ConfigError
+from fewstep.diffusion.condition import Condition
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.prediction import weights
 from fewstep.rng import ImageNoise
@@ -51,13 +52,13 @@ class Draw:
     Attributes:
         eps: unit noise, (B, *shape): of x_T, and of the pair (x0, eps).
         fresh: noise that each segment adds, None where it adds none.
-        labels: class of each image, (B,).
+        condition: of each image, B of them; None for a model that has none.
         x0: images of the pairs, where there are any.
     """
 
     eps: Tensor
     fresh: tuple[Tensor | None, ...]
-    labels: Tensor | None
+    condition: Condition | None
     x0: Tensor | None = None
 
 
@@ -69,13 +70,13 @@ class Position:
         x: state, (B, *shape).
         history: x0 that the earlier evaluations predicted.
         fresh: noise that is added on landing.
-        labels: class of each image, (B,).
+        condition: of each image, B of them; None for a model that has none.
     """
 
     x: Tensor
     history: tuple[Tensor, ...]
     fresh: Tensor | None
-    labels: Tensor | None
+    condition: Condition | None
 
     def part(self, rows: slice) -> "Position":
         """Some of the images."""
@@ -83,7 +84,7 @@ class Position:
             self.x[rows],
             tuple(x0[rows] for x0 in self.history),
             None if self.fresh is None else self.fresh[rows],
-            None if self.labels is None else self.labels[rows],
+            None if self.condition is None else self.condition[rows],
         )
 
 
@@ -105,16 +106,18 @@ class Student:
         self.task, self.plan, self.schedule = task, plan, task.model.schedule
         self.segments = _noisy_segments(task, plan) if plan.stochastic else _segments(task, plan)
 
-    def draw(self, seeds: Sequence[int], x0: Tensor | None = None, labels: Tensor | None = None) -> Draw:
-        """The noises of some seeds; labels follow from the seeds, as in `Task`, where none are given."""
+    def draw(
+        self, seeds: Sequence[int], x0: Tensor | None = None, condition: Condition | None = None
+    ) -> Draw:
+        """The noises of some seeds; the condition follows from the seeds, as in `Task`, where none is given."""
         model = self.task.model
         noise = ImageNoise(seeds, model.shape)
         eps = noise().to(model.device)
         # as sampling draws them: in the order of the steps, none where none is added
         fresh = tuple(noise().to(model.device) if segment.noise_std else None for segment in self.segments)
-        if labels is None and model.n_classes:
-            labels = torch.tensor([seed % model.n_classes for seed in seeds])
-        return Draw(eps, fresh, labels, None if x0 is None else x0.to(eps))
+        if condition is None:
+            condition = model.condition_of(seeds)
+        return Draw(eps, fresh, condition, None if x0 is None else x0.to(eps))
 
     def noised(self, draw: Draw, segment: int) -> Tensor:
         """The images with their noise at the time of a segment, alpha x0 + sigma eps."""
@@ -123,14 +126,19 @@ class Student:
         return float(self.schedule.alpha(t)) * draw.x0 + float(self.schedule.sigma(t)) * draw.eps
 
     def eps(
-        self, node: Node, x: Tensor, labels: Tensor | None, t_cond: Scalar, converted_at: Scalar | None = None
+        self,
+        node: Node,
+        x: Tensor,
+        condition: Condition | None,
+        t_cond: Scalar,
+        converted_at: Scalar | None = None,
     ) -> Tensor:
         """The noise predicted at a node's own time and width with another conditioning timestep.
 
         Args:
             node: where.
             x: states, (B, *shape).
-            labels: (B,).
+            condition: of each image, B of them.
             t_cond: conditioning timestep.
             converted_at: time at which the output is read as noise; None for the plan's way.
         """
@@ -142,9 +150,8 @@ class Student:
         found = []
         for first in range(0, len(x), size):
             rows = slice(first, first + size)
-            denoiser = Denoiser(
-                model, labels=None if labels is None else labels[rows], guidance=self.task.guidance
-            )
+            part = None if condition is None else condition[rows]
+            denoiser = Denoiser(model, condition=part, guidance=self.task.guidance)
             output = denoiser.output(x[rows], node.t, t_cond=t_cond, width=node.width)
             self.task.calls += denoiser.calls * len(output)
             found.append(of_x * x[rows] + of_output * output)
@@ -155,7 +162,7 @@ class Student:
         (row,), node = segment.rows, self.plan.nodes[segment.node]
         alpha, sigma = self._amplitudes(node)
         still = _combined(row, at.x, (*at.history, at.x / alpha))
-        moved = -row.c[-1] * sigma / alpha * self.eps(node, at.x, at.labels, t_cond)
+        moved = -row.c[-1] * sigma / alpha * self.eps(node, at.x, at.condition, t_cond)
         return self._with_noise(segment, at, still), moved
 
     def land(
@@ -166,7 +173,7 @@ class Student:
         alpha, sigma = self._amplitudes(node)
         for row in segment.rows:
             # an analytic first step predicts noise alone
-            eps = scale * self.eps(node, x, at.labels, t_cond) if segment.calls_network else x / sigma
+            eps = scale * self.eps(node, x, at.condition, t_cond) if segment.calls_network else x / sigma
             history = (*history, (x - sigma * eps) / alpha)
             x = _combined(row, x, history)
         return self._with_noise(segment, at, x), history
@@ -243,9 +250,9 @@ def _check_clock(task: Task) -> None:
     # two times within one thousandth, 0.3 and 0.45 of the way, on the tables of 1000 rows as in continuous time
     ts = (0.5003, 0.50045)
     x = ImageNoise([0], model.shape)().to(model.device)
-    labels = torch.zeros(1, dtype=torch.long) if model.n_classes else None
+    condition = model.condition_of([0])
     with torch.no_grad():
-        first, second = (Denoiser(model, labels=labels).output(x, ts[0], t_cond=t) for t in ts)
+        first, second = (Denoiser(model, condition=condition).output(x, ts[0], t_cond=t) for t in ts)
     task.calls += 2
     if torch.equal(first, second):
         raise ConfigError(

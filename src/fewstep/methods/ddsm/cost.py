@@ -139,8 +139,7 @@ def _milliseconds(work: Callable[[], Tensor]) -> float:
 
 def _network_call(model: Model, batch_size: int, guidance: float) -> Callable[[int], Tensor]:
     """One evaluation of the model at a width, as sampling makes it."""
-    labels = torch.arange(batch_size) % model.n_classes if model.n_classes else None
-    denoiser = Denoiser(model, labels=labels, guidance=guidance)
+    denoiser = Denoiser(model, condition=model.condition_of(range(batch_size)), guidance=guidance)
     x_t = ImageNoise(range(batch_size), model.shape)().to(model.device)
     t = (model.schedule.t_min + model.schedule.t_max) / 2
     return lambda width: denoiser.output(x_t, t, width=width)

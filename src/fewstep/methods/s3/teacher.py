@@ -13,7 +13,7 @@ from fewstep.methods.s3.gits import best_path, step_costs
 from fewstep.rng import ImageNoise
 from fewstep.sampling.plan import Node, Plan
 from fewstep.sampling.presets import PRESETS, Grid
-from fewstep.sampling.sample import solve
+from fewstep.sampling.sample import Costs, solve
 from fewstep.sampling.task import Task
 
 PRESET = "unipc-3"
@@ -74,13 +74,13 @@ def _trajectory_costs(task: Task, seeds: Sequence[int]) -> tuple[tuple[float, ..
         states.append(x)
         x0.append(float(read.x0_of_x) * x + float(read.x0_of_output) * output)
 
-    labels = torch.tensor([s % model.n_classes for s in seeds]) if model.n_classes else None
     x_T = model.schedule.prior_std * ImageNoise(seeds, model.shape)().to(model.device)
-    end = solve(model, plan, x_T, labels=labels, guidance=task.guidance, observe=keep)
+    condition, spent = model.condition_of(seeds), Costs()
+    end = solve(model, plan, x_T, condition=condition, guidance=task.guidance, observe=keep, costs=spent)
     # no step leaves the last node, so its prediction is never used
     states.append(end)
     x0.append(end)
     lambdas = torch.tensor([node.lambda_ for node in plan.nodes], dtype=torch.float64)
     costs = step_costs(torch.stack(states), torch.stack(x0), lambdas, model.schedule)
-    task.calls += TRAJECTORY_STEPS * len(seeds)
+    task.calls += spent.network_calls * len(seeds)
     return tuple(node.t for node in plan.nodes), costs

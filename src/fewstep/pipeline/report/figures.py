@@ -81,7 +81,7 @@ def highlighted(results: Results) -> list[Line]:
 
     Plans of reduced width are left out: they trade quality for time, which is no matter of calls.
     """
-    frame = results.frame[~results.frame["narrows"]]
+    frame = results.frame[~results.frame["reduced_width"]]
     best = shown_lines(frame, "family", len(COLOURS))
     first = set(frame["sampler"][originals(frame)])
     rows = best[["family", "sampler", "grid"]].itertuples()

@@ -30,7 +30,7 @@ class Results:
             fd, fd_low, fd_high, baseline, mean_term, trace_term, kid, kid_low, kid_high, precision,
             precision_low, precision_high, recall, recall_low, recall_high, calls, ms, seconds, device, own (whether the
             plan was made for the model; other plans are presets), ancestors (how many plans it was made from, one after
-            the other), narrows (whether it calls the network at reduced width), plan, plan_hash, certificate,
+            the other), reduced_width (whether it calls the network at reduced width), plan, plan_hash, certificate,
             of_preset (FD of an own plan over that of the best preset of its NFE), significant (whether the interval of
             their difference excludes zero; None where there is no of_preset), resampling (seed, level and replicates of
             the distance, or None). A measurement that was not made is NaN.

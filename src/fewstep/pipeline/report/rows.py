@@ -143,7 +143,7 @@ def row(certified: Certified, metric: str, ancestors: int) -> dict[str, Any]:
         "device": costs["device"],
         "own": certified.own,
         "ancestors": ancestors,
-        "narrows": certified.plan.narrows,
+        "reduced_width": certified.plan.uses_sub_networks,
         "plan": stated["name"],
         "plan_hash": stated["hash"],
         "certificate": certified.path.name,

@@ -45,6 +45,12 @@ GuidanceOption = Annotated[float, typer.Option(help="classifier-free guidance sc
 PlansGuidanceOption = Annotated[
     float, typer.Option(help="classifier-free guidance scale of plans that name none; 1: none")
 ]
+ConditionsOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="conditions folder, for a model that takes stored ones: seed s has its row s modulo rows"
+    ),
+]
 StudyOption = Annotated[
     Path | None, typer.Option(help="folder from which an interrupted search resumes (default: OUT.study)")
 ]

@@ -155,7 +155,9 @@ class Stages(Sequence[Stage]):
         found = [
             r
             for r in everything
-            if r.stage.name == of.stage and r.source is None and (None in (r.nfe, numbers) or r.nfe in numbers)  # type: ignore[operator]
+            if r.stage.name == of.stage
+            and r.source is None
+            and (None in (r.nfe, numbers) or r.nfe in numbers)  # type: ignore[operator]
         ]
         if of.sampled:
             found = [r for r in everything if r.stage.makes == "images" and r.source in found]

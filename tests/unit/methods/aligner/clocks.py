@@ -7,6 +7,7 @@ from functools import cache
 import torch
 from torch import nn
 
+from fewstep.diffusion.condition import Classes
 from fewstep.diffusion.denoiser import Model
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import VPLinear
@@ -106,14 +107,17 @@ class Net(nn.Module):
         for parameter in self.parameters():
             nn.init.normal_(parameter, std=0.2, generator=rng)
 
-    def forward(self, x, t, label=None):
+    def forward(self, x, t, condition=None):
         angles = t[:, None] * math.tau * torch.tensor([0.25, 0.5, 1.0, 2.0], dtype=t.dtype)
         parts = [x, angles.sin(), angles.cos()]
-        if label is not None:
-            parts.append(nn.functional.one_hot(label, self.classes + 1).to(x.dtype))
+        if condition is not None:
+            parts.append(nn.functional.one_hot(condition.values["label"], self.classes + 1).to(x.dtype))
         return self.outer(torch.tanh(self.inner(torch.cat(parts, 1))))
 
 
 def net_model(classes=0, **changes):
     net = Net(classes=classes).eval()
-    return Model(net, schedule=VP, shape=(8,), n_classes=classes, net=net, fingerprint="f" * 64, **changes)
+    conditions = Classes(classes) if classes else None
+    return Model(
+        net, schedule=VP, shape=(8,), conditions=conditions, net=net, fingerprint="f" * 64, **changes
+    )

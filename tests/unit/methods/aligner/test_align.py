@@ -19,6 +19,7 @@ from unit.methods.aligner.clocks import (
 )
 
 from fewstep.checks import ConfigError
+from fewstep.diffusion.condition import Condition
 from fewstep.diffusion.denoiser import Model
 from fewstep.methods.aligner import optimise
 from fewstep.methods.aligner.align import align
@@ -243,9 +244,10 @@ def test_classes_and_guidance_are_those_of_the_task():
     with pytest.raises(ConfigError, match="for guidance 3.0, but the task has 1.0"):
         align(Task(classes), guided.plan, **arguments)
     labels = torch.arange(64) % 3
+    told_of_images = [Condition({"label": y}) for y in (labels, labels.flip(0))]
     by_images = [
-        align(Task(classes), ddim(3), objective="denoise", images=images()[:64], labels=y, **arguments)
-        for y in (labels, labels.flip(0))
+        align(Task(classes), ddim(3), objective="denoise", images=images()[:64], condition=c, **arguments)
+        for c in told_of_images
     ]
     assert not torch.equal(told(by_images[0]), told(by_images[1]))
 

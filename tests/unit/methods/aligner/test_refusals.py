@@ -50,8 +50,10 @@ def test_latents_are_needed_where_images_are_decoded():
     assert align(Task(latent), ddim(3), **few()).nodes
 
 
-def test_labels_of_images_are_needed():
-    with pytest.raises(ConfigError, match="needs the class of each image, as the model has 3 classes"):
+def test_conditions_of_images_are_needed():
+    with pytest.raises(
+        ConfigError, match=r"needs the condition of each image, as .* takes label int64 \(B\)"
+    ):
         align(Task(net_model(classes=3)), ddim(3), objective="paper", images=images()[:8], **few())
 
 

@@ -5,6 +5,7 @@ import torch
 from unit.methods.aligner.clocks import VP, clock, ddim, images, mixture, model, right_clock, task
 
 from fewstep.checks import ConfigError
+from fewstep.diffusion.condition import Classes, Condition
 from fewstep.diffusion.denoiser import Model
 from fewstep.diffusion.schedule import EDM, DDPMTable, Flow
 from fewstep.methods.aligner.fine import Calibration, Fine, fine_plan
@@ -61,11 +62,12 @@ def test_segments_one_after_the_other_are_the_sampler(name, to_zero, prediction,
 
 
 def test_a_class_follows_from_the_seed_or_from_the_image():
-    classes = Model(lambda x, t, y: x, schedule=VP, shape=(8,), n_classes=3)
+    classes = Model(lambda x, t, y: x, schedule=VP, shape=(8,), conditions=Classes(3))
     student = Student.__new__(Student)
     student.task, student.segments = Task(classes), ()
-    assert student.draw([4, 5, 9]).labels.tolist() == [1, 2, 0]
-    assert student.draw([4, 5], images()[:2], torch.tensor([2, 2])).labels.tolist() == [2, 2]
+    assert student.draw([4, 5, 9]).condition == Condition({"label": torch.tensor([1, 2, 0])})
+    of_images = Condition({"label": torch.tensor([2, 2])})
+    assert student.draw([4, 5], images()[:2], of_images).condition is of_images
 
 
 # What a call is judged by

@@ -32,7 +32,7 @@ def slimmable(n_classes=0, channels=32):
         net,
         schedule=VP,
         shape=(1, 8, 8),
-        n_classes=n_classes,
+        conditions=net.conditions,
         net=net,
         widths=WIDTHS,
         at_width=sub_networks(net, WIDTHS),
@@ -66,10 +66,10 @@ def closed_form(net, *arguments):
 @pytest.mark.parametrize("n_classes", [0, 3])
 def test_multiply_adds_equal_the_closed_form(n_classes):
     model = slimmable(n_classes)
-    x, t, label = torch.zeros(1, 1, 8, 8), torch.zeros(1), torch.zeros(1, dtype=torch.int64)
+    x, t, condition = torch.zeros(1, 1, 8, 8), torch.zeros(1), model.condition_of([0])
     table = macs(model)
     for k, counted in enumerate(table.widths):
-        assert counted == closed_form(model.at_width(k), x, t, *([label] if n_classes else []))
+        assert counted == closed_form(model.at_width(k), x, t, *([condition] if n_classes else []))
     assert table.kind == "macs" and table.fixed == 0
 
 

@@ -52,11 +52,15 @@ def test_where_a_plan_came_from_is_read_from_its_provenance(tmp_path: Path) -> N
     of_preset = child(PRESET, "unipc.aligned", "unipc-2+aligned", t_cond=0.4)
     plans = (PRESET, FOUND, ALIGNED, NARROW, of_preset)
     found = rows(tmp_path, *(certificate_of(plan, 3.0 + i) for i, plan in enumerate(plans)))
-    for plan, own, ancestors, narrows in (
+    for plan, own, ancestors, reduced_width in (
         (PRESET, False, 0, False), (FOUND, True, 0, False), (ALIGNED, True, 1, False), (NARROW, True, 2, True),
         (of_preset, True, 1, False),
     ):  # fmt: skip
-        assert tuple(found.loc[plan.name, ["own", "ancestors", "narrows"]]) == (own, ancestors, narrows)
+        assert tuple(found.loc[plan.name, ["own", "ancestors", "reduced_width"]]) == (
+            own,
+            ancestors,
+            reduced_width,
+        )
 
 
 def test_names_of_samplers_say_nothing_of_their_origin(tmp_path: Path) -> None:

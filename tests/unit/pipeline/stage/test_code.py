@@ -92,5 +92,7 @@ def test_a_stage_depends_on_its_own_paper_alone() -> None:
     from fewstep.app.stages import STAGES
 
     for stage in STAGES:
-        papers = {name.split(".")[2] for name in modules_of(stage.roots) if name.startswith("fewstep.methods.")}
+        papers = {
+            name.split(".")[2] for name in modules_of(stage.roots) if name.startswith("fewstep.methods.")
+        }
         assert len(papers) <= 1, f"{stage.name} depends on {papers}"

@@ -148,7 +148,10 @@ def giving(**inputs: Any) -> Callable[[Any, Any], Inputs]:
         (named("make"), "two are called make"),
         (named("x", settings=Bare), r"Every setting must have a description, but x\.x has none"),
         (named("x", inputs=giving(out="nowhere")), "Inputs must be stages, make, .*; stage x names nowhere"),
-        (named("x", inputs=giving(other="make")), "Inputs must be parameters of the command, out, nfe; .* other"),
+        (
+            named("x", inputs=giving(other="make")),
+            "Inputs must be parameters of the command, out, nfe; .* other",
+        ),
         (named("x", reads=("make.calls",)), r"stage x names make\.calls"),
         (named("x", uses=("nothing",)), "stage x names nothing"),
     ],

@@ -2,6 +2,7 @@
 
 from fewstep.methods.powergrid.stage.command import command
 from fewstep.methods.powergrid.stage.settings import PowerGridSettings
+
 from fewstep.pipeline.stage import MODEL, Stage
 
 STAGE = Stage(

@@ -7,8 +7,10 @@ import typer
 
 from fewstep.app.settings import ComposeSettings
 from fewstep.files import atomic_dir
+from fewstep.pipeline.conditions import with_conditions
 from fewstep.pipeline.samples import files_in
 from fewstep.pipeline.stage.options import (
+    ConditionsOption,
     DeviceOption,
     ExtractorOption,
     GuidanceOption,
@@ -26,6 +28,7 @@ def command(
     extractor: ExtractorOption,
     out: Annotated[Path, typer.Option(help="folder to write")],
     guidance: GuidanceOption = 1.0,
+    conditions: ConditionsOption = None,
     device: DeviceOption = "auto",
     *,
     compose: ComposeSettings,
@@ -53,7 +56,7 @@ def command(
     place = chosen_device(device)
     network = load_extractor(extractor, device=place)
     guided = guidance if spec is None else spec.value("sample.guidance")
-    task = Task(load_model(model, device=place), guided, compose.batch_size)
+    task = Task(with_conditions(load_model(model, device=place), conditions), guided, compose.batch_size)
     measured = load_reference(find_reference(reference), extractor=network)
     made = compared(task, candidates, measured, network, compose, track=track)
     require_distinct_plans(made.plans)

@@ -17,8 +17,9 @@ from fewstep.metrics.reference import Reference
 from fewstep.metrics.statistics import Statistics
 from fewstep.metrics.uncertainty import half_samples, normal_interval, spread
 from fewstep.pareto import pareto
+from fewstep.pipeline.conditions import identity_of, rows_used
 from fewstep.pipeline.measure import features_of
-from fewstep.pipeline.seeds import require_unseen
+from fewstep.pipeline.seeds import require_unseen, require_unseen_rows
 from fewstep.progress import Track
 from fewstep.sampling.plan import Plan, network_nodes, widths_of
 from fewstep.sampling.presets import PRESETS
@@ -68,6 +69,7 @@ def compose(
     seeds = range(settings.seed, settings.seed + settings.images)
     for plan in plans:
         require_unseen(plan, seeds)
+        require_unseen_rows(plan, seeds, identity_of(task.model))
     target = PRESETS[TARGET](task.model.schedule, settings.target_nfe, grid=TARGET_GRID, to_zero=True)
     table = pd.DataFrame(
         {**facts(plan), **_distance(task, plan, seeds, reference, extractor)}
@@ -79,7 +81,10 @@ def compose(
     table["winner"] = [False, *_wins(table)]
     block = {"compose": [seeds[0], seeds[-1]]}
     return Composed(
-        [_signed(p, row, block) for p, row in zip(plans, table.iloc[1:].to_dict("records"), strict=True)],
+        [
+            _signed(task, p, row, block)
+            for p, row in zip(plans, table.iloc[1:].to_dict("records"), strict=True)
+        ],
         table,
     )
 
@@ -125,10 +130,11 @@ def _wins(table: pd.DataFrame) -> list[bool]:
     return [index == best for index in rows.index]
 
 
-def _signed(plan: Plan, row: dict[str, Any], block: dict[str, list[int]]) -> Plan:
+def _signed(task: Task, plan: Plan, row: dict[str, Any], block: dict[str, list[int]]) -> Plan:
     said = {key: row[key] for key in ("fd", "ms", "on_front", "winner") if not _is_nan(row[key])}
     seeds = {**plan.provenance.get("seeds", {}), **block}
-    return replace(plan, provenance={**plan.provenance, "seeds": seeds, "composed": said})
+    rows = rows_used(task.model, block, plan.provenance)
+    return replace(plan, provenance={**plan.provenance, "seeds": seeds, **rows, "composed": said})
 
 
 def _is_nan(value: Any) -> bool:

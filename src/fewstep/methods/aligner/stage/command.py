@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fewstep.checks import ConfigError
+from fewstep.checks import ConfigError, DataError
 from fewstep.methods.aligner.stage.settings import AlignSettings
+from fewstep.pipeline.conditions import conditions_of_images, with_conditions
 from fewstep.pipeline.measure import reference_and_extractor
 from fewstep.pipeline.samples import files_in
 from fewstep.pipeline.seeds import require_unseen
@@ -25,6 +26,8 @@ from fewstep.pipeline.stage.spec import Spec, result_folder
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fewstep.data.packed import Dataset
+    from fewstep.diffusion.condition import Condition
     from fewstep.diffusion.denoiser import Model
     from fewstep.methods.aligner.stage.run import Aligned
     from fewstep.sampling.plan import Plan
@@ -43,6 +46,13 @@ def command(
     data: DataOption = None,
     extractor: ExtractorOption = "effnet-lite0-p320",
     guidance: PlansGuidanceOption = 1.0,
+    conditions: Annotated[
+        Path | None,
+        typer.Option(
+            help="conditions folder, for a model that takes stored ones; objectives that start from images need one "
+            "row for each of them"
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     *,
     align: AlignSettings,
@@ -66,18 +76,18 @@ def command(
     parents = [load_plan(path) for path in files_in(plan, ".json")]
     _check(parents, out, align, spec)
     guidance = spec.value("sample.guidance") if spec else guidance
-    network = load_model(model, device=chosen_device(device))
+    network = with_conditions(load_model(model, device=chosen_device(device)), conditions)
     # a plan that was found for one guidance keeps it
     tasks = [
         Task(network, guidance if one.guidance is None else one.guidance, align.batch_size) for one in parents
     ]
     measured, features = reference_and_extractor(reference, data, extractor, device, tasks[0])
-    x0, labels = _images(images, network, align)
+    x0, condition = _images(images, conditions, network, align)
     found = []
     for task, one in zip(tasks, parents, strict=True):
         aligning = Aligning(
             task, one, align,
-            images=x0, labels=labels, reference=measured, extractor=features, track=track,
+            images=x0, condition=condition, reference=measured, extractor=features, track=track,
         )  # fmt: skip
         for name, reason in aligning.left_out.items():
             typer.echo(f"left out: {name}: {reason}", err=True)
@@ -99,9 +109,9 @@ def _check(parents: Sequence["Plan"], out: Path, settings: AlignSettings, spec: 
 
 
 def _images(
-    folder: Path | None, model: "Model", settings: AlignSettings
-) -> tuple["Tensor | None", "Tensor | None"]:
-    """Images of the training split in [-1, 1] and their classes, as many as the fits need, drawn from all."""
+    folder: Path | None, conditions: Path | None, model: "Model", settings: AlignSettings
+) -> tuple["Tensor | None", "Condition | None"]:
+    """Images of the training split in [-1, 1] and their conditions, as many as the fits need, drawn from all."""
     if folder is None:
         return None, None
     import torch
@@ -118,8 +128,28 @@ def _images(
         )
     order = torch.randperm(len(dataset), generator=generator(settings.seed, "images"))
     rows = order[: settings.noises + settings.gate_noises]
-    labels = None if dataset.labels is None or not model.n_classes else torch.from_numpy(dataset.labels)[rows]
-    return to_unit(dataset.batch(rows)), labels
+    return to_unit(dataset.batch(rows)), _of_images(dataset, rows, folder, conditions, model)
+
+
+def _of_images(
+    dataset: "Dataset", rows: "Tensor", folder: Path, conditions: Path | None, model: "Model"
+) -> "Condition | None":
+    """The conditions of some images; None where they are not known: objectives that need them are then left out."""
+    import torch
+
+    from fewstep.diffusion.condition import LABEL, Condition
+
+    if model.conditions is None:
+        return None
+    names, values = model.conditions.entries.keys(), dict[str, "Tensor"]()
+    if conditions is not None:
+        try:
+            values |= conditions_of_images(conditions, dataset, str(folder)).values
+        except DataError as error:
+            typer.echo(f"without conditions of images: {error}", err=True)
+    if LABEL in names - values.keys() and dataset.labels is not None:
+        values[LABEL] = torch.from_numpy(dataset.labels)
+    return Condition(values)[rows] if values.keys() == names else None
 
 
 def _write(out: Path, found: Sequence["Aligned"], spec: Spec | None) -> None:

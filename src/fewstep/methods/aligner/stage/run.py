@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fewstep.checks import ConfigError, DataError
+from fewstep.diffusion.condition import Condition
 from fewstep.methods.aligner.align import Alignment, Gain, align, endpoint_distances
 from fewstep.methods.aligner.fine import Fine
 from fewstep.methods.aligner.free import FreeTimes
@@ -28,6 +29,7 @@ from fewstep.metrics.loss import FrechetLoss
 from fewstep.metrics.reference import Reference
 from fewstep.metrics.statistics import Array, Statistics
 from fewstep.metrics.uncertainty import Difference, half_samples, normal_interval, paired_difference
+from fewstep.pipeline.conditions import rows_used
 from fewstep.pipeline.measure import features_of
 from fewstep.pipeline.seeds import SeedBlocks
 from fewstep.progress import Track
@@ -97,7 +99,7 @@ class Aligning:
         plan: what to align.
         settings: of the alignment.
         images: x0 in [-1, 1] for the objectives that start from images.
-        labels: class of each of them.
+        condition: of each of them, for models that take one.
         reference, extractor: of the Fréchet distance, where the choice is by it.
         track: makes progress bars.
 
@@ -112,13 +114,13 @@ class Aligning:
         settings: AlignSettings,
         *,
         images: Tensor | None = None,
-        labels: Tensor | None = None,
+        condition: Condition | None = None,
         reference: Reference | None = None,
         extractor: Extractor | None = None,
         track: Track,
     ) -> None:
         self.task, self.plan, self.settings, self.track = task, plan, settings, track
-        self.images, self.labels = images, labels
+        self.images, self.condition = images, condition
         self.reference, self.extractor = reference, extractor
         self.seeds = alignment_seeds(settings)
         self.name = plan.name or "plan"
@@ -135,7 +137,7 @@ class Aligning:
         left_out: dict[str, str] = {}
         for name in self.settings.objectives:
             try:
-                require_objective(name, self.task, self.plan, self.images, self.labels)
+                require_objective(name, self.task, self.plan, self.images, self.condition)
                 usable.append(name)
             except ConfigError as error:
                 left_out[name] = str(error)
@@ -187,7 +189,7 @@ class Aligning:
                     optimiser=settings.optimiser,
                     magnitude=magnitude,
                     images=self.images,
-                    labels=self.labels,
+                    condition=self.condition,
                     substeps=settings.teacher_substeps,
                     gate="steps",  # as a whole, plans are judged by the choice
                     progress=self.track(f"align {self.name} {name}", unit="call"),
@@ -322,6 +324,7 @@ class Aligning:
             **parent.provenance,
             "align": record,
             "seeds": {**parent.provenance.get("seeds", {}), **self.seeds.as_json()},
+            **rows_used(self.task.model, self.seeds.as_json(), parent.provenance),
         }
         if chosen is None:
             return replace(parent, provenance=provenance)

@@ -8,10 +8,12 @@ import typer
 
 from fewstep.checks import ConfigError
 from fewstep.methods.ddsm.stage.settings import StepAwareSettings
+from fewstep.pipeline.conditions import with_conditions
 from fewstep.pipeline.measure import reference_and_extractor
 from fewstep.pipeline.samples import files_in
 from fewstep.pipeline.seeds import require_unseen
 from fewstep.pipeline.stage.options import (
+    ConditionsOption,
     DataOption,
     DeviceOption,
     ExtractorOption,
@@ -51,6 +53,7 @@ def command(
     extractor: ExtractorOption = "effnet-lite0-p320",
     study: StudyOption = None,
     guidance: PlansGuidanceOption = 1.0,
+    conditions: ConditionsOption = None,
     device: DeviceOption = "auto",
     *,
     stepaware: StepAwareSettings,
@@ -73,7 +76,7 @@ def command(
     guidance = spec.value("sample.guidance") if spec else guidance
     kept = study or out.with_name(f"{out.name}.study")
     kept = kept / spec.key if spec else kept
-    network = _model(model, parents, stepaware, device)
+    network = _model(model, conditions, parents, stepaware, device)
     # a plan that was found for one guidance keeps it
     tasks = [
         Task(network, guidance if one.guidance is None else one.guidance, stepaware.batch_size)
@@ -113,7 +116,13 @@ def _check(model: Path | None, parents: Sequence["Plan"], budget: float | None, 
     require_distinct_plans(parents)
 
 
-def _model(path: Path, parents: Sequence["Plan"], settings: StepAwareSettings, device: str) -> "Model":
+def _model(
+    path: Path,
+    conditions: Path | None,
+    parents: Sequence["Plan"],
+    settings: StepAwareSettings,
+    device: str,
+) -> "Model":
     """The model, after all that can be wrong with it, the plans and the seeds."""
     from fewstep.interop.load import load_model
     from fewstep.methods.ddsm.cost import require_slimmable
@@ -121,7 +130,7 @@ def _model(path: Path, parents: Sequence["Plan"], settings: StepAwareSettings, d
     from fewstep.pipeline.devices import chosen_device
     from fewstep.sampling.sample import check_fingerprint
 
-    loaded = load_model(path, device=chosen_device(device))
+    loaded = with_conditions(load_model(path, device=chosen_device(device)), conditions)
     require_slimmable(loaded)
     for parent in parents:
         require_full_width(parent)

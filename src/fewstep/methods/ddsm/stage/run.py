@@ -28,6 +28,7 @@ from fewstep.methods.ddsm.widths import (
 )
 from fewstep.pareto import hypervolume, pareto, spread
 from fewstep.pipeline import trials as studies
+from fewstep.pipeline.conditions import rows_used
 from fewstep.progress import Track, noted
 from fewstep.rng import generator
 from fewstep.sampling.plan import Plan
@@ -176,6 +177,7 @@ def _signed(search: WidthSearch, widths: Widths) -> Plan:
             "parents": [parent.hash],
             "stepaware": found,
             "seeds": {**parent.provenance.get("seeds", {}), **search.seeds.as_json()},
+            **rows_used(search.task.model, search.seeds.as_json(), parent.provenance),
         },
     )
 

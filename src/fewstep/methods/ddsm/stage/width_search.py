@@ -20,6 +20,7 @@ from fewstep.metrics.frechet import frechet
 from fewstep.metrics.reference import Reference
 from fewstep.metrics.statistics import Statistics
 from fewstep.pareto import pareto
+from fewstep.pipeline.conditions import identity_of
 from fewstep.pipeline.measure import features_of
 from fewstep.pipeline.seeds import SeedBlocks
 from fewstep.sampling.plan import Plan, network_nodes
@@ -83,7 +84,9 @@ class WidthSearch:
 
     def identity(self) -> dict[str, Any]:
         """All that an evaluation depends on."""
+        conditions = identity_of(self.task.model)
         return {
+            **({} if conditions is None else {"conditions": conditions}),
             "model": self.task.model.fingerprint,
             "plan": self.plan.hash,
             "guidance": self.task.guidance,

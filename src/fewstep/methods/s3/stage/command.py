@@ -10,6 +10,7 @@ from fewstep.files import write_json
 from fewstep.methods.s3.stage.options import ToZeroOption, of_run
 from fewstep.methods.s3.stage.settings import SearchSettings
 from fewstep.pipeline.stage.options import (
+    ConditionsOption,
     DataOption,
     DeviceOption,
     ExtractorOption,
@@ -45,6 +46,7 @@ def command(
     ] = False,
     to_zero: ToZeroOption = True,
     guidance: GuidanceOption = 1.0,
+    conditions: ConditionsOption = None,
     device: DeviceOption = "auto",
     *,
     search: SearchSettings,
@@ -73,7 +75,9 @@ def command(
     if storage is not None:
         require_storage(storage)
     to_zero, guidance = of_run(spec, to_zero, guidance)
-    setup = processes.SearchSetup(model, guidance, device, to_zero, search, reference, data, extractor)
+    setup = processes.SearchSetup(
+        model, conditions, guidance, device, to_zero, search, reference, data, extractor
+    )
     task = setup.task()
     for n in numbers:
         setup.space(task, n)  # refuses a number that is too small before anything is made

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fewstep.pipeline.conditions import with_conditions
 from fewstep.pipeline.stage.spec import Spec
 
 if TYPE_CHECKING:
@@ -22,10 +23,11 @@ def of_run(spec: Spec | None, to_zero: bool, guidance: float) -> tuple[bool, flo
     return spec.value("plans.to_zero"), spec.value("sample.guidance")
 
 
-def open_task(model: Path, guidance: float, batch_size: int, device: str) -> "Task":
-    """The model on a device, with the guidance and the batch size of its calls."""
+def open_task(model: Path, conditions: Path | None, guidance: float, batch_size: int, device: str) -> "Task":
+    """The model on a device with its conditions, and the guidance and the batch size of its calls."""
     from fewstep.interop.load import load_model
     from fewstep.pipeline.devices import chosen_device
     from fewstep.sampling.task import Task
 
-    return Task(load_model(model, device=chosen_device(device)), guidance, batch_size)
+    loaded = with_conditions(load_model(model, device=chosen_device(device)), conditions)
+    return Task(loaded, guidance, batch_size)

@@ -19,6 +19,7 @@ from fewstep.methods.s3.stage.known import Neighbour, best_known, first_decision
 from fewstep.methods.s3.stage.polish import polished
 from fewstep.methods.s3.stage.scoring import Candidate, Search
 from fewstep.pipeline import trials as studies
+from fewstep.pipeline.conditions import rows_used
 from fewstep.progress import Track, noted
 from fewstep.sampling.linear import linear_form
 from fewstep.sampling.plan import Plan
@@ -171,6 +172,7 @@ def _signed(search: Search, winner: Candidate) -> Plan:
             "found": winner.name,
             **({"parents": list(winner.parents)} if winner.parents else {}),
             "seeds": search.seeds.as_json(),
+            **rows_used(model, search.seeds.as_json(), {}),
             "objective": {
                 "name": "trajectory" if search.reference is None else "frechet",
                 "extractor": None if search.extractor is None else search.extractor.id,

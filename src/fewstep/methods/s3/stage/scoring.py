@@ -24,6 +24,7 @@ from fewstep.metrics.extractor import Extractor
 from fewstep.metrics.frechet import frechet
 from fewstep.metrics.reference import Reference
 from fewstep.metrics.statistics import Statistics
+from fewstep.pipeline.conditions import identity_of
 from fewstep.pipeline.measure import features_of
 from fewstep.sampling.plan import Plan
 from fewstep.sampling.task import Task, batches, distances
@@ -71,8 +72,9 @@ class Search:
 
     def identity(self) -> dict[str, Any]:
         """All that the score of a trial depends on."""
-        space, settings = self.space, self.settings
+        space, settings, conditions = self.space, self.settings, identity_of(self.task.model)
         return {
+            **({} if conditions is None else {"conditions": conditions}),
             "model": self.task.model.fingerprint,
             "schedule": space.schedule.config(),
             "guidance": self.task.guidance,

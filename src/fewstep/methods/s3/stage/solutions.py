@@ -11,6 +11,7 @@ from fewstep.files import atomic_file
 from fewstep.methods.s3.stage.seeds import search_seeds
 from fewstep.methods.s3.stage.settings import SearchSettings
 from fewstep.methods.s3.teacher import Teacher, make_teacher
+from fewstep.pipeline.conditions import identity_of
 from fewstep.sampling.plan import plan_from_json
 from fewstep.sampling.task import Task
 
@@ -45,6 +46,7 @@ def write_teacher(path: Path, teacher: Teacher, task: Task) -> None:
         "schema": SCHEMA,
         "model": task.model.fingerprint,
         "guidance": task.guidance,
+        "conditions": identity_of(task.model),
         "seeds": [teacher.seeds.start, teacher.seeds.stop],
         "validation": [teacher.validation.start, teacher.validation.stop],
         "plan": teacher.plan.to_json(),
@@ -63,7 +65,7 @@ def write_teacher(path: Path, teacher: Teacher, task: Task) -> None:
 
 def read_teacher(path: Path, task: Task) -> Teacher:
     """Read what `write_teacher` wrote.
-    Raises: DataError: missing, damaged or foreign. ConfigError: of another model or guidance.
+    Raises: DataError: missing, damaged or foreign. ConfigError: of another model, guidance or conditions.
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -87,6 +89,7 @@ def read_teacher(path: Path, task: Task) -> Teacher:
     for field, is_so, wanted in (
         ("model", meta["model"], task.model.fingerprint),
         ("guidance", meta["guidance"], task.guidance),
+        ("conditions", meta.get("conditions"), identity_of(task.model)),
     ):
         if is_so != wanted:
             raise ConfigError(

@@ -7,7 +7,13 @@ import typer
 
 from fewstep.methods.s3.stage.options import ToZeroOption, of_run, open_task
 from fewstep.methods.s3.stage.settings import SearchSettings
-from fewstep.pipeline.stage.options import DeviceOption, GuidanceOption, ModelOption, takes_settings
+from fewstep.pipeline.stage.options import (
+    ConditionsOption,
+    DeviceOption,
+    GuidanceOption,
+    ModelOption,
+    takes_settings,
+)
 from fewstep.pipeline.stage.spec import Spec, stamp
 
 _OWN = ("noises", "trial_noises", "teacher_nfe", "seed", "batch_size")
@@ -19,6 +25,7 @@ def command(
     out: Annotated[Path, typer.Option(help="file to write (.npz), or a folder for it")],
     to_zero: ToZeroOption = True,
     guidance: GuidanceOption = 1.0,
+    conditions: ConditionsOption = None,
     device: DeviceOption = "auto",
     *,
     search: SearchSettings,
@@ -32,7 +39,7 @@ def command(
 
     out = out if out.suffix == ".npz" else out / FILE
     to_zero, guidance = of_run(spec, to_zero, guidance)
-    task = open_task(model, guidance, search.batch_size, device)
+    task = open_task(model, conditions, guidance, search.batch_size, device)
     solved = solve_teacher(task, search, to_zero=to_zero)
     write_teacher(out, solved, task)
     if spec:

@@ -36,6 +36,7 @@ class SearchSetup:
 
     Attributes:
         model: path or name.
+        conditions: folder of stored ones, for a model that takes them.
         guidance: of its calls.
         device: that they run on.
         to_zero: whether plans end at clean data.
@@ -44,6 +45,7 @@ class SearchSetup:
     """
 
     model: Path
+    conditions: Path | None
     guidance: float
     device: str
     to_zero: bool
@@ -54,7 +56,7 @@ class SearchSetup:
 
     def task(self) -> Task:
         """The model, and how it is called."""
-        return open_task(self.model, self.guidance, self.settings.batch_size, self.device)
+        return open_task(self.model, self.conditions, self.guidance, self.settings.batch_size, self.device)
 
     def space(self, task: Task, nfe: int) -> Space:
         """The plans of a number of network calls.

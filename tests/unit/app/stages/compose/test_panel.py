@@ -1,6 +1,7 @@
 """What the report shows of a finished comparison."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +17,8 @@ from fewstep.diffusion.schedule import VPLinear
 from fewstep.pipeline.report.results import read_results
 from fewstep.sampling.plan import Plan
 from fewstep.sampling.presets import PRESETS
+
+SHOWN = partial(Shown, "compose", "fewstep.app.stages.compose.panel")
 
 TARGET = PRESETS["ddim"](VPLinear(), 50, grid="uniform-t", to_zero=True)
 FOUND = replace(
@@ -54,7 +57,13 @@ OTHERS = [c for c in STUDY if c["subject"]["plan"]["nfe"] != 50]
 
 def test_the_page_compares_the_winner_with_the_target_and_the_presets(folder: Path, tmp_path: Path) -> None:
     certificates = write_all(tmp_path / "c", [*OTHERS, *OWN])
-    build_report([certificates], [], tmp_path / "out", run="r", panels=[Shown("compose", "fewstep.app.stages.compose.panel", [folder])])
+    build_report(
+        [certificates],
+        [],
+        tmp_path / "out",
+        run="r",
+        panels=[SHOWN([folder])],
+    )
     page = Page((tmp_path / "out" / "index.html").read_text(encoding="utf-8"))
     assert "Quality and time" in page.words
     assert (

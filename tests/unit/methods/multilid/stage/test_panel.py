@@ -1,5 +1,6 @@
 """What the report shows of a finished detection."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from fewstep.methods.multilid.protocol import NULL, REAL
 from fewstep.methods.multilid.stage.panel import panel
 from fewstep.methods.multilid.stage.record import FAIR, POOLED, PUBLISHED, SCHEMA, Detection
 from fewstep.pipeline.report.results import read_results
+
+SHOWN = partial(Shown, "detect", "fewstep.methods.multilid.stage.panel")
 
 PLANS = [content["subject"]["plan"] for content in STUDY[:5]]
 NETWORK, PLAIN = "taps", "taps-random"
@@ -77,7 +80,13 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_detection_is_a_section_of_the_page(folder: Path, tmp_path: Path) -> None:
     certificates = write_all(tmp_path / "c")
-    build_report([certificates], [], tmp_path / "out", run="r", panels=[Shown("detect", "fewstep.methods.multilid.stage.panel", [folder])])
+    build_report(
+        [certificates],
+        [],
+        tmp_path / "out",
+        run="r",
+        panels=[SHOWN([folder])],
+    )
     text = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     page = Page(text)
     assert "Easiest to distinguish from real images is ddim_uniform-t_nfe005, 40.0 points" in page.words

@@ -5,6 +5,7 @@ import io
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ from fewstep.pipeline.report.results import (
     shown_lines,
 )
 
+SHOWN = partial(Shown, "search", "fewstep.methods.s3.stage.panel")
+
 
 def searched(nfe: int, fd: float, **options: Any) -> dict[str, Any]:
     """The certificate of the searched plan."""
@@ -59,7 +62,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_search(folder / f"nfe{nfe}", nfe, model=MODEL)
     build_report(
         [write_all(folder / "c", certificates)], [], folder / "out", run="r",
-        panels=[Shown("search", "fewstep.methods.s3.stage.panel", [folder / "nfe5", folder / "nfe10"])],
+        panels=[SHOWN([folder / "nfe5", folder / "nfe10"])],
     )  # fmt: skip
     return folder / "out"
 
@@ -230,7 +233,11 @@ def test_a_search_without_reference_or_curves_has_a_page(tmp_path: Path) -> None
     content = record(5, MODEL, by="error") | {"importance": {}, "history": [], "polish": {}}
     write_json(tmp_path / "s" / "search.nfe5.json", content)
     build_report(
-        [write_all(tmp_path / "c", STUDY)], [], tmp_path / "out", run="r", panels=[Shown("search", "fewstep.methods.s3.stage.panel", [tmp_path / "s"])]
+        [write_all(tmp_path / "c", STUDY)],
+        [],
+        tmp_path / "out",
+        run="r",
+        panels=[SHOWN([tmp_path / "s"])],
     )
     page = Page((tmp_path / "out" / "index.html").read_text(encoding="utf-8"))
     assert "The winner is polished.frechet: distance to the fine solutions 0.500" in page.words
@@ -243,7 +250,11 @@ def test_seeds_that_are_reported_on_are_pointed_out(tmp_path: Path) -> None:
     write_search(tmp_path / "s", 5, model=MODEL)
     write_json(tmp_path / "s" / "search.nfe5.json", record(5, MODEL) | {"seeds": {"trials": [999, 1030]}})
     build_report(
-        [write_all(tmp_path / "c", STUDY)], [], tmp_path / "out", run="r", panels=[Shown("search", "fewstep.methods.s3.stage.panel", [tmp_path / "s"])]
+        [write_all(tmp_path / "c", STUDY)],
+        [],
+        tmp_path / "out",
+        run="r",
+        panels=[SHOWN([tmp_path / "s"])],
     )
     assert "Some of these seeds are reported on" in (tmp_path / "out" / "index.html").read_text("utf-8")
 
@@ -253,7 +264,13 @@ def test_same_search_same_bytes(tmp_path: Path) -> None:
     certificates = write_all(tmp_path / "c", WON)
 
     def digests(out: Path) -> list[str]:
-        build_report([certificates], [], out, run="r", panels=[Shown("search", "fewstep.methods.s3.stage.panel", [tmp_path / "s"])])
+        build_report(
+            [certificates],
+            [],
+            out,
+            run="r",
+            panels=[SHOWN([tmp_path / "s"])],
+        )
         files = [out / "index.html", *sorted((out / "figures" / "search").glob("*nfe005*"))]
         return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
 
@@ -302,7 +319,7 @@ def test_a_damaged_search_is_one_sentence(
             [],
             tmp_path / "out",
             run="r",
-            panels=[Shown("search", "fewstep.methods.s3.stage.panel", [tmp_path / "s"])],
+            panels=[SHOWN([tmp_path / "s"])],
         )
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "out").exists()
@@ -312,7 +329,13 @@ def test_searches_of_other_models_or_twice_are_refused(tmp_path: Path) -> None:
     write_search(tmp_path / "a", 5, model="0" * 64)
     certificates = write_all(tmp_path / "c", WON)
     with pytest.raises(DataError, match="certified model"):
-        build_report([certificates], [], tmp_path / "out", run="r", panels=[Shown("search", "fewstep.methods.s3.stage.panel", [tmp_path / "a"])])
+        build_report(
+            [certificates],
+            [],
+            tmp_path / "out",
+            run="r",
+            panels=[SHOWN([tmp_path / "a"])],
+        )
     with pytest.raises(ConfigError, match="both for 5"):
         read_searches([tmp_path / "a", tmp_path / "a"])
 

@@ -1,0 +1,98 @@
+"""Stored conditions of a command: bound to a model, beside a dataset, and the rows that found a plan."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fewstep.checks import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from fewstep.data.packed import Dataset
+    from fewstep.diffusion.condition import Condition
+    from fewstep.diffusion.denoiser import Model
+
+
+def with_conditions(model: "Model", folder: Path | None) -> "Model":
+    """The model with the rows of a conditions folder bound to it; the model itself where it needs none.
+
+    Raises:
+        ConfigError: the model takes no stored conditions but a folder is named, or the other way round.
+        DataError: the folder is damaged, or holds what the model does not take.
+    """
+    from fewstep.data.conditions import load_conditions
+    from fewstep.diffusion.condition import Stored, said
+
+    stored = model.conditions if isinstance(model.conditions, Stored) else None
+    if folder is None:
+        if stored is not None and stored.rows is None:
+            raise ConfigError(
+                f"{model.name} needs --conditions, a folder of rows with {said(stored.entries)}; name one."
+            )
+        return model
+    if stored is None:
+        takes = "nothing" if model.conditions is None else said(model.conditions.entries)
+        raise ConfigError(
+            f"--conditions must be left out for {model.name}, which takes no stored conditions ({takes}); got {folder}."
+        )
+    try:
+        return replace(model, conditions=stored.bind(load_conditions(folder)))
+    except DataError as error:
+        raise DataError(f"--conditions {folder}: {error}") from None
+
+
+def identity_of(model: "Model") -> dict[str, Any] | None:
+    """`Conditions.identity` of a model's conditions; None for a model that has none."""
+    return None if model.conditions is None else model.conditions.identity
+
+
+def conditions_of_images(folder: Path, dataset: "Dataset", images: str) -> "Condition":
+    """Stored conditions of the images of a dataset, row i of image i.
+
+    Raises: DataError: they are of another dataset, or not as many. `images` says in the message what is conditioned.
+    """
+    from fewstep.data.conditions import load_conditions, read_conditions_manifest
+
+    rows, of = load_conditions(folder), read_conditions_manifest(folder)["source"].get("fingerprint")
+    if of not in (None, dataset.fingerprint):
+        raise DataError(
+            f"--conditions must be of the images of {images}, with fingerprint {dataset.fingerprint:.12}..., but "
+            f"{folder} is of {str(of):.12}...; make the conditions of these images."
+        )
+    if len(rows) != len(dataset):
+        raise DataError(
+            f"--conditions must have one row for each image of {images}, {len(dataset)}; {folder} has {len(rows)}; "
+            "make the conditions of these images."
+        )
+    return rows
+
+
+def row_ranges(seeds: Sequence[int], rows: int) -> list[list[int]]:
+    """First and last of the stored rows that seeds, which follow one another, have: seed modulo rows."""
+    first, last = seeds[0] % rows, seeds[-1] % rows
+    if seeds[-1] - seeds[0] + 1 >= rows:
+        return [[0, rows - 1]]
+    return [[first, last]] if first <= last else [[0, last], [first, rows - 1]]
+
+
+def rows_used(
+    model: "Model", seeds: Mapping[str, Sequence[int]], provenance: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The part of a plan's provenance that says which stored conditions had a part in finding it.
+
+    Args: seeds: first and last by purpose, as in provenance. provenance: of the plan it was made of, whose rows are
+        kept.
+    Returns: {"conditions": {purpose: {"sha256", "rows": [[first, last], ...]}}}; empty where there are none, as for
+        classes, which every search and every report share.
+    """
+    identity = identity_of(model)
+    own = (
+        {}
+        if identity is None
+        else {
+            purpose: {"sha256": identity["sha256"], "rows": row_ranges(block, identity["rows"])}
+            for purpose, block in seeds.items()
+        }
+    )
+    both = {**provenance.get("conditions", {}), **own}
+    return {"conditions": both} if both else {}
