@@ -21,17 +21,16 @@ from fewstep.data.pixels import to_unit
 from fewstep.diffusion.schedule import Schedule
 from fewstep.files import atomic_file
 from fewstep.interop.load import load_model
+from fewstep.methods.aligner.stage.run import Aligning
+from fewstep.methods.aligner.stage.settings import AlignSettings
 from fewstep.methods.ddsm.cost import latencies, macs
-from fewstep.sampling.plan import widths_of
 from fewstep.metrics.extractor import load_extractor
 from fewstep.metrics.reference import load_reference
 from fewstep.metrics.uncertainty import paired_difference
-from fewstep.methods.aligner.stage.run import Aligning
-from fewstep.pipeline.config import AlignSettings
 from fewstep.pipeline.environment import environment
 from fewstep.progress import track
 from fewstep.rng import generator
-from fewstep.sampling.plan import Plan, load_plan
+from fewstep.sampling.plan import Plan, load_plan, widths_of
 from fewstep.sampling.presets import ANALYTIC, PRESETS, analytical
 from fewstep.sampling.task import Task
 

@@ -14,14 +14,14 @@ import torch
 
 from fewstep.files import atomic_file
 from fewstep.methods.multilid.protocol import NULL
+from fewstep.methods.multilid.stage.record import Detection, agreement, percent, sentences
+from fewstep.methods.multilid.stage.run import run_detection
+from fewstep.methods.multilid.stage.settings import DetectSettings
 from fewstep.methods.multilid.taps import load_taps
 from fewstep.metrics.extractor import extract
 from fewstep.metrics.frechet import frechet
 from fewstep.metrics.reference import load_reference
 from fewstep.metrics.statistics import Statistics
-from fewstep.pipeline.config import DetectSettings
-from fewstep.methods.multilid.stage.run import run_detection
-from fewstep.methods.multilid.stage.record import Detection, agreement, percent, sentences
 from fewstep.pipeline.environment import environment
 from fewstep.pipeline.samples import files_in, read_samples
 from fewstep.progress import track

@@ -12,7 +12,8 @@ class SearchSettings(OwnSeeds):
 
     nfe: list[Positive] = Field(default=[], description="numbers of network calls; none: no search")
     sampler: Literal["s3", "s3-ranked", "tpe", "random"] = Field(
-        default="s3", description="what proposes plans; s3: evolution; s3-ranked: evolution with a learnt ranker; tpe; random"
+        default="s3",
+        description="what proposes plans; s3: evolution; s3-ranked: evolution with a learnt ranker; tpe; random",
     )
     trials: Positive = Field(default=24, description="plans tried at each number of calls")
     max_order: int = Field(default=3, ge=1, le=4, description="highest Taylor order of a step")
