@@ -1,4 +1,4 @@
-"""Times told to the network: what each objective does to DDIM and to other known samplers, on noises no fit saw.
+"""Conditioning timesteps: what each objective does to DDIM and to other known samplers, on noises no fit saw.
 
 Run: OMP_NUM_THREADS=1 python benchmarks/aligner.py mixture     closed-form mixtures, networks with biased clocks
      OMP_NUM_THREADS=1 python benchmarks/aligner.py digits MODEL... --images DATA --reference STATS --extractor E
@@ -59,7 +59,7 @@ SOLVERS = ("ddim", "dpmpp-2m", "dpmpp-3m", "unipc-2", "unipc-3", "deis-2", "ipnd
 
 
 class Setting:
-    """A mixture, and networks that are told a time tau and predict for tau + bias tau (1 - tau)."""
+    """A mixture, and networks that get the conditioning timestep tau and predict for tau + bias tau (1 - tau)."""
 
     def __init__(self, spread: float, low: float, high: float) -> None:
         rng = generator(0, "mix")
@@ -87,7 +87,7 @@ class Setting:
         return float(distances(solve(self.model(0.0), plan, self.x_T), self.solution).mean())
 
     def aligned(self, plan: Plan, bias: float, objective: str, **changes: object) -> Plan:
-        """Against the exact network's paths: the biased one is told by the right clock there."""
+        """Against the exact network's paths: the biased one has the right calibration there."""
         tau = torch.linspace(VP.t_max, VP.t_min, 400, dtype=torch.float64)
         clock = Calibration(tuple((tau + bias * tau * (1 - tau)).tolist()), tuple(tau.tolist()))
         arguments = {"calibration": clock, "images": self.images, "gate": "none"} | changes
@@ -140,7 +140,7 @@ def _objectives(setting: Setting) -> list[str]:
         _timed(lambda how=how: setting.aligned(plan, 0.0, "paper", optimiser=how))
         for how in ("adam", "search")
     )
-    apart = max(abs(_told(a) - _told(b)) for a, b in zip(adam[0].nodes, search[0].nodes, strict=True))
+    apart = max(abs(_t_cond(a) - _t_cond(b)) for a, b in zip(adam[0].nodes, search[0].nodes, strict=True))
     lines += [
         "",
         f"Fit of {n} steps by the published objective, unbiased: Adam {adam[1]:.1f} s, "
@@ -149,7 +149,7 @@ def _objectives(setting: Setting) -> list[str]:
     return lines
 
 
-def _told(node: object) -> float:
+def _t_cond(node: object) -> float:
     return node.t if node.t_cond is None else node.t_cond  # type: ignore[attr-defined]
 
 

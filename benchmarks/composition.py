@@ -23,6 +23,7 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.files import atomic_file
 from fewstep.interop.load import load_model
 from fewstep.methods.aligner.stage.run import Aligning
+from fewstep.methods.aligner.stage.settings import AlignSettings
 from fewstep.methods.ddsm.cost import latencies, macs
 from fewstep.metrics.extractor import load_extractor
 from fewstep.metrics.reference import load_reference

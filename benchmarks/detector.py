@@ -17,6 +17,7 @@ from fewstep.files import atomic_file
 from fewstep.methods.multilid.protocol import NULL
 from fewstep.methods.multilid.stage.record import Detection, agreement, percent, sentences
 from fewstep.methods.multilid.stage.run import run_detection
+from fewstep.methods.multilid.stage.settings import DetectSettings
 from fewstep.methods.multilid.taps import load_taps
 from fewstep.metrics.extractor import extract
 from fewstep.metrics.frechet import frechet

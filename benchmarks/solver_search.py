@@ -29,7 +29,13 @@ from fewstep.files import atomic_file, canonical_json, read_json, sha256_text, w
 from fewstep.interop.load import load_model
 from fewstep.methods.s3.free import FreePlan
 from fewstep.methods.s3.space import Space, plan_of
-from fewstep.methods.s3.stage.run import Search, Seeds, run_search
+from fewstep.methods.s3.stage.decisions import SAMPLERS, best_decisions, run_plan_trials
+from fewstep.methods.s3.stage.known import known_samplers
+from fewstep.methods.s3.stage.run import run_search
+from fewstep.methods.s3.stage.scoring import Search
+from fewstep.methods.s3.stage.seeds import search_seeds
+from fewstep.methods.s3.stage.settings import SearchSettings
+from fewstep.methods.s3.stage.solutions import solve_teacher
 from fewstep.methods.s3.teacher import make_teacher
 from fewstep.metrics.extractor import Extractor, load_extractor
 from fewstep.metrics.reference import Reference, load_reference
@@ -81,7 +87,7 @@ def best_known(nfe: int) -> tuple[float, str]:
     teacher = make_teacher(task, *seeds, nfe=100, to_zero=False)
     settings = SearchSettings(noises=64, trial_noises=64)
     search = Search(task, teacher, Space(model.schedule, nfe, to_zero=False, analytic=False), settings)
-    return min((held_out.error(c.plan), c.name) for c in search.known())
+    return min((held_out.error(c.plan), c.name) for c in known_samplers(search))
 
 
 def mixture_search(nfe: int, seed: int) -> tuple[float, float, int]:
@@ -93,10 +99,7 @@ def mixture_search(nfe: int, seed: int) -> tuple[float, float, int]:
     )  # fmt: skip
     task = Task(model, batch_size=settings.batch_size)
     started = time.monotonic()
-    seeds = Seeds.of(settings)
-    teacher = make_teacher(
-        task, seeds.trials, seeds.validation[: settings.noises], nfe=settings.teacher_nfe, to_zero=False
-    )
+    teacher = solve_teacher(task, settings, to_zero=False)
     space = Space(model.schedule, nfe, to_zero=False, analytic=False)
     with tempfile.TemporaryDirectory() as folder:
         found = run_search(
@@ -105,7 +108,6 @@ def mixture_search(nfe: int, seed: int) -> tuple[float, float, int]:
             work=Path(folder),
             track=track,
         )
-    assert found is not None
     return HeldOut(model).error(found.plan), time.monotonic() - started, task.calls
 
 
@@ -138,7 +140,7 @@ def run_samplers(arguments: argparse.Namespace) -> None:
         f"| sampler | {' | '.join(f'{n:,} calls' for n in SAMPLER_CALLS)} | + polish at {2 * SAMPLER_CALLS[-1]:,} |",
         "|---|" + "---|" * (len(SAMPLER_CALLS) + 1),
     ]
-    for sampler in studies.SAMPLERS:
+    for sampler in SAMPLERS:
         curves = [_sampler_curve(model, held_out, sampler, nfe, noises, seed) for seed in SEEDS]
         cells = [", ".join(f"{curve[k]:.3f}" for curve in curves) for k in range(len(SAMPLER_CALLS) + 1)]
         lines.append(f"| {sampler} | {' | '.join(cells)} |")
@@ -151,11 +153,11 @@ def _sampler_curve(
 ) -> list[float]:
     settings = SearchSettings(noises=1024, trial_noises=noises, seed=seed, sampler=sampler, batch_size=4096)
     task = Task(model, batch_size=settings.batch_size)
-    seeds = Seeds.of(settings)
-    teacher = make_teacher(task, seeds.trials, seeds.validation[:256], nfe=200, to_zero=False)
+    seeds = search_seeds(settings)
+    teacher = make_teacher(task, seeds["trials"], seeds["validation"][:256], nfe=200, to_zero=False)
     space = Space(model.schedule, nfe, to_zero=False, analytic=False)
     search = Search(task, teacher, space, settings)
-    ranked = sorted(search.known(), key=lambda c: search.error(c.plan, teacher.seeds[:16]))[:12]
+    ranked = sorted(known_samplers(search), key=lambda c: search.error(c.plan, teacher.seeds[:16]))[:12]
     with tempfile.TemporaryDirectory() as folder:
         study = studies.open_study(f"{folder}/journal.log", f"nfe{nfe}", {}, parts=len(search.parts))
         known = [(c.name, space.decisions(c.plan)) for c in ranked]
@@ -164,11 +166,11 @@ def _sampler_curve(
         for budget in SAMPLER_CALLS:
             while task.calls - start < budget:
                 trials += 10
-                studies.run_trials(
+                run_plan_trials(
                     study, space, search.score(math.inf), trials=trials, sampler=sampler, seed=seed,
                     network_calls=lambda: task.calls,
                 )  # fmt: skip
-            best = plan_of(space, studies.best_decisions(study, 1)[0][1])
+            best = plan_of(space, best_decisions(study, 1)[0][1])
             found.append(held_out.error(best))
     free = FreePlan(best, model.schedule)
     iterations = SAMPLER_CALLS[-1] // (nfe * 512)
@@ -235,21 +237,18 @@ def _searched(
     extractor: Extractor,
     arguments: argparse.Namespace,
 ) -> Run:
-    """The search of `arguments.keep`, which goes on where it was broken off; seconds are those of the last start."""
+    """The search of `arguments.keep`, which resumes where it was interrupted; seconds are those of the last start."""
     identity = sha256_text(canonical_json([model.fingerprint, settings.model_dump(mode="json")]))
     folder = arguments.keep / f"nfe{nfe}-{identity[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "run.json").exists():
-        seeds, task = Seeds.of(settings), Task(model, batch_size=settings.batch_size)
+        task = Task(model, batch_size=settings.batch_size)
         started = time.monotonic()
-        teacher = make_teacher(
-            task, seeds.trials, seeds.validation[: settings.noises], nfe=settings.teacher_nfe, to_zero=True
-        )
+        teacher = solve_teacher(task, settings, to_zero=True)
         search = Search(task, teacher, Space(model.schedule, nfe), settings, reference, extractor)
         found = run_search(search, storage=f"{folder}/journal.log", work=folder, track=track)
-        assert found is not None
         seconds = time.monotonic() - started
-        known = {c.plan.hash: replace(c.plan, name=c.name) for c in search.known()}
+        known = {c.plan.hash: replace(c.plan, name=c.name) for c in known_samplers(search)}
         found.plan.save(folder / "plan.json")
         for hash, preset in known.items():
             preset.save(folder / "presets" / f"{hash}.json")

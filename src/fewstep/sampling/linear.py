@@ -5,7 +5,7 @@ only ever adds earlier states and outputs. Written in the clean images x0_m that
 
     x_{k+1} = A_k x_k + sum over m <= k of c_km x0_m
 
-where x_k is the state at which evaluation k asks the network. It is the form in which a plan is polished, since
+where x_k is the state at which evaluation k calls the network. It is the form in which a plan is polished, since
 it holds every such sampler [shaul2024bns], and in which it travels to other programs.
 """
 
@@ -27,7 +27,7 @@ class Row:
     Attributes:
         node: node of the plan that is evaluated.
         kind: net, or an analytic first step, afs_zero or afs_mean.
-        t: time told to the network.
+        t: conditioning timestep.
         x0: (of_x, of_output): x0_m = of_x * x_m + of_output * output_m; afs_mean: the output is the data mean.
         A: factor on the state.
         c: weight of x0_m for m = 0, ..., this evaluation.

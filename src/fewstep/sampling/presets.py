@@ -380,7 +380,7 @@ def _plan(
     *,
     nfe: int | None = None,
 ) -> Plan:
-    """A plan whose every node but the last asks the network."""
+    """A plan whose every node but the last calls the network."""
     lambdas = _lambdas(schedule, ts)
     last = len(ts) - 1
     nodes = tuple(

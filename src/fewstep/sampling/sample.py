@@ -76,8 +76,8 @@ def solve(
         noise: unit normal noise (B, *shape) at each call, for stochastic plans.
         dtype: of autocast around the network call; None for the network's own.
         data_mean: mean of the data, in the shape of one image, for plans with `afs_mean`.
-        select: told the node before each network call; needed by plans that set quant or skip_scale.
-        observe: told node, state and output of each network call.
+        select: gets the node before each network call; needed by plans that set quant or skip_scale.
+        observe: gets node, state and output of each network call.
         values: numbers to use instead of the plan's; with them the autograd graph is kept.
         force: accept a plan for other weights or another schedule.
         costs: filled with network calls and seconds.

@@ -190,7 +190,7 @@ class Values:
         lambdas: log-SNR of the nodes, (n_nodes,).
         scales: value of each `linear` and `const` scale; in a step the predictor's come first.
         raw: A and then the weights of each raw step, step by step.
-        t_cond: time told to the network at each node that has one of its own, node by node.
+        t_cond: conditioning timestep at each node that has one of its own, node by node.
         eps_scale: factor on the predicted noise of each node, (n_nodes,).
     """
 
@@ -222,11 +222,11 @@ class Values:
         Raises: ConfigError: the moved nodes are out of order or too close.
         """
         times = schedule.t_of_lambda(self.lambdas.detach()).tolist()
-        told = iter(self.t_cond.tolist())
+        t_cond = iter(self.t_cond.tolist())
         nodes = tuple(
             replace(
                 node if lam == node.lambda_ else replace(node, t=t, lambda_=lam),
-                t_cond=None if node.t_cond is None else next(told),
+                t_cond=None if node.t_cond is None else next(t_cond),
                 eps_scale=scale,
             )
             for node, t, lam, scale in zip(
@@ -299,7 +299,7 @@ class Read:
 class Evaluate:
     """Ask the network (or the analytic first step) at the state of `node`, keep what later updates use.
 
-    Attributes: t: the node's time. t_cond: the time told to the network.
+    Attributes: t: the node's time. t_cond: the conditioning timestep.
     """
 
     node: int
@@ -372,7 +372,7 @@ def compile_plan(
         )
     updates = coefficients(plan, schedule, values)
     t, t_cond = _network_times(plan, schedule, values)
-    times, told = _scalars(t), _scalars(t_cond)
+    times, conditioning = _scalars(t), _scalars(t_cond)
     readings = {
         i: {pred: _reading((pred, i), *factors) for pred, factors in both.items()}
         for i, both in _predictions(plan, schedule, prediction, t, t_cond, values).items()
@@ -382,7 +382,7 @@ def compile_plan(
     def evaluate(node: int) -> None:
         if plan.nodes[node].eval != "none":
             reads = tuple(reading.read for reading in readings[node].values())
-            operations.append(Evaluate(node, plan.nodes[node].eval, times[node], told[node], reads))
+            operations.append(Evaluate(node, plan.nodes[node].eval, times[node], conditioning[node], reads))
 
     def update(k: int, numbers: Coefficients) -> None:
         step = plan.steps[k]
@@ -405,7 +405,7 @@ def compile_plan(
 
 
 def _network_times(plan: Plan, schedule: Schedule, values: Values | None) -> tuple[Tensor, Tensor]:
-    """The nodes' own times, and the times told to the network, (n_nodes,) each."""
+    """The nodes' own times, and the conditioning timesteps, (n_nodes,) each."""
     numbers = Values.of(plan) if values is None else values
     given = numbers.lambdas
     clean = given.isinf()

@@ -90,13 +90,13 @@ def greedy_path(
     *,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> list[Widths]:
-    """From full to narrowest, one level of one step at a time: that which adds least error per cost saved.
+    """From full to smallest widths, one level of one step at a time: that which adds least error per cost saved.
 
-    Each move is weighed in the plan as it is by then, since errors of narrow steps do not add up. The path ends early
+    Each move is weighed in the plan as it is by then, since errors of sub-networks do not add up. The path ends early
     where every further move makes a state that is not finite.
 
     Args: costs: of a step at a width, (n, k). progress: wraps the moves.
-    Returns: n (k - 1) + 1 plans, each narrower than the one before.
+    Returns: n (k - 1) + 1 widths, by decreasing cost.
     """
     n, k = costs.shape
     path: list[Widths] = [(0,) * n]
@@ -105,11 +105,11 @@ def greedy_path(
         found = error(now)
         moves = []
         for step in (i for i in range(n) if now[i] < k - 1):
-            narrower = (*now[:step], now[step] + 1, *now[step + 1 :])
+            smaller = (*now[:step], now[step] + 1, *now[step + 1 :])
             saved = float(costs[step, now[step]] - costs[step, now[step] + 1])
-            added = error(narrower) - found
+            added = error(smaller) - found
             # measured times need not fall with the width: a move that saves nothing comes last
-            moves.append((saved <= 0, added / saved if saved > 0 else added, step, narrower))
+            moves.append((saved <= 0, added / saved if saved > 0 else added, step, smaller))
         best = min(moves)
         if not math.isfinite(best[1]):
             break

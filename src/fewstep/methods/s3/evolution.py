@@ -22,8 +22,8 @@ def draw(allowed: Range, rng: torch.Generator) -> Decision:
         chosen = torch.multinomial(torch.tensor(allowed.weights), 1, generator=rng)
         return allowed.options[int(chosen)]
     low, high = (np.log((allowed.low, allowed.high))) if allowed.log else (allowed.low, allowed.high)
-    usual = np.log(allowed.usual) if allowed.log else allowed.usual
-    value = np.clip(usual + 3 * allowed.spread * _normal(rng), low, high)
+    default = np.log(allowed.default) if allowed.log else allowed.default
+    value = np.clip(default + 3 * allowed.spread * _normal(rng), low, high)
     # once more, as a bound's exponential of its logarithm may round past it
     return float(np.clip(np.exp(value), allowed.low, allowed.high)) if allowed.log else float(value)
 

@@ -33,7 +33,7 @@ TOKENS = {
     token: i
     for i, token in enumerate(((name, option) for name in CHOICES for option in CHOICES[name]), start=1)
 }
-"""Number of each choice; 0 stands for a decision that was not asked for."""
+"""Number of each choice; 0 stands for a decision that the plan does not have."""
 
 
 class Ranker(nn.Module):

@@ -42,7 +42,7 @@ class Real:
 
     low: float
     high: float
-    usual: float
+    default: float
     spread: float
     log: bool = False
 
@@ -58,9 +58,9 @@ class Choice:
 Range = Real | Choice
 Ask = Callable[[str, Range], Decision]
 
-GAP = Real(0.05, 20.0, usual=1.0, spread=0.25, log=True)
-END = Real(0.0, 1.0, usual=0.9, spread=0.1)
-SCALE = Real(-1.0, 5.0, usual=1.0, spread=0.1)
+GAP = Real(0.05, 20.0, default=1.0, spread=0.25, log=True)
+END = Real(0.0, 1.0, default=0.9, spread=0.1)
+SCALE = Real(-1.0, 5.0, default=1.0, spread=0.1)
 PREDICTION = Choice(("x0", "eps"), (0.5, 0.5))
 CORRECTOR = Choice(("none", "pseudo"), (0.5, 0.5))
 
@@ -197,19 +197,19 @@ def plan_of(space: "Space", decisions: Decisions) -> Plan:
     return space.build(lambda name, _: decisions[name])
 
 
-def usual(allowed: Range) -> Decision:
-    """The decision of somebody who has no reason for another one."""
-    return allowed.usual if isinstance(allowed, Real) else allowed.options[0]
+def default(allowed: Range) -> Decision:
+    """The default decision of a range."""
+    return allowed.default if isinstance(allowed, Real) else allowed.options[0]
 
 
 def completed(space: "Space", decisions: Decisions) -> Decisions | None:
-    """Decisions of which some are missing or out of range, made whole with usual ones; None where no plan results."""
+    """Decisions of which some are missing or out of range, completed with defaults; None where no plan results."""
     made: Decisions = {}
 
     def ask(name: str, allowed: Range) -> Decision:
         value = decisions.get(name)
         if value is None or not within(value, allowed):
-            value = usual(allowed)
+            value = default(allowed)
         made[name] = value
         return value
 
@@ -281,15 +281,15 @@ def _scales_of_raw(points: Points, step: Step) -> Iterator[tuple[int, float]]:
         yield from ((k, float(factor)) for k, factor in enumerate(found, start=1))
 
 
-def _asked(plan: Plan) -> tuple[object, ...]:
-    """How the network is asked at each node, and what becomes of the result."""
+def _calls(plan: Plan) -> tuple[object, ...]:
+    """How the network is called at each node, and what becomes of the result."""
     nodes = [(n.eval, n.t_cond, n.eps_scale, n.width, n.quant) for n in plan.nodes]
     return nodes, plan.skip_scale, plan.clip
 
 
 def _same(a: Plan, b: Plan, schedule: Schedule) -> bool:
     """Whether two plans give the same images: equal nodes and, in the linear form, equal weights."""
-    if _asked(a) != _asked(b):
+    if _calls(a) != _calls(b):
         return False
     moved = [
         abs(m.lambda_ - n.lambda_) for m, n in zip(a.nodes, b.nodes, strict=True) if m.lambda_ != n.lambda_

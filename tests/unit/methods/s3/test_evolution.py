@@ -35,7 +35,7 @@ def test_drawn_numbers_stay_in_range_and_are_spread(allowed):
     rng = generator(0)
     values = [draw(allowed, rng) for _ in range(300)]
     assert all(type(value) is float and within(value, allowed) for value in values)
-    assert min(values) < allowed.usual and len(set(values)) > 20
+    assert min(values) < allowed.default and len(set(values)) > 20
 
 
 def test_drawn_choices_follow_their_weights():

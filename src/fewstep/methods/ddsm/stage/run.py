@@ -217,14 +217,14 @@ def _record(search: WidthSearch) -> dict[str, Any]:
 def _times_the_front(search: WidthSearch, origin: str) -> float | None:
     """Median over plans of an origin of their error in units of the front's at their cost; None without such plans.
 
-    The narrowest plan has no other at its cost, and does not count.
+    That of least width has no other at its cost, and does not count.
     """
-    narrowest = (search.k - 1,) * search.n
+    least = (search.k - 1,) * search.n
     front = [(search.share(w), search.evaluated[w].error) for w in search.front()]
     ratios = []
     for widths, one in search.evaluated.items():
         best = min((error for cost, error in front if cost <= search.share(widths)), default=0.0)
-        if one.origin == origin and widths != narrowest and math.isfinite(one.error) and best > 0:
+        if one.origin == origin and widths != least and math.isfinite(one.error) and best > 0:
             ratios.append(one.error / best)
     return median(ratios) if ratios else None
 

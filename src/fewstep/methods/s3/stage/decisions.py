@@ -119,9 +119,9 @@ def _range(domain: studies.Domain) -> Range:
         float(domain.high),
         isinstance(domain, studies.Interval) and domain.log,
     )
-    usual = math.sqrt(low * high) if log else (low + high) / 2
+    middle = math.sqrt(low * high) if log else (low + high) / 2
     width = math.log(high / low) if log else high - low
-    return Real(low, high, usual, width / 6, log)
+    return Real(low, high, middle, width / 6, log)
 
 
 def scored(study: studies.Study) -> list[tuple[Decisions, float]]:

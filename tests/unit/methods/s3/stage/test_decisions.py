@@ -149,9 +149,9 @@ def test_an_unknown_sampler_is_refused(tmp_path):
 
 
 def test_ranges_keep_their_bounds_as_domains_of_a_trial():
-    choice, number = Choice((1, 2, 3), (0.2, 0.5, 0.3)), Real(0.05, 20.0, usual=1.0, spread=0.25, log=True)
+    choice, number = Choice((1, 2, 3), (0.2, 0.5, 0.3)), Real(0.05, 20.0, default=1.0, spread=0.25, log=True)
     assert _domain(choice) == Options((1, 2, 3)) and _domain(number) == Interval(0.05, 20.0, log=True)
     assert _range(_domain(choice)) == Choice((1, 2, 3), (1.0, 1.0, 1.0))
     back = _range(_domain(number))
     assert (back.low, back.high, back.log) == (0.05, 20.0, True)
-    assert back.usual == pytest.approx(1.0)  # the middle of the logarithms
+    assert back.default == pytest.approx(1.0)  # the middle of the logarithms
