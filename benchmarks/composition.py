@@ -14,7 +14,6 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from fewstep.pipeline.config import AlignSettings
 from measured import Measured, Value
 
 from fewstep.data.packed import load_dataset

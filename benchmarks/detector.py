@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from fewstep.pipeline.config import DetectSettings
 
 from fewstep.files import atomic_file
 from fewstep.methods.multilid.protocol import NULL

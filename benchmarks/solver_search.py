@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from fewstep.pipeline.config import SearchSettings
 from measured import Measured
 from PIL import Image
 
