@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fewstep.methods.ddsm.sandwich import Sandwich
+from fewstep.train.sandwich import Sandwich
 from safetensors.torch import load_file
 from toy import ToyImages, recipe, tiny_net, weights
 
