@@ -23,7 +23,7 @@ from fewstep.diffusion.schedule import DDPMTable
 from fewstep.files import atomic_file
 from fewstep.nets.unet import UNet
 from fewstep.rng import generator
-from fewstep.sampling.presets import dpmpp_2m
+from fewstep.sampling.presets import PRESETS
 from fewstep.sampling.sample import solve
 from fewstep.sampling.solver import Values
 
@@ -71,7 +71,7 @@ def fewstep_sample(
     """Our loop on the same times, compiled anew in each run as in a first use."""
     model = Model(lambda x, t: fn(x, SCHEDULE.time_input(t)), schedule=SCHEDULE, shape=SHAPE)
     lambdas = SCHEDULE.lambda_(torch.tensor(times_of_diffusers(n_steps), dtype=torch.float64))
-    plan = dpmpp_2m(SCHEDULE, n_steps, lower_final=n_steps < 15)
+    plan = PRESETS["dpmpp-2m"](SCHEDULE, n_steps, lower_final=n_steps < 15)
     plan = replace(Values.of(plan), lambdas=lambdas).put_into(plan, SCHEDULE)
     return lambda x: solve(model, plan, x, dtype=dtype)
 
