@@ -18,6 +18,7 @@ import torch
 from diffusers.schedulers import DPMSolverMultistepScheduler
 from torch import Tensor, nn
 
+from fewstep import process
 from fewstep.diffusion.denoiser import Model
 from fewstep.diffusion.schedule import DDPMTable
 from fewstep.files import atomic_file
@@ -186,4 +187,5 @@ def write(options: argparse.Namespace, results: list[Result]) -> None:
 
 
 if __name__ == "__main__":
+    process.set_up()
     main()

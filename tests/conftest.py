@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from fewstep import process
+
 ROOT = Path(__file__).parents[1]
 
 torch.set_num_threads(1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    process.set_up()
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 

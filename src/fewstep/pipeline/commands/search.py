@@ -200,7 +200,7 @@ def _teacher(
 @contextmanager
 def _helpers(count: int, nfe: int) -> Iterator[None]:
     """Further processes of this very command that run trials for one number of calls; they end with its search."""
-    command = [sys.executable, "-m", "fewstep.pipeline.cli", *sys.argv[1:], "--nfe", str(nfe), "--worker"]
+    command = [sys.executable, "-m", "fewstep", *sys.argv[1:], "--nfe", str(nfe), "--worker"]
     processes = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(count)]
     try:
         yield
