@@ -85,6 +85,7 @@ def test_core_imports_without_the_pipeline_extra():
         "matplotlib",
         "sklearn",
         "lmdb",
+        "jaxtyping",
     ]
     code = (
         f"import sys\nfor name in {blocked}: sys.modules[name] = None\n"

@@ -5,11 +5,10 @@ beside.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fewstep._typing import AnyArray, Float, Float64
 from fewstep.checks import DataError
 from fewstep.metrics.statistics import Array
 
@@ -30,7 +29,7 @@ class PrecisionRecall:
 
 
 def precision_recall(
-    fake: NDArray[Any], real: NDArray[Any], *, k: int = 3, k_density: int = 5
+    fake: Float[AnyArray, "n d"], real: Float[AnyArray, "m d"], *, k: int = 3, k_density: int = 5
 ) -> PrecisionRecall:
     """Overlap of two sets of features by balls that reach to each image's k-th neighbour.
 
@@ -68,7 +67,7 @@ def precision_recall(
     )
 
 
-def squared_distances(x: Array, y: Array) -> Array:
+def squared_distances(x: Float64[AnyArray, "n d"], y: Float64[AnyArray, "m d"]) -> Float64[AnyArray, "n m"]:
     """(n, m). Rounding may leave it below zero between equal rows, which no comparison minds."""
     distance: Array = np.square(x).sum(1)[:, None] + np.square(y).sum(1) - 2 * (x @ y.T)
     return distance

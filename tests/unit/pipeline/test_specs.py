@@ -54,6 +54,8 @@ COMMANDS = {  # module in pipeline/commands -> rules whose commands it holds
 NO_RESULT_DEPENDS_ON = {
     "fewstep",
     "fewstep._typing",
+    "fewstep.__main__",
+    "fewstep.process",
     "fewstep.progress",
     "fewstep.pipeline",
     "fewstep.pipeline.config",
