@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.stats import spearmanr
 
 from fewstep.checks import ConfigError
 from fewstep.data import prepare
 from fewstep.metrics import weights
 from fewstep.pipeline.samples import FACTS, Samples, write_samples
 
+spearmanr = pytest.importorskip("scipy.stats", reason="needs scipy").spearmanr
 SCRIPT = runpy.run_path(str(Path(__file__).parents[3] / "benchmarks" / "rank_correlation.py"))
 
 
