@@ -19,7 +19,7 @@ def requirements() -> list[str]:
     for requirement in project["dependencies"] + project["optional-dependencies"]["data"]:
         match = re.fullmatch(r"([a-z0-9-]+)>=([0-9.]+)", requirement)
         if match is None:
-            raise SystemExit(f"A dependency must be NAME>=LOWEST, so that the lowest can be tested; got {requirement!r}.")
+            raise SystemExit(f"A dependency must be NAME>=LOWEST, which is then tested; got {requirement!r}.")
         lowest[match[1]] = match[2]
     pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
     core = [f"{name}=={pins[name] if name in AS_PINNED else version}" for name, version in lowest.items()]

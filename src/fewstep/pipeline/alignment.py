@@ -29,6 +29,7 @@ from fewstep.metrics.statistics import Array, Statistics
 from fewstep.metrics.uncertainty import Difference, half_samples, normal_interval, paired_difference
 from fewstep.pipeline.config import AlignSettings
 from fewstep.pipeline.measure import features_of
+from fewstep.pipeline.seeds import require_disjoint
 from fewstep.progress import Track
 from fewstep.sampling.descent import Gradient, frechet_gradient, polish, trajectory_gradient
 from fewstep.sampling.plan import Plan
@@ -49,6 +50,9 @@ class Seeds:
     choice: range
     refine: range
     validation: range
+
+    def __post_init__(self) -> None:
+        require_disjoint(vars(self))
 
     @classmethod
     def of(cls, settings: AlignSettings) -> "Seeds":

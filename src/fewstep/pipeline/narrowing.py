@@ -20,6 +20,7 @@ from fewstep.metrics.reference import Reference
 from fewstep.metrics.statistics import Statistics
 from fewstep.pipeline.config import StepAwareSettings
 from fewstep.pipeline.measure import features_of
+from fewstep.pipeline.seeds import require_disjoint
 from fewstep.sampling.plan import Plan
 from fewstep.sampling.task import Task, batches, distances
 
@@ -35,6 +36,9 @@ class Seeds:
 
     search: range
     choice: range
+
+    def __post_init__(self) -> None:
+        require_disjoint(vars(self))
 
     @classmethod
     def of(cls, settings: StepAwareSettings) -> "Seeds":

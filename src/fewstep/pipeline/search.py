@@ -34,6 +34,7 @@ from fewstep.metrics.statistics import Statistics
 from fewstep.pipeline import study as studies
 from fewstep.pipeline.config import SearchSettings
 from fewstep.pipeline.measure import features_of
+from fewstep.pipeline.seeds import require_disjoint
 from fewstep.progress import Track
 from fewstep.sampling.descent import Gradient, frechet_gradient, polish, trajectory_gradient
 from fewstep.sampling.linear import linear_form
@@ -60,6 +61,9 @@ class Seeds:
     validation: range
     finalists: range
     polish: range
+
+    def __post_init__(self) -> None:
+        require_disjoint(vars(self))
 
     @classmethod
     def of(cls, settings: SearchSettings) -> "Seeds":

@@ -64,8 +64,9 @@ class Rule:
     ignores: tuple[str, ...] = ()
 
 
-# Left out, as no result depends on them: fewstep/__init__, progress, _typing, and of pipeline/ config, tracking and
-# options (the values are in the key), specs, devices (where, not what) and environment (it only describes).
+# Left out, as no result depends on them: fewstep/__init__, __main__, process, progress, _typing, and of pipeline/
+# config, tracking and options (the values are in the key), specs, devices (where, not what) and environment (it only
+# describes).
 _MODEL = (
     "diffusion",
     "nets",
@@ -118,6 +119,7 @@ _EVALUATE = (
 _SEARCH = (
     "pipeline/commands/search.py",
     "pipeline/search.py",
+    "pipeline/seeds.py",
     "pipeline/solutions.py",
     "pipeline/measure.py",
     "pipeline/study.py",
