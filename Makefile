@@ -6,6 +6,7 @@ RUN ?= digits
 CORES ?= all
 PORT ?= 5000
 VENV ?= .venv
+MINIMUM ?= .venv-minimum
 TORCH_INDEX ?=
 PIP_ARGS ?=
 PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13; do \
@@ -21,13 +22,14 @@ QUIET := --quiet host reason
 MLFLOW_UI = mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
 REPORT := results/$(RUN)/report/index.html
 
-.PHONY: help run ui test test-all lint format schema adopt prune clean
+.PHONY: help run ui test test-all test-minimum lint format schema adopt prune clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make run [RUN=digits]   environment, data, training, samples, report (CORES=$(CORES))"
 	@echo "make ui [PORT=5000]     MLflow's pages over all runs"
 	@echo "make test               tests but the slow ones; make test-all: every test"
+	@echo "make test-minimum       the core's unit tests with the lowest versions that pyproject.toml states"
 	@echo "make lint               ruff, mypy, import layers, snakefmt, snakemake --lint"
 	@echo "make format             ruff format, snakefmt"
 	@echo "make schema             workflow/schemas/params.schema.json from the settings models"
@@ -60,6 +62,20 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	pytest
+
+# Unit tests of the core alone, with what pyproject.toml states as the lowest versions, in an environment of its own.
+CORE_TESTS := $(addprefix tests/unit/,diffusion sampling metrics nets data test_rng.py test_files.py test_typing.py \
+	test_package.py) tests/contract/test_presets.py
+
+$(MINIMUM)/.installed: pyproject.toml constraints.txt tests/minimum.py
+	$(PYTHON) -m venv --clear $(MINIMUM)
+	$(PYTHON) tests/minimum.py > $(MINIMUM)/requirements.txt
+	$(MINIMUM)/bin/python -m pip install --quiet $(addprefix --extra-index-url ,$(TORCH_INDEX)) $(PIP_ARGS) \
+		-r $(MINIMUM)/requirements.txt
+	@touch $@
+
+test-minimum: $(MINIMUM)/.installed
+	PYTHONPATH=src $(MINIMUM)/bin/python -m pytest -m "not slow" $(CORE_TESTS)
 
 lint: $(STAMP)
 	ruff check .

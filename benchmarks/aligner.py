@@ -17,6 +17,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
+from fewstep import process
 from fewstep.data.packed import load_dataset
 from fewstep.data.pixels import to_unit
 from fewstep.diffusion.denoiser import Model
@@ -279,6 +280,7 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    process.set_up()
     torch.set_num_threads(1)
     arguments = _arguments()
     arguments.run(arguments)

@@ -32,6 +32,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from fewstep import process
 from fewstep.checks import ConfigError, DataError
 from fewstep.data.packed import Dataset, load_dataset
 from fewstep.data.pixels import to_unit
@@ -425,6 +426,7 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    process.set_up()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     warnings.filterwarnings(

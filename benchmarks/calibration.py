@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fewstep import process
 from fewstep.files import atomic_file
 from fewstep.metrics.frechet import frechet
 from fewstep.metrics.reference import load_reference
@@ -103,4 +104,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    process.set_up()
     main()

@@ -16,6 +16,7 @@ from statistics import median
 import torch
 from measured import Measured, Value
 
+from fewstep import process
 from fewstep.data.packed import load_dataset
 from fewstep.data.pixels import to_unit
 from fewstep.diffusion.schedule import Schedule
@@ -264,6 +265,7 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    process.set_up()
     torch.set_num_threads(1)
     arguments = _arguments()
     arguments.run(arguments)

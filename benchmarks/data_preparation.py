@@ -24,12 +24,15 @@ import numpy as np
 import PIL
 from PIL import Image
 
+from fewstep import process
 from fewstep.data import prepare
 from fewstep.data.packed import load_dataset
 
 OURS = """
 import sys
+from fewstep import process
 from fewstep.data import prepare
+process.set_up()
 source, out, size, workers = sys.argv[1:]
 prepare("folder", out, source=source, size=int(size) or None, test_fraction=0.0, workers=int(workers))
 """
@@ -174,4 +177,5 @@ def table(rows: list[dict[str, object]], options: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
+    process.set_up()
     main()

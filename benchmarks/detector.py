@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from fewstep import process
 from fewstep.files import atomic_file
 from fewstep.methods.multilid.protocol import NULL
 from fewstep.methods.multilid.stage.record import Detection, agreement, percent, sentences
@@ -181,6 +182,7 @@ def _matrices(found: Detection, names: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
+    process.set_up()
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

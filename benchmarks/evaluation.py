@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from fewstep import process
 from fewstep.data.image_files import ImageFiles
 from fewstep.data.packed import load_dataset
 from fewstep.files import atomic_file
@@ -457,4 +458,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    process.set_up()
     main()

@@ -17,6 +17,7 @@ import numpy as np
 import scipy
 import torch
 
+from fewstep import process
 from fewstep.files import atomic_file
 from fewstep.metrics.frechet import frechet
 from fewstep.metrics.statistics import Statistics
@@ -198,4 +199,5 @@ def speedups(rows: list[dict[str, object]]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
+    process.set_up()
     main()

@@ -18,12 +18,13 @@ import torch
 from diffusers.schedulers import DPMSolverMultistepScheduler
 from torch import Tensor, nn
 
+from fewstep import process
 from fewstep.diffusion.denoiser import Model
 from fewstep.diffusion.schedule import DDPMTable
 from fewstep.files import atomic_file
 from fewstep.nets.unet import UNet
 from fewstep.rng import generator
-from fewstep.sampling.presets import dpmpp_2m
+from fewstep.sampling.presets import PRESETS
 from fewstep.sampling.sample import solve
 from fewstep.sampling.solver import Values
 
@@ -71,7 +72,7 @@ def fewstep_sample(
     """Our loop on the same times, compiled anew in each run as in a first use."""
     model = Model(lambda x, t: fn(x, SCHEDULE.time_input(t)), schedule=SCHEDULE, shape=SHAPE)
     lambdas = SCHEDULE.lambda_(torch.tensor(times_of_diffusers(n_steps), dtype=torch.float64))
-    plan = dpmpp_2m(SCHEDULE, n_steps, lower_final=n_steps < 15)
+    plan = PRESETS["dpmpp-2m"](SCHEDULE, n_steps, lower_final=n_steps < 15)
     plan = replace(Values.of(plan), lambdas=lambdas).put_into(plan, SCHEDULE)
     return lambda x: solve(model, plan, x, dtype=dtype)
 
@@ -186,4 +187,5 @@ def write(options: argparse.Namespace, results: list[Result]) -> None:
 
 
 if __name__ == "__main__":
+    process.set_up()
     main()

@@ -21,6 +21,7 @@ import torch
 from measured import Measured
 from PIL import Image
 
+from fewstep import process
 from fewstep.diffusion.denoiser import Model
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import VPLinear
@@ -332,6 +333,7 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    process.set_up()
     torch.set_num_threads(1)
     arguments = _arguments()
     arguments.run(arguments)

@@ -25,6 +25,7 @@ from peers.adapter import Opened, Sampler
 from peers.usf import usf
 from torch import Tensor
 
+from fewstep import process
 from fewstep.data.packed import load_dataset
 from fewstep.data.pixels import to_u8, to_unit
 from fewstep.files import atomic_file
@@ -196,6 +197,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    process.set_up()
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

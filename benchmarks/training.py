@@ -23,6 +23,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 
+from fewstep import process
 from fewstep.diffusion.schedule import DDPMTable
 from fewstep.nets.unet import UNet
 from fewstep.rng import generator, initial_weights
@@ -198,4 +199,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    process.set_up()
     main()

@@ -3,8 +3,22 @@
 import os
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
+
+# Shapes in signatures of these modules are checked at every call; the hook must stand before they are imported. Each
+# of their functions gets slower, so modules of scalars that are called for every step of every plan are not among them.
+SHAPED = [
+    "fewstep.diffusion.grids",
+    "fewstep.diffusion.mixture",
+    "fewstep.diffusion.prediction",
+    "fewstep.sampling.sample",
+    "fewstep.metrics",
+]
+jaxtyping.install_import_hook(SHAPED, "checked.checked")
+
+from fewstep import process  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 
@@ -12,6 +26,7 @@ torch.set_num_threads(1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    process.set_up()
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 

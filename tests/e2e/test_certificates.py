@@ -447,7 +447,7 @@ def test_processes_of_torchrun_share_the_parts(study, tmp_path):
     arguments = [study / "model", plan, "--seeds", "0-8999", "--batch-size", 500]
     made("sample", *arguments, "--out", tmp_path / "one.npz")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
-                "fewstep.app.cli"]  # fmt: skip
+                "fewstep"]  # fmt: skip
     subprocess.run(
         [*torchrun, "sample", *map(str, arguments), "--out", tmp_path / "two.npz"],
         check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True,

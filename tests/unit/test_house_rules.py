@@ -88,6 +88,7 @@ def test_core_imports_without_the_pipeline_extra():
         "sklearn",
         "lmdb",
         "grimp",
+        "jaxtyping",
     ]
     code = (
         f"import sys\nfor name in {blocked}: sys.modules[name] = None\n"

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fewstep import process
 from fewstep.checks import DataError
 from fewstep.data.decoding import SEVERAL_FRAMES, UNREADABLE, pixel_limit
 from fewstep.data.source import Item, Read, Source
@@ -152,6 +153,7 @@ _worker: _Worker | None = None
 
 def _start_worker(open_reader: Callable[[], AbstractContextManager[Read]], packing: Packing) -> None:
     global _worker
+    process.set_up()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     resources = ExitStack()

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from fewstep._typing import Float64
 from fewstep.checks import ConfigError
 from fewstep.diffusion.schedule import DDPMTable, Schedule
 
@@ -36,7 +37,7 @@ def _with_ends(ts: Tensor, t_start: float, t_end: float) -> Tensor:
 
 def uniform_t(
     schedule: Schedule, n_steps: int, *, t_start: float | None = None, t_end: float | None = None
-) -> Tensor:
+) -> Float64[Tensor, " {n_steps}+1"]:
     """Equal steps of t."""
     t_start, t_end = _ends(schedule, n_steps, t_start, t_end)
     return _line(t_start, t_end, n_steps)
@@ -44,7 +45,7 @@ def uniform_t(
 
 def quadratic_t(
     schedule: Schedule, n_steps: int, *, t_start: float | None = None, t_end: float | None = None
-) -> Tensor:
+) -> Float64[Tensor, " {n_steps}+1"]:
     """Equal steps of sqrt(t) [song2021ddim, App. D.2]."""
     t_start, t_end = _ends(schedule, n_steps, t_start, t_end)
     return _with_ends(_line(t_start**0.5, t_end**0.5, n_steps) ** 2, t_start, t_end)
@@ -52,7 +53,7 @@ def quadratic_t(
 
 def uniform_lambda(
     schedule: Schedule, n_steps: int, *, t_start: float | None = None, t_end: float | None = None
-) -> Tensor:
+) -> Float64[Tensor, " {n_steps}+1"]:
     """Equal steps of the half log-SNR [lu2022dpmsolver, Sec. 3.2]."""
     t_start, t_end = _ends(schedule, n_steps, t_start, t_end)
     lambdas = _line(float(schedule.lambda_(t_start)), float(schedule.lambda_(t_end)), n_steps)
@@ -66,7 +67,7 @@ def karras(
     t_start: float | None = None,
     t_end: float | None = None,
     rho: float = 7.0,
-) -> Tensor:
+) -> Float64[Tensor, " {n_steps}+1"]:
     """Equal steps of edm_sigma^(1/rho) [karras2022edm, Eq. 5]."""
     t_start, t_end = _ends(schedule, n_steps, t_start, t_end)
     start, end = float(schedule.edm_sigma(t_start)), float(schedule.edm_sigma(t_end))

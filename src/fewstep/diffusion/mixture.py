@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fewstep._typing import Float
 from fewstep.checks import ConfigError
 from fewstep.diffusion.denoiser import Model
 from fewstep.diffusion.schedule import Schedule
@@ -37,7 +38,9 @@ class GaussianMixture:
         log_normal = -0.5 * (delta.square().sum(-1) / variance + dims * torch.log(2 * math.pi * variance))
         return self.weights.log() + log_normal, delta
 
-    def eps(self, x_t: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
+    def eps(
+        self, x_t: Float[Tensor, "b d"], t: Float[Tensor, " b"], schedule: Schedule
+    ) -> Float[Tensor, "b d"]:
         """E[eps | x_t], (B, D): minus sigma times the score of the noised mixture. Args: t: (B,)."""
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
         variance = (alpha[:, None] * self.stds) ** 2 + sigma[:, None] ** 2
@@ -54,12 +57,12 @@ class GaussianMixture:
             name="gaussian-mixture",
         )
 
-    def log_density(self, x0: Tensor) -> Tensor:
+    def log_density(self, x0: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
         """Log p(x0), (B,)."""
         ones = torch.ones(len(x0), dtype=x0.dtype)
         return self._log_joint(x0, ones, self.stds.square().expand(len(x0), -1))[0].logsumexp(1)
 
-    def sample(self, n: int, *, rng: torch.Generator) -> Tensor:
+    def sample(self, n: int, *, rng: torch.Generator) -> Float[Tensor, "{n} d"]:
         """Draw (n, D)."""
         component = torch.multinomial(self.weights, n, replacement=True, generator=rng)
         noise = torch.randn(n, self.means.shape[1], generator=rng, dtype=self.means.dtype)

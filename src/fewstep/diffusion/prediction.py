@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fewstep._typing import Float
 from fewstep.checks import ConfigError
 from fewstep.diffusion.schedule import Schedule
 
@@ -82,7 +83,13 @@ def input_scale(prediction: str, schedule: Schedule, t: Tensor) -> Tensor | None
     return 1 / (sigma**2 + (alpha * SIGMA_DATA) ** 2).sqrt()
 
 
-def target(prediction: str, schedule: Schedule, t: Tensor, x0: Tensor, eps: Tensor) -> Tensor:
+def target(
+    prediction: str,
+    schedule: Schedule,
+    t: Tensor,
+    x0: Float[Tensor, " b *shape"],
+    eps: Float[Tensor, " b *shape"],
+) -> Float[Tensor, " b *shape"]:
     """The output that a perfect network would give for this x0 and eps.
     Args: t: broadcasts against x0 and eps, (B, C, H, W).
     """

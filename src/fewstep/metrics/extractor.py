@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fewstep._typing import AnyArray, Float32
 from fewstep.checks import ConfigError, DataError
 from fewstep.metrics import efficientnet, inception, weights
 from fewstep.metrics.openvino import compile_forward
@@ -151,7 +152,9 @@ def load_extractor(
     )
 
 
-def extract(images: Images, extractor: Extractor, *, progress: Progress[int] = iter) -> NDArray[np.float32]:
+def extract(
+    images: Images, extractor: Extractor, *, progress: Progress[int] = iter
+) -> Float32[AnyArray, "n d"]:
     """Features of many images, in order.
 
     Args: images: a uint8 tensor (N, C, H, W), an array (N, H, W, C) such as a memory map, or image files.

@@ -6,12 +6,12 @@ it is that classifier's score, and is reported under another name.
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fewstep._typing import AnyArray, Float
 from fewstep.checks import DataError
 from fewstep.metrics.statistics import Array
 from fewstep.rng import generator
@@ -32,7 +32,7 @@ class InceptionScore:
     standard_error: float
 
 
-def inception_score(logits: NDArray[Any], *, splits: int = SPLITS) -> InceptionScore:
+def inception_score(logits: Float[AnyArray, "n classes"], *, splits: int = SPLITS) -> InceptionScore:
     """Mean over splits of exp(E_x KL(p(y|x) || p(y))).
 
     The error is the delta method's: the derivative of the mean divergence by the weight of image x is

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fewstep._typing import AnyArray, Float, Float64
 from fewstep.checks import DataError
 from fewstep.metrics.statistics import Array
 from fewstep.rng import generator
@@ -31,7 +32,7 @@ class Kid:
     replicates: Array
 
 
-def mmd2(x: Array, y: Array) -> float:
+def mmd2(x: Float64[AnyArray, "n d"], y: Float64[AnyArray, "m d"]) -> float:
     """Unbiased MMD^2 with the kernel (x.y / D + 1)^3 [binkowski2018kid].
     Args: x, y: (n, D) and (m, D), n and m at least 2.
     """
@@ -48,7 +49,9 @@ def _kernel(x: Array, y: Array) -> Array:
     return cubed
 
 
-def kid(fake: NDArray[Any], real: NDArray[Any], *, scale: float = 1.0, largest: int = 2000) -> Kid:
+def kid(
+    fake: Float[AnyArray, "n d"], real: Float[AnyArray, "m d"], *, scale: float = 1.0, largest: int = 2000
+) -> Kid:
     """Kernel distance of two sets of features, with a standard error from leaving out one block in ten.
 
     Sets of more than `largest` images are cut into groups, whose estimates are averaged: linear cost.

@@ -6,11 +6,10 @@ set by ranks, cell by cell. Near copies of training images that are not among th
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fewstep._typing import AnyArray, Float
 from fewstep.checks import DataError
 from fewstep.metrics.precision_recall import squared_distances
 from fewstep.metrics.statistics import Array
@@ -35,7 +34,9 @@ class Memorisation:
     null_sd: float
 
 
-def memorisation(fake: NDArray[Any], training: NDArray[Any], heldout: NDArray[Any]) -> Memorisation:
+def memorisation(
+    fake: Float[AnyArray, "n d"], training: Float[AnyArray, "m d"], heldout: Float[AnyArray, "k d"]
+) -> Memorisation:
     """Ask each sample for its nearest of equally many training and held-out images.
 
     Args: fake: (n, D). training, heldout: (m, D), as many of either.

@@ -5,11 +5,10 @@ beside.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fewstep._typing import AnyArray, Float, Float64
 from fewstep.checks import DataError
 from fewstep.metrics.statistics import Array
 
@@ -33,7 +32,7 @@ class PrecisionRecall:
 
 
 def precision_recall(
-    fake: NDArray[Any], real: NDArray[Any], *, k: int = K, k_density: int = K_DENSITY
+    fake: Float[AnyArray, "n d"], real: Float[AnyArray, "m d"], *, k: int = K, k_density: int = K_DENSITY
 ) -> PrecisionRecall:
     """Overlap of two sets of features by balls that reach to each image's k-th neighbour.
 
@@ -75,7 +74,7 @@ def require_neighbours(n_fake: int, n_real: int, k: int = max(K, K_DENSITY)) -> 
         )
 
 
-def squared_distances(x: Array, y: Array) -> Array:
+def squared_distances(x: Float64[AnyArray, "n d"], y: Float64[AnyArray, "m d"]) -> Float64[AnyArray, "n m"]:
     """(n, m). Rounding may leave it below zero between equal rows, which no comparison minds."""
     distance: Array = np.square(x).sum(1)[:, None] + np.square(y).sum(1) - 2 * (x @ y.T)
     return distance

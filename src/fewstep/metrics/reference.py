@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fewstep._typing import AnyArray, Float
 from fewstep.checks import ConfigError, DataError
 from fewstep.data.cifar10 import load_arrays
 from fewstep.data.packed import load_dataset
@@ -100,11 +101,11 @@ def _measure(images: NDArray[np.uint8], extractor: Extractor, progress: Progress
 
 
 def from_features(
-    features: NDArray[np.float32],
+    features: Float[AnyArray, "n d"],
     extractor: dict[str, str],
     *,
     dataset: dict[str, Any],
-    heldout: NDArray[np.float32] | None = None,
+    heldout: Float[AnyArray, "m d"] | None = None,
 ) -> Reference:
     """Reference statistics of features that are at hand.
     Args: extractor: `Extractor.protocol`. dataset: name, fingerprint, split, heldout_split.

@@ -4,8 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fewstep._typing import Float, Images, Num
 
-def bilinear_tf1(x: Tensor, size: int) -> Tensor:
+
+def bilinear_tf1(x: Images, size: int) -> Float[Tensor, "b c {size} {size}"]:
     """Bilinear resize of TensorFlow 1: output i reads source i * in / out, clamped, no antialias.
 
     PyTorch's own bilinear resize centres pixels at half integers, which shifts every pixel and the features.
@@ -25,14 +27,14 @@ def _taps_tf1(n_in: int, n_out: int, like: Tensor) -> tuple[Tensor, Tensor, Tens
     return low, (low + 1).clamp(max=n_in - 1), position - low
 
 
-def bilinear_halfpixel(x: Tensor, size: int) -> Tensor:
+def bilinear_halfpixel(x: Images, size: int) -> Float[Tensor, "b c {size} {size}"]:
     """Bilinear resize with pixels centred at half integers, PyTorch's and OpenCV's default; no antialias.
     Args: x: (B, C, H, W), floating point. size: height and width that come out.
     """
     return F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False)
 
 
-def bicubic_aa(x: Tensor, size: int) -> Tensor:
+def bicubic_aa(x: Images, size: int) -> Float[Tensor, "b c {size} {size}"]:
     """Bicubic resize with antialias (a = -0.5, Pillow's kernel), without clipping or rounding.
     Args: x: (B, C, H, W), floating point. size: height and width that come out.
     """
@@ -41,6 +43,6 @@ def bicubic_aa(x: Tensor, size: int) -> Tensor:
     return F.interpolate(x, size=(size, size), mode="bicubic", antialias=True, align_corners=False)
 
 
-def to_rgb(images_u8: Tensor) -> Tensor:
+def to_rgb(images: Num[Tensor, "b c h w"]) -> Num[Tensor, "b 3 h w"]:
     """Repeat one grey channel to three; three stay as they are."""
-    return images_u8.expand(-1, 3, -1, -1) if images_u8.shape[1] == 1 else images_u8
+    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fewstep._typing import AnyArray, Float, Float64
 from fewstep.checks import DataError
 
 CHUNK = 256
@@ -23,11 +24,11 @@ class Moments(NamedTuple):
     """Count, mean (D,) and scatter sum((x - mean)(x - mean)^T) (D, D) of some rows."""
 
     n: int
-    mean: Array
-    scatter: Array
+    mean: Float64[AnyArray, " d"]
+    scatter: Float64[AnyArray, "d d"]
 
 
-def chunk_moments(features: NDArray[Any]) -> Moments:
+def chunk_moments(features: Float[AnyArray, "n d"]) -> Moments:
     """Moments of one chunk (n, D), promoted to float64 before anything is summed."""
     rows = np.asarray(features, np.float64)
     mean = rows.sum(0) / max(len(rows), 1)
@@ -122,7 +123,7 @@ class Statistics:
             self.__dict__["factor"] = factor
 
     @classmethod
-    def from_features(cls, features: NDArray[Any]) -> "Statistics":
+    def from_features(cls, features: Float[AnyArray, "n d"]) -> "Statistics":
         """Statistics of features (n, D), n >= 2.
         Raises: DataError: another shape, fewer than two rows, or NaN or infinity among the features.
         """

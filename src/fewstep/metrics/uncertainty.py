@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fewstep._typing import AnyArray, Float, Float64
 from fewstep.checks import ConfigError, DataError
 from fewstep.metrics.frechet import frechet
 from fewstep.metrics.statistics import Array, Statistics
@@ -37,8 +38,8 @@ class Interval(NamedTuple):
 
 
 def half_samples(
-    features: NDArray[Any], reference: Statistics, *, resamples: int = RESAMPLES, seed: int = _SEED
-) -> Array:
+    features: Float[AnyArray, "n d"], reference: Statistics, *, resamples: int = RESAMPLES, seed: int = _SEED
+) -> Float64[AnyArray, " {resamples}"]:
     """Fréchet distances of both halves of random cuts of the images to the reference.
 
     Two sets of the same size are cut at the same indices, so that their replicates are paired. Each replicate
@@ -174,7 +175,12 @@ def require_extrapolable(n: int, dim: int, *, parts: int = 4) -> None:
 
 
 def extrapolate(
-    features: NDArray[Any], reference: Statistics, *, parts: int = 4, repeats: int = 4, seed: int = _SEED
+    features: Float[AnyArray, "n d"],
+    reference: Statistics,
+    *,
+    parts: int = 4,
+    repeats: int = 4,
+    seed: int = _SEED,
 ) -> Extrapolation:
     """Distance at infinitely many images, by a line in 1/N from N / parts to N [chong2020unbiased].
 

@@ -1,20 +1,16 @@
 """Known samplers as plans.
 
-Every preset is a function (schedule, nfe, *, grid, t_start, t_end, to_zero, ...) -> Plan:
+A sampler is a function (schedule, ts, ...) -> Plan: the updates of its paper on the times of all nodes, which fall;
+where the last is 0, clean data, it is reached by a step of order 1. `PRESETS` has each under a name, and chooses the
+times: PRESETS[name](schedule, nfe, grid=..., to_zero=...) is a plan of nfe network calls.
 
-    nfe: network evaluations per image.
-    grid: a key of `fewstep.diffusion.grids.GRIDS`, or the times themselves, falling, without the 0 of to_zero.
-    t_start, t_end: ends of the grid; the schedule's t_max and t_min when None.
-    to_zero: append clean data (sigma = 0) to the grid as the last node, reached by a step of order 1. The
-        grid above it is one step shorter, so that nfe stays what was asked for.
-    lower_final: whether the last steps of a multistep sampler fall in order, down to 1; libraries differ in
-        this, so each docstring names the rule that None stands for.
-
-All raise ConfigError for an unknown grid, or an nfe that the sampler cannot have.
+In multistep samplers `lower_final` says whether the last steps fall in order, down to 1; libraries differ in this,
+so each docstring names the rule that None stands for.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -41,208 +37,103 @@ ANALYTIC = ".analytic"
 """Ends the names of presets whose first step is analytical."""
 
 Grid = str | Sequence[float]
+Times = Sequence[float]
 
 
-def ddim(
-    schedule: Schedule,
-    nfe: int,
-    *,
-    grid: Grid = "uniform-lambda",
-    t_start: float | None = None,
-    t_end: float | None = None,
-    to_zero: bool = False,
-) -> Plan:
+# Samplers: the updates on given times
+
+
+def ddim(schedule: Schedule, ts: Times) -> Plan:
     """Deterministic DDIM, order 1 [song2021ddim, Eq. 12]."""
-    ts = _times(schedule, nfe, grid, t_start, t_end, to_zero)
-    return _plan("ddim", schedule, grid, ts, [Step(i, i + 1, "x0") for i in range(nfe)])
+    return _plan(schedule, ts, [Step(i, i + 1, "x0") for i in range(len(ts) - 1)])
 
 
-def ddim_eta(
-    schedule: Schedule,
-    nfe: int,
-    *,
-    grid: Grid = "uniform-lambda",
-    t_start: float | None = None,
-    t_end: float | None = None,
-    to_zero: bool = False,
-    eta: float = 0.5,
-) -> Plan:
+def ddim_eta(schedule: Schedule, ts: Times, *, eta: float = 0.5) -> Plan:
     """DDIM with noise, between deterministic (eta = 0) and ancestral (eta = 1) [song2021ddim, Eq. 16]."""
-    return _ancestral("ddim-eta", schedule, nfe, grid, t_start, t_end, to_zero, eta)
+    return _plan(schedule, ts, [Step(i, i + 1, "x0", eta=eta) for i in range(len(ts) - 1)])
 
 
-def ddpm(
-    schedule: Schedule,
-    nfe: int,
-    *,
-    grid: Grid = "uniform-t",
-    t_start: float | None = None,
-    t_end: float | None = None,
-    to_zero: bool = False,
-) -> Plan:
+def ddpm(schedule: Schedule, ts: Times) -> Plan:
     """Ancestral sampling with the posterior variance of the strided chain [ho2020ddpm, Eq. 7].
 
     With the table's own rows (nfe = K, to_zero) it is DDPM with its smaller variance, x0_hat not clipped.
     """
-    return _ancestral("ddpm", schedule, nfe, grid, t_start, t_end, to_zero, 1.0)
+    return ddim_eta(schedule, ts, eta=1.0)
 
 
-def dpm_solver_2s(
-    schedule: Schedule,
-    nfe: int,
-    *,
-    grid: Grid = "uniform-lambda",
-    t_start: float | None = None,
-    t_end: float | None = None,
-    to_zero: bool = False,
-) -> Plan:
+def dpm_solver_2s(schedule: Schedule, ts: Times) -> Plan:
     """Single-step DPM-Solver-2 on eps_hat [lu2022dpmsolver, Alg. 1]; an odd nfe ends with a DDIM step.
 
     The inner node is the middle one of the grid, in log-SNR for uniform-lambda.
     """
-    n = nfe - to_zero
-    return _single_step(
-        "dpm-solver-2s", schedule, nfe, grid, t_start, t_end, to_zero, [2] * (n // 2) + [1] * (n % 2)
-    )
+    return _single_step(schedule, ts, blocks_of_two)
 
 
-def dpm_solver_3s(
-    schedule: Schedule,
-    nfe: int,
-    *,
-    grid: Grid = "uniform-lambda",
-    t_start: float | None = None,
-    t_end: float | None = None,
-    to_zero: bool = False,
-) -> Plan:
+def dpm_solver_3s(schedule: Schedule, ts: Times) -> Plan:
     """Single-step DPM-Solver-3 on eps_hat [lu2022dpmsolver, Alg. 2], known as DPM-Solver-fast.
 
     An nfe that is not a multiple of 3 ends with a step of the order that remains; a multiple of 3 ends with
     orders 2 and 1 instead of 3 as in the authors' code. On the uniform-lambda grid the steps have equal
     length whatever their order; on other grids all evaluations lie on the grid of nfe steps.
     """
-    n = nfe - to_zero
-    blocks = [3] * (n // 3 - 1) + [2, 1] if n > 0 and n % 3 == 0 else [3] * (n // 3) + [n % 3] * (n % 3 > 0)
-    return _single_step("dpm-solver-3s", schedule, nfe, grid, t_start, t_end, to_zero, blocks)
+    return _single_step(schedule, ts, blocks_of_three)
 
 
-def dpmpp_2m(
-    schedule: Schedule,
-    nfe: int,
-    *,
-    grid: Grid = "uniform-lambda",
-    t_start: float | None = None,
-    t_end: float | None = None,
-    to_zero: bool = False,
-    lower_final: bool | None = None,
-) -> Plan:
+def dpmpp_2m(schedule: Schedule, ts: Times, *, lower_final: bool | None = None) -> Plan:
     """DPM-Solver++(2M) in its midpoint form [lu2022dpmsolverpp, Alg. 2].
 
     lower_final None: below 10 steps, as in the authors' code (diffusers: below 15, and always to sigma = 0).
     """
-    lower = nfe < 10 if lower_final is None else lower_final
-    ts = _times(schedule, nfe, grid, t_start, t_end, to_zero)
-    return _plan("dpmpp-2m", schedule, grid, ts, _multistep(_orders(2, nfe, lower, to_zero), "x0", BH2))
+    return _plan(schedule, ts, _multistep(_orders(2, ts, _lower(ts, lower_final)), "x0", BH2))
 
 
-def dpmpp_2m_taylor(
-    schedule: Schedule,
-    nfe: int,
-    *,
-    grid: Grid = "uniform-lambda",
-    t_start: float | None = None,
-    t_end: float | None = None,
-    to_zero: bool = False,
-    lower_final: bool | None = None,
-) -> Plan:
+def dpmpp_2m_taylor(schedule: Schedule, ts: Times, *, lower_final: bool | None = None) -> Plan:
     """DPM-Solver++(2M) with the plain Taylor term [lu2022dpmsolverpp]; diffusers calls it heun.
 
     lower_final None: below 10 steps.
     """
-    lower = nfe < 10 if lower_final is None else lower_final
-    ts = _times(schedule, nfe, grid, t_start, t_end, to_zero)
-    return _plan(
-        "dpmpp-2m-taylor", schedule, grid, ts, _multistep(_orders(2, nfe, lower, to_zero), "x0", NONE)
-    )
+    return _plan(schedule, ts, _multistep(_orders(2, ts, _lower(ts, lower_final)), "x0", NONE))
 
 
-def dpmpp_3m(
-    schedule: Schedule,
-    nfe: int,
-    *,
-    grid: Grid = "uniform-lambda",
-    t_start: float | None = None,
-    t_end: float | None = None,
-    to_zero: bool = False,
-    lower_final: bool | None = None,
-) -> Plan:
+def dpmpp_3m(schedule: Schedule, ts: Times, *, lower_final: bool | None = None) -> Plan:
     """DPM-Solver++(3M) as its authors' code and diffusers have it [lu2022dpmsolverpp].
 
     Their second-derivative term carries half of the Taylor weight, so it converges with order 2;
     `dpmpp_3m_exact` has the full weight. lower_final None: below 10 steps.
     """
-    lower = nfe < 10 if lower_final is None else lower_final
-    ts = _times(schedule, nfe, grid, t_start, t_end, to_zero)
-    steps = _multistep(_orders(3, nfe, lower, to_zero), "x0", BH2, second=Scale("const", 0.5))
-    return _plan("dpmpp-3m", schedule, grid, ts, steps)
+    orders = _orders(3, ts, _lower(ts, lower_final))
+    return _plan(schedule, ts, _multistep(orders, "x0", BH2, second=Scale("const", 0.5)))
 
 
-def dpmpp_3m_exact(
-    schedule: Schedule,
-    nfe: int,
-    *,
-    grid: Grid = "uniform-lambda",
-    t_start: float | None = None,
-    t_end: float | None = None,
-    to_zero: bool = False,
-    lower_final: bool | None = None,
-) -> Plan:
+def dpmpp_3m_exact(schedule: Schedule, ts: Times, *, lower_final: bool | None = None) -> Plan:
     """DPM-Solver++(3M) [lu2022dpmsolverpp] with the full second-derivative term, which makes its order 3.
 
     lower_final None: below 10 steps.
     """
-    lower = nfe < 10 if lower_final is None else lower_final
-    ts = _times(schedule, nfe, grid, t_start, t_end, to_zero)
-    return _plan("dpmpp-3m-exact", schedule, grid, ts, _multistep(_orders(3, nfe, lower, to_zero), "x0", BH2))
+    return _plan(schedule, ts, _multistep(_orders(3, ts, _lower(ts, lower_final)), "x0", BH2))
 
 
 def unipc(
     schedule: Schedule,
-    nfe: int,
+    ts: Times,
     *,
     order: int,
     variant: str = "bh2",
     pred: str = "x0",
-    grid: Grid = "uniform-lambda",
-    t_start: float | None = None,
-    t_end: float | None = None,
-    to_zero: bool = False,
     lower_final: bool | None = None,
 ) -> Plan:
     """UniPC: a multistep predictor, and a corrector that costs no evaluation [zhao2023unipc, Alg. 1 and 2].
 
-    The variant, B(h), matters where one difference is used: for the predictor of order 2 and the corrector
-    of the first-order steps. lower_final None: always.
+    The corrector raises the order of convergence by 1. The variant, B(h), matters where one difference is used: for
+    the predictor of order 2 and the corrector of the first-order steps. lower_final None: always.
     """
     if variant not in VARIANTS:
         raise ConfigError(f"variant must be one of {', '.join(VARIANTS)}; got {variant!r}.")
-    ts = _times(schedule, nfe, grid, t_start, t_end, to_zero)
-    orders = _orders(order, nfe, lower_final is not False, to_zero)
-    steps = _multistep(orders, pred, VARIANTS[variant], corrected=True)
-    name = f"unipc-{order}" + ("-bh1" if variant == "bh1" else "") + ("-noise" if pred == "eps" else "")
-    return _plan(name, schedule, grid, ts, steps)
+    orders = _orders(order, ts, lower_final is not False)
+    return _plan(schedule, ts, _multistep(orders, pred, VARIANTS[variant], corrected=True))
 
 
-def deis(
-    schedule: Schedule,
-    nfe: int,
-    *,
-    points: int,
-    grid: Grid = "quadratic-t",
-    t_start: float | None = None,
-    t_end: float | None = None,
-    to_zero: bool = False,
-) -> Plan:
+def deis(schedule: Schedule, ts: Times, *, points: int) -> Plan:
     """tAB-DEIS: eps_hat continued by a polynomial in t through `points` evaluations [zhang2023deis].
 
     The paper's tAB1 has 2 points, tAB2 has 3. The integrals are exact for smooth schedules; for tables the
@@ -250,60 +141,158 @@ def deis(
     """
     if points < 1:
         raise ConfigError(f"points must be at least 1; got {points}.")
-    ts = _times(schedule, nfe, grid, t_start, t_end, to_zero)
-    steps = [_deis_step(schedule, ts, i, min(points, i + 1)) for i in range(nfe)]
-    return _plan(f"deis-{points}", schedule, grid, ts, steps)
+    return _plan(schedule, ts, [_deis_step(schedule, ts, i, min(points, i + 1)) for i in range(len(ts) - 1)])
 
 
-def ipndm(
-    schedule: Schedule,
-    nfe: int,
-    *,
-    order: int,
-    grid: Grid = "karras",
-    t_start: float | None = None,
-    t_end: float | None = None,
-    to_zero: bool = False,
-) -> Plan:
+def ipndm(schedule: Schedule, ts: Times, *, order: int) -> Plan:
     """iPNDM: DDIM steps on an Adams-Bashforth mean of eps_hat, lower orders first [zhang2023deis].
 
     The linear multistep part of PNDM [liu2022pndm] with the weights of equal steps on any grid.
     """
     if not 1 <= order <= len(ADAMS_BASHFORTH):
         raise ConfigError(f"order must be within 1 to {len(ADAMS_BASHFORTH)}; got {order}.")
-    ts = _times(schedule, nfe, grid, t_start, t_end, to_zero)
     points = Points.of(schedule, _lambdas(schedule, ts))
     steps = []
-    for i in range(nfe):
+    for i in range(len(ts) - 1):
         A, base = (float(value) for value in first_order(points, i, i + 1, "eps"))
         mean = ADAMS_BASHFORTH[min(order, i + 1) - 1]
         c = tuple(sorted((i - back, base * weight) for back, weight in enumerate(mean)))
         steps.append(Step(i, i + 1, "eps", raw=Raw(A, c)))
-    return _plan(f"ipndm-{order}", schedule, grid, ts, steps)
+    return _plan(schedule, ts, steps)
 
 
-def heun(
-    schedule: Schedule,
-    nfe: int,
-    *,
-    grid: Grid = "karras",
-    t_start: float | None = None,
-    t_end: float | None = None,
-    to_zero: bool = False,
-) -> Plan:
+def heun(schedule: Schedule, ts: Times) -> Plan:
     """EDM's deterministic sampler: Heun steps in edm_sigma, the last one Euler [karras2022edm, Alg. 1].
 
     Every step but the last costs two evaluations, so nfe is odd.
     """
+    last = len(ts) - 2
+    steps = [
+        Step(i, i + 1, "eps", corr=Corrector("implicit", (Derivative((i + 1,), BH2),))) for i in range(last)
+    ]
+    return _plan(schedule, ts, [*steps, Step(last, last + 1, "eps")])
+
+
+# Presets: samplers under a name, on times that are chosen
+
+
+@dataclass(frozen=True)
+class Spacing:
+    """Where nodes lie on a schedule: the arguments of `Preset` that say so."""
+
+    schedule: Schedule
+    grid: Grid
+    t_start: float | None
+    t_end: float | None
+    to_zero: bool
+
+    @property
+    def name(self) -> str:
+        """The grid's, or custom."""
+        return self.grid if isinstance(self.grid, str) else "custom"
+
+    def times(self, n_steps: int) -> list[float]:
+        """Falling times, n_steps + 1, of which the last is 0 with to_zero."""
+        if n_steps < 1:
+            raise ConfigError(f"nfe must be at least 1; got {n_steps}.")
+        if not self.to_zero:
+            return self.above_zero(n_steps)
+        if n_steps == 1 and isinstance(self.grid, str):
+            return [self.schedule.t_max if self.t_start is None else self.t_start, 0.0]
+        return [*self.above_zero(n_steps - 1), 0.0]
+
+    def above_zero(self, n_steps: int) -> list[float]:
+        """The grid itself, n_steps + 1 times."""
+        if not isinstance(self.grid, str):
+            if len(self.grid) != n_steps + 1:
+                raise ConfigError(
+                    f"grid must hold {n_steps + 1} times for {n_steps} steps; got {len(self.grid)}."
+                )
+            return list(self.grid)
+        return self.between(n_steps, self.t_start, self.t_end)
+
+    def between(self, n_steps: int, t_start: float | None, t_end: float | None) -> list[float]:
+        """Times of the named grid between other ends."""
+        if not isinstance(self.grid, str) or self.grid not in GRIDS:
+            raise ConfigError(f"grid must be one of {', '.join(GRIDS)}; got {self.grid!r}.")
+        ts: list[float] = GRIDS[self.grid](self.schedule, n_steps, t_start=t_start, t_end=t_end).tolist()
+        return ts
+
+
+def step_times(spacing: Spacing, nfe: int) -> list[float]:
+    """One network call a step."""
+    return spacing.times(nfe)
+
+
+def heun_times(spacing: Spacing, nfe: int) -> list[float]:
+    """Two calls a step, but for the last."""
     if nfe < 1 or nfe % 2 == 0:
         raise ConfigError(f"heun needs an odd nfe (1, 3, 5, ...), as it has 2 N - 1 evaluations; got {nfe}.")
-    n_steps = (nfe + 1) // 2
-    ts = _times(schedule, n_steps, grid, t_start, t_end, to_zero)
-    steps = [
-        Step(i, i + 1, "eps", corr=Corrector("implicit", (Derivative((i + 1,), BH2),)))
-        for i in range(n_steps - 1)
-    ]
-    return _plan("heun", schedule, grid, ts, [*steps, Step(n_steps - 1, n_steps, "eps")], nfe=nfe)
+    return spacing.times((nfe + 1) // 2)
+
+
+def block_times(blocks: Callable[[int], list[int]], spacing: Spacing, nfe: int) -> list[float]:
+    """The inner nodes of single-step updates, too; with equal log-SNR the updates have equal length."""
+    sizes = blocks(nfe - spacing.to_zero) if nfe > 0 else []
+    if spacing.grid != "uniform-lambda" or not sizes:
+        return spacing.times(nfe)
+    outer = spacing.above_zero(len(sizes))
+    ts = [outer[0]]
+    for size, start, end in zip(sizes, outer[:-1], outer[1:], strict=True):
+        ts += spacing.between(size, start, end)[1:]
+    return [*ts, 0.0] if spacing.to_zero else ts
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A known sampler under a name; called with a schedule and a number of network calls, it gives a plan.
+
+    Attributes:
+        name: key of PRESETS.
+        sampler: function (schedule, ts, ...) -> Plan.
+        order: order of convergence in the step length, for the ODE of the probability flow; None where noise is
+            drawn. Of steps that are equal in what the sampler integrates over: log-SNR, or edm_sigma.
+        grid: the grid that the paper takes; the default.
+        times: function (spacing, nfe) -> ts, from network calls to nodes.
+    """
+
+    name: str
+    sampler: Callable[..., Plan]
+    order: int | None
+    grid: str = "uniform-lambda"
+    times: Callable[[Spacing, int], list[float]] = step_times
+
+    def __call__(
+        self,
+        schedule: Schedule,
+        nfe: int,
+        *,
+        grid: Grid | None = None,
+        t_start: float | None = None,
+        t_end: float | None = None,
+        to_zero: bool = False,
+        **options: Any,
+    ) -> Plan:
+        """The sampler's plan of `nfe` network calls per image.
+
+        Args:
+            schedule: noise schedule of the model.
+            nfe: network calls per image.
+            grid: a key of `fewstep.diffusion.grids.GRIDS`, or the times themselves, falling, without the 0 of
+                to_zero; the preset's own when None.
+            t_start: first time of the grid; the schedule's t_max when None.
+            t_end: last time of the grid; the schedule's t_min when None.
+            to_zero: append clean data (sigma = 0) to the grid as the last node, reached by a step of order 1. The
+                grid above it is one step shorter, so that nfe stays what was asked for.
+            options: the sampler's own, such as lower_final or eta.
+
+        Raises:
+            ConfigError: an unknown grid, or an nfe that the sampler cannot have.
+        """
+        spacing = Spacing(schedule, self.grid if grid is None else grid, t_start, t_end, to_zero)
+        plan = self.sampler(schedule, self.times(spacing, nfe), **options)
+        name = f"{self.name}.{spacing.name}" + (".to-zero" if plan.to_zero else "") + f".nfe{nfe}"
+        return replace(plan, name=name, provenance={"preset": self.name, "grid": spacing.name})
 
 
 def analytical(make: Callable[..., Plan], schedule: Schedule, nfe: int, **options: Any) -> Plan:
@@ -314,83 +303,63 @@ def analytical(make: Callable[..., Plan], schedule: Schedule, nfe: int, **option
     return make(schedule, nfe + 1, **options).with_node(0, eval="afs_zero")
 
 
-PRESETS: dict[str, Callable[..., Plan]] = {
-    "ddim": ddim,
-    "ddim-eta": ddim_eta,
-    "ddpm": ddpm,
-    "dpm-solver-2s": dpm_solver_2s,
-    "dpm-solver-3s": dpm_solver_3s,
-    "dpmpp-2m": dpmpp_2m,
-    "dpmpp-2m-taylor": dpmpp_2m_taylor,
-    "dpmpp-3m": dpmpp_3m,
-    "dpmpp-3m-exact": dpmpp_3m_exact,
-    "unipc-1": partial(unipc, order=1),
-    "unipc-2": partial(unipc, order=2),
-    "unipc-3": partial(unipc, order=3),
-    "unipc-1-bh1": partial(unipc, order=1, variant="bh1"),
-    "unipc-2-bh1": partial(unipc, order=2, variant="bh1"),
-    "unipc-3-bh1": partial(unipc, order=3, variant="bh1"),
-    "unipc-1-noise": partial(unipc, order=1, pred="eps"),
-    "unipc-2-noise": partial(unipc, order=2, pred="eps"),
-    "unipc-3-noise": partial(unipc, order=3, pred="eps"),
-    "unipc-1-bh1-noise": partial(unipc, order=1, variant="bh1", pred="eps"),
-    "unipc-2-bh1-noise": partial(unipc, order=2, variant="bh1", pred="eps"),
-    "unipc-3-bh1-noise": partial(unipc, order=3, variant="bh1", pred="eps"),
-    "deis-2": partial(deis, points=2),
-    "deis-3": partial(deis, points=3),
-    "ipndm-2": partial(ipndm, order=2),
-    "ipndm-3": partial(ipndm, order=3),
-    "ipndm-4": partial(ipndm, order=4),
-    "heun": heun,
+def blocks_of_two(n: int) -> list[int]:
+    """Network calls of each update of DPM-Solver-2, of n in all."""
+    return [2] * (n // 2) + [1] * (n % 2)
+
+
+def blocks_of_three(n: int) -> list[int]:
+    """Network calls of each update of DPM-Solver-fast, of n in all."""
+    if n > 0 and n % 3 == 0:
+        return [3] * (n // 3 - 1) + [2, 1]
+    return [3] * (n // 3) + [n % 3] * (n % 3 > 0)
+
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset("ddim", ddim, 1),
+        Preset("ddim-eta", ddim_eta, None),
+        Preset("ddpm", ddpm, None, "uniform-t"),
+        Preset("dpm-solver-2s", dpm_solver_2s, 2, times=partial(block_times, blocks_of_two)),
+        Preset("dpm-solver-3s", dpm_solver_3s, 3, times=partial(block_times, blocks_of_three)),
+        Preset("dpmpp-2m", dpmpp_2m, 2),
+        Preset("dpmpp-2m-taylor", dpmpp_2m_taylor, 2),
+        Preset("dpmpp-3m", dpmpp_3m, 2),
+        Preset("dpmpp-3m-exact", dpmpp_3m_exact, 3),
+        Preset("unipc-1", partial(unipc, order=1), 2),
+        Preset("unipc-2", partial(unipc, order=2), 3),
+        Preset("unipc-3", partial(unipc, order=3), 4),
+        Preset("unipc-1-bh1", partial(unipc, order=1, variant="bh1"), 2),
+        Preset("unipc-2-bh1", partial(unipc, order=2, variant="bh1"), 3),
+        Preset("unipc-3-bh1", partial(unipc, order=3, variant="bh1"), 4),
+        Preset("unipc-1-noise", partial(unipc, order=1, pred="eps"), 2),
+        Preset("unipc-2-noise", partial(unipc, order=2, pred="eps"), 3),
+        Preset("unipc-3-noise", partial(unipc, order=3, pred="eps"), 4),
+        Preset("unipc-1-bh1-noise", partial(unipc, order=1, variant="bh1", pred="eps"), 2),
+        Preset("unipc-2-bh1-noise", partial(unipc, order=2, variant="bh1", pred="eps"), 3),
+        Preset("unipc-3-bh1-noise", partial(unipc, order=3, variant="bh1", pred="eps"), 4),
+        Preset("deis-2", partial(deis, points=2), 2, "quadratic-t"),
+        Preset("deis-3", partial(deis, points=3), 3, "quadratic-t"),
+        Preset("ipndm-2", partial(ipndm, order=2), 2, "karras"),
+        Preset("ipndm-3", partial(ipndm, order=3), 3, "karras"),
+        Preset("ipndm-4", partial(ipndm, order=4), 4, "karras"),
+        Preset("heun", heun, 2, "karras", times=heun_times),
+    )
 }
 
 
-def _grid(
-    schedule: Schedule, n_steps: int, grid: Grid, t_start: float | None, t_end: float | None
-) -> list[float]:
-    if not isinstance(grid, str):
-        if len(grid) != n_steps + 1:
-            raise ConfigError(f"grid must hold {n_steps + 1} times for {n_steps} steps; got {len(grid)}.")
-        return list(grid)
-    if grid not in GRIDS:
-        raise ConfigError(f"grid must be one of {', '.join(GRIDS)}; got {grid!r}.")
-    times: list[float] = GRIDS[grid](schedule, n_steps, t_start=t_start, t_end=t_end).tolist()
-    return times
+# What the samplers share
 
 
-def _times(
-    schedule: Schedule, n_steps: int, grid: Grid, t_start: float | None, t_end: float | None, to_zero: bool
-) -> list[float]:
-    """n_steps + 1 times, of which the last is 0 with to_zero."""
-    if n_steps < 1:
-        raise ConfigError(f"nfe must be at least 1; got {n_steps}.")
-    if not to_zero:
-        return _grid(schedule, n_steps, grid, t_start, t_end)
-    if n_steps == 1 and isinstance(grid, str):
-        return [schedule.t_max if t_start is None else t_start, 0.0]
-    return [*_grid(schedule, n_steps - 1, grid, t_start, t_end), 0.0]
-
-
-def _plan(
-    preset: str,
-    schedule: Schedule,
-    grid: Grid,
-    ts: Sequence[float],
-    steps: Sequence[Step],
-    *,
-    nfe: int | None = None,
-) -> Plan:
+def _plan(schedule: Schedule, ts: Times, steps: Sequence[Step]) -> Plan:
     """A plan whose every node but the last calls the network."""
-    lambdas = _lambdas(schedule, ts)
     last = len(ts) - 1
     nodes = tuple(
         Node(t, lam, eval="none" if i == last else "net")
-        for i, (t, lam) in enumerate(zip(ts, lambdas.tolist(), strict=True))
+        for i, (t, lam) in enumerate(zip(ts, _lambdas(schedule, ts).tolist(), strict=True))
     )
-    spacing = grid if isinstance(grid, str) else "custom"
-    name = f"{preset}.{spacing}" + (".to-zero" if ts[-1] == 0 else "") + f".nfe{nfe or last}"
-    provenance = {"preset": preset, "grid": spacing}
-    return Plan(schedule.config(), nodes, tuple(steps), name=name, provenance=provenance)
+    return Plan(schedule.config(), nodes, tuple(steps))
 
 
 def _lambdas(schedule: Schedule, ts: Sequence[float]) -> Tensor:
@@ -399,12 +368,18 @@ def _lambdas(schedule: Schedule, ts: Sequence[float]) -> Tensor:
     return torch.where(t == 0, math.inf, schedule.lambda_(t))
 
 
-def _orders(order: int, n_steps: int, lower_final: bool, to_zero: bool) -> list[int]:
-    """Order of each step: rising with the history; with lower_final falling to 1 at the end."""
+def _lower(ts: Times, lower_final: bool | None) -> bool:
+    """The rule of DPM-Solver++: below 10 steps where nothing is said."""
+    return len(ts) - 1 < 10 if lower_final is None else lower_final
+
+
+def _orders(order: int, ts: Times, lower_final: bool) -> list[int]:
+    """Order of each step: rising with the history; with lower_final falling to 1 at the end; 1 to clean data."""
     if order < 1:
         raise ConfigError(f"order must be at least 1; got {order}.")
+    n_steps = len(ts) - 1
     orders = [min(order, i + 1, n_steps - i if lower_final else order) for i in range(n_steps)]
-    return [*orders[:-1], 1] if to_zero else orders
+    return [*orders[:-1], 1] if ts[-1] == 0 else orders
 
 
 def _multistep(
@@ -427,47 +402,15 @@ def _multistep(
     return steps
 
 
-def _ancestral(
-    preset: str,
-    schedule: Schedule,
-    nfe: int,
-    grid: Grid,
-    t_start: float | None,
-    t_end: float | None,
-    to_zero: bool,
-    eta: float,
-) -> Plan:
-    ts = _times(schedule, nfe, grid, t_start, t_end, to_zero)
-    return _plan(preset, schedule, grid, ts, [Step(i, i + 1, "x0", eta=eta) for i in range(nfe)])
-
-
-def _single_step(
-    preset: str,
-    schedule: Schedule,
-    nfe: int,
-    grid: Grid,
-    t_start: float | None,
-    t_end: float | None,
-    to_zero: bool,
-    blocks: Sequence[int],
-) -> Plan:
-    """Blocks of 1 to 3 evaluations, each going from its first node to its last."""
-    if not blocks:
-        ts = _times(schedule, nfe, grid, t_start, t_end, to_zero)
-    elif grid == "uniform-lambda":
-        outer = _grid(schedule, len(blocks), grid, t_start, t_end)
-        ts = [outer[0]]
-        for order, start, end in zip(blocks, outer[:-1], outer[1:], strict=True):
-            ts += _grid(schedule, order, grid, start, end)[1:]
-    else:
-        ts = _grid(schedule, sum(blocks), grid, t_start, t_end)
+def _single_step(schedule: Schedule, ts: Times, blocks: Callable[[int], list[int]]) -> Plan:
+    """Updates of 1 to 3 evaluations, each going from its first node to its last; one of order 1 to clean data."""
+    to_zero = ts[-1] == 0
     steps: list[Step] = []
-    for order in blocks:
+    for order in blocks(len(ts) - 1 - to_zero):
         steps += _block(len(steps), order)
     if to_zero:
-        ts = ts if ts[-1] == 0 else [*ts, 0.0]
         steps.append(Step(len(steps), len(steps) + 1, "eps"))
-    return _plan(preset, schedule, grid, ts, steps)
+    return _plan(schedule, ts, steps)
 
 
 def _block(start: int, order: int) -> list[Step]:

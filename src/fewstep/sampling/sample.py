@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep._typing import Float, UInt8
 from fewstep.checks import ConfigError, DataError
 from fewstep.data.pixels import to_u8
 from fewstep.diffusion.condition import Condition
@@ -52,7 +53,7 @@ class Costs:
 def solve(
     model: Model,
     plan: Plan,
-    x_T: Tensor,
+    x_T: Float[Tensor, " b *shape"],
     *,
     condition: Condition | None = None,
     guidance: float | None = None,
@@ -64,7 +65,7 @@ def solve(
     values: Values | None = None,
     force: bool = False,
     costs: Costs | None = None,
-) -> Tensor:
+) -> Float[Tensor, " b *shape"]:
     """Run a plan from x_T to data.
 
     Args:
@@ -118,7 +119,7 @@ def sample(
     force: bool = False,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
     costs: Costs | None = None,
-) -> Tensor:
+) -> UInt8[Tensor, " n *shape"]:
     """Make one image per seed, on the device of the model's network.
 
     Image i depends on seeds[i] alone. Its noise never depends on the batch; convolutions may round the last

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from fewstep.checks import ConfigError
 from fewstep.diffusion.condition import Condition
-from fewstep.diffusion.prediction import input_scale, target, weights
+from fewstep.diffusion.prediction import SIGMA_DATA, input_scale, target, weights
 from fewstep.diffusion.schedule import EDM, Schedule
 
 Network = Callable[[Tensor, Tensor, Condition | None], Tensor]
 """(x_t, time input, condition) -> output."""
 
-EDM_SIGMA_DATA = 0.5  # [karras2022edm, Table 1]
 LOG_SIGMA_MEAN, LOG_SIGMA_STD = -1.2, 1.2  # of the training noise levels [karras2022edm, Table 1]
 
 
@@ -30,7 +29,7 @@ def _min_snr_5(snr_t: Tensor) -> Tensor:
 
 def _edm(snr_t: Tensor) -> Tensor:
     """(s^2 + s_data^2) / (s s_data)^2 with s = edm_sigma = snr^(-1/2)."""
-    return snr_t + EDM_SIGMA_DATA**-2
+    return snr_t + SIGMA_DATA**-2
 
 
 WEIGHTINGS: dict[str, Callable[[Tensor], Tensor] | None] = {

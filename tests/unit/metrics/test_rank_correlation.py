@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.stats import spearmanr
 
 from fewstep.checks import ConfigError
 from fewstep.data import prepare
 from fewstep.metrics import weights
-from fewstep.pipeline.samples import Samples, write_samples
+from fewstep.pipeline.samples import FACTS, Samples, write_samples
 
+spearmanr = pytest.importorskip("scipy.stats", reason="needs scipy").spearmanr
 SCRIPT = runpy.run_path(str(Path(__file__).parents[3] / "benchmarks" / "rank_correlation.py"))
 
 
@@ -41,7 +41,9 @@ def arguments(tmp_path, smooth_images, inception_weights, monkeypatch):
     for level in range(6):
         images = (clean + level * noise).clamp(0, 255).byte().movedim(1, -1).numpy()
         files.append(tmp_path / f"noise{level}.npz")
-        write_samples(files[-1], Samples(images, np.arange(16), {}))
+        write_samples(
+            files[-1], Samples(images, np.arange(16), {"seeds": "0-15", **dict.fromkeys(FACTS, "")})
+        )
     return Namespace(
         samples=files,
         data=tmp_path / "data",

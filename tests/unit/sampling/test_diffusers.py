@@ -110,7 +110,7 @@ def test_deis_in_log_snr_is_plain_taylor_of_the_noise(order):
     scheduler = schedulers.DEISMultistepScheduler(**TABLE, solver_order=order)
     expected, ts = run(scheduler, 8)
     orders = [min(order, i + 1, 8 - i) for i in range(8)]
-    plan = _plan("deis-log-snr", SCHEDULE, "any", [*ts, 0.001], _multistep(orders, "eps", NONE))
+    plan = _plan(SCHEDULE, [*ts, 0.001], _multistep(orders, "eps", NONE))
     torch.testing.assert_close(solve(MODEL, plan, noise()), expected, **TOLERANCE)
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from fewstep.train.sandwich import Sandwich
 from safetensors.torch import load_file
 from toy import ToyImages, recipe, tiny_net, weights
 
@@ -21,6 +20,7 @@ from fewstep.nets.unet import UNet
 from fewstep.rng import generator, initial_weights
 from fewstep.train.denoiser import train_denoiser
 from fewstep.train.recipe import Recipe
+from fewstep.train.sandwich import Sandwich
 
 FIELDS = {field.name for field in fields(Recipe)}
 PROGRAM = Path(__file__).with_name("toy.py")

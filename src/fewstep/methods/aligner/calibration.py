@@ -7,7 +7,7 @@ from torch import Tensor
 from fewstep.diffusion.condition import Condition
 from fewstep.methods.aligner.align import align
 from fewstep.methods.aligner.fine import Calibration
-from fewstep.sampling.presets import ddim
+from fewstep.sampling.presets import PRESETS
 from fewstep.sampling.task import Task
 
 
@@ -37,7 +37,7 @@ def calibrate(
     Returns:
         For the fine path of `align`.
     """
-    plan = ddim(task.model.schedule, points, grid=grid)
+    plan = PRESETS["ddim"](task.model.schedule, points, grid=grid)
     found = align(
         task,
         plan,

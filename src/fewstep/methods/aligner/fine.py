@@ -94,14 +94,7 @@ def fine_plan(
         if count <= 0 or (end.lambda_ - stop > MIN_GAP):
             ts.append(end.t)
         places.append(len(ts) - 1)
-    to_zero = ts[-1] == 0
-    plan = dpmpp_2m(
-        schedule,
-        len(ts) - 1,
-        grid=ts[:-1] if to_zero else ts,
-        to_zero=to_zero,
-        lower_final=False,
-    )
+    plan = dpmpp_2m(schedule, ts, lower_final=False)
     if calibration is not None:
         low, high = schedule.t_min, schedule.t_max
         conditioned = (

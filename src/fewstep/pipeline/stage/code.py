@@ -19,6 +19,7 @@ PACKAGE = "fewstep"
 DESCRIBE_ONLY = (
     PACKAGE,
     f"{PACKAGE}._typing",
+    f"{PACKAGE}.process",
     f"{PACKAGE}.progress",
     f"{PACKAGE}.app",
     f"{PACKAGE}.app.stages",  # the list of stages
