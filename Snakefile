@@ -38,7 +38,10 @@ rule all:
         [
             file
             for run in PARAMS.dvc_runs
-            for file in (f"results/{run}/report/index.html", f"state/{run}/track/spec.json")
+            for file in (
+                f"results/{run}/report/index.html",
+                f"state/{run}/track/spec.json",
+            )
         ],
 
 

@@ -102,7 +102,9 @@ def test_a_name_goes_wherever_a_model_goes(tmp_path):
     plan = ("--plan", "plan.json", "--out", "out")
     made("plan", "ddim", "--model", TINY, "--nfe", 2, "--out", "plan.json", cwd=tmp_path)
     made("plans", "--model", TINY, "--nfe", 2, "--presets", "ddim", "--out", "plans", cwd=tmp_path)
-    assert "0 classes" in refused("teacher", "--model", TINY, "--guidance", 2, "--out", "t.npz", cwd=tmp_path)
+    assert "takes no condition" in refused(
+        "teacher", "--model", TINY, "--guidance", 2, "--out", "t.npz", cwd=tmp_path
+    )
     assert "width" in refused("stepaware", "--model", TINY, *plan, cwd=tmp_path)
     for command in (
         ("align", "--model", TINY, *plan),

@@ -275,9 +275,8 @@ def test_jobs_share_the_images_and_measure_the_same(project: Project) -> None:
 
 def test_dvc_sees_what_snakemake_sees(project: Project) -> None:
     project.edit("params.yaml", "evaluate: {resamples: 10}", "evaluate: {resamples: 12}")
-    assert sorted(jobs_in(project.succeed("dvc", "repro"))) == sorted(
-        ["evaluate", "evaluate", "evaluate_searched", "evaluate_composed", "report", "track"]
-    )
+    jobs = jobs_in(project.succeed("dvc", "repro"))
+    assert {rule: jobs.count(rule) for rule in jobs} == only(*AFTER_MEASURING)
     assert project.planned() == {}
     project.commit("twelve")
 

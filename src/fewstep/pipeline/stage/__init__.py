@@ -48,13 +48,20 @@ class Panels:
 
 
 @dataclass(frozen=True)
+class First:
+    """The first of some inputs that the run has for the reader's number of calls."""
+
+    of: "tuple[Input, ...]"
+
+
+@dataclass(frozen=True)
 class Value:
     """A text that stands for itself, such as the name of a published extractor."""
 
     text: str
 
 
-Input = str | Of | Every | Panels | Value
+Input = str | Of | Every | First | Panels | Value
 """What an option of a command is given; the name alone stands for `Of(name)`."""
 
 Inputs = Mapping[str, Input | Sequence[Input]]
@@ -72,10 +79,8 @@ def extractor(settings: Any) -> Input:
     return "extractor" if name == "classifier" else Value(name)
 
 
-def initial_plan(settings: Any, nfe: int) -> Input:
-    """The plan that refinements of as many calls start from: the searched one, else the first known sampler."""
-    if nfe in settings.search.nfe:
-        return "search"
+def known_plan(settings: Any, nfe: int) -> Input:
+    """The first known sampler of the run, on its first grid, of as many calls."""
     plans = settings.plans
     end = ".to-zero" if plans.to_zero else ""
     return Of("plans", file=f"{plans.presets[0]}.{plans.grids[0]}{end}.nfe{nfe}.json")

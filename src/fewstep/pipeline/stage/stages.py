@@ -10,7 +10,7 @@ import typer.models
 from pydantic import BaseModel, Field, create_model
 
 from fewstep.checks import ConfigError
-from fewstep.pipeline.stage import Every, Input, Of, Panels, Stage, Value
+from fewstep.pipeline.stage import Every, First, Input, Of, Panels, Stage, Value
 from fewstep.pipeline.stage.settings import RunSettings, Section
 from fewstep.pipeline.stage.spec import STAMP
 
@@ -149,6 +149,9 @@ class Stages(Sequence[Stage]):
             return [
                 Given(r) for r in everything if r.stage.makes == value.kind and r.stage.name not in value.but
             ]
+        if isinstance(value, First):
+            alternatives = (self._resolved(one, reader, everything) for one in value.of)
+            return next((given for given in alternatives if given), [])
         of = Of(value) if isinstance(value, str) else value
         self._require_name(of.stage, reader.stage)
         numbers = of.nfe if of.nfe is not None else None if reader.nfe is None else (reader.nfe,)

@@ -2,7 +2,6 @@
 
 from fewstep.methods.powergrid.stage.command import command
 from fewstep.methods.powergrid.stage.settings import PowerGridSettings
-
 from fewstep.pipeline.stage import MODEL, Stage
 
 STAGE = Stage(

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from fewstep.methods.powergrid.stage.settings import PowerGridSettings
 
+from fewstep.methods.powergrid.stage.settings import PowerGridSettings
 from fewstep.pipeline.stage.options import ModelOption, takes_settings
 from fewstep.pipeline.stage.spec import Spec, result_folder
 
@@ -21,9 +21,8 @@ def command(
     spec: Spec | None,
 ) -> None:
     """Write DDIM on times spaced by a power as a plan."""
-    from fewstep.methods.powergrid import times
-
     from fewstep.interop.load import load_model
+    from fewstep.methods.powergrid import times
     from fewstep.sampling.presets import PRESETS
 
     loaded = load_model(model)

@@ -4,14 +4,14 @@ from typing import Any
 
 from fewstep.methods.aligner.stage.command import command
 from fewstep.methods.aligner.stage.settings import AlignSettings
-from fewstep.pipeline.stage import MODEL, REFERENCE, Inputs, Stage, extractor, initial_plan
+from fewstep.pipeline.stage import MODEL, REFERENCE, First, Inputs, Stage, extractor, known_plan
 
 
 def _inputs(settings: Any, nfe: int) -> Inputs:
     images = {"images": "prepare"} if settings.align.reads_images else {}
     return {
         "model": MODEL,
-        "plan": (initial_plan(settings, nfe), "stepaware"),
+        "plan": (First(("search", known_plan(settings, nfe))), "stepaware"),
         **images,
         "reference": REFERENCE,
         "extractor": extractor(settings),

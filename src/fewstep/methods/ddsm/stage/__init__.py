@@ -4,7 +4,7 @@ from typing import Any
 
 from fewstep.methods.ddsm.stage.command import command
 from fewstep.methods.ddsm.stage.settings import StepAwareSettings
-from fewstep.pipeline.stage import MODEL, REFERENCE, Stage, extractor, initial_plan
+from fewstep.pipeline.stage import MODEL, REFERENCE, First, Stage, extractor, known_plan
 
 
 def _requires(settings: Any) -> None:
@@ -28,7 +28,7 @@ STAGE = Stage(
     settings=StepAwareSettings,
     inputs=lambda settings, nfe: {
         "model": MODEL,
-        "plan": initial_plan(settings, nfe),
+        "plan": First(("search", known_plan(settings, nfe))),
         "reference": REFERENCE,
         "extractor": extractor(settings),
     },
