@@ -1,29 +1,18 @@
 """What real images score against the reference: the level that perfect samples would reach."""
 
-from typing import TYPE_CHECKING, NamedTuple
-
 import numpy as np
 import torch
 
 from fewstep.metrics.frechet import frechet
+from fewstep.metrics.reference import Baseline, Reference
 from fewstep.metrics.statistics import Statistics
 from fewstep.rng import generator
-
-if TYPE_CHECKING:
-    from fewstep.metrics.reference import Reference
 
 REPEATS = 8
 SEED = 1973
 
 
-class Baseline(NamedTuple):
-    """Distance of n real images to the reference, and which images these were."""
-
-    value: float
-    source: str
-
-
-def real_baseline(reference: "Reference", n: int) -> Baseline | None:
+def real_baseline(reference: Reference, n: int) -> Baseline | None:
     """What n perfect samples would score: the mean distance of n real images to the reference.
 
     Held-out images are taken where there are n of them, in up to 8 disjoint sets. Otherwise the reference is
@@ -36,11 +25,10 @@ def real_baseline(reference: "Reference", n: int) -> Baseline | None:
         heldout = reference.heldout
         enough = heldout is not None and len(heldout) >= n
         reference.baselines[n] = _from_heldout(reference, n) if enough else _from_halves(reference, n)
-    found: Baseline | None = reference.baselines[n]
-    return found
+    return reference.baselines[n]
 
 
-def _from_heldout(reference: "Reference", n: int) -> Baseline:
+def _from_heldout(reference: Reference, n: int) -> Baseline:
     heldout = reference.heldout
     assert heldout is not None
     order = torch.randperm(len(heldout), generator=generator(SEED, "heldout", len(heldout))).numpy()
@@ -53,7 +41,7 @@ def _from_heldout(reference: "Reference", n: int) -> Baseline:
     return Baseline(float(np.mean(values)), f"{sets} sets of {n} images of the {split} split")
 
 
-def _from_halves(reference: "Reference", n: int) -> Baseline | None:
+def _from_halves(reference: Reference, n: int) -> Baseline | None:
     features = reference.statistics.features
     if features is None or len(features) < 4:
         return None

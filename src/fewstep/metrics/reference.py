@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from fewstep.checks import ConfigError, DataError
 from fewstep.data.cifar10 import load_arrays
 from fewstep.data.packed import load_dataset
 from fewstep.files import atomic_file, canonical_json, require_space, sha256_file
-from fewstep.metrics.baseline import Baseline
 from fewstep.metrics.extractor import Extractor, extract, feature_batches
 from fewstep.metrics.statistics import CHUNK, Accumulator, Array, Statistics
 from fewstep.progress import Progress
@@ -28,6 +27,13 @@ KEEP_BYTES = 256 * 2**20
 
 _META = {"schema", "provenance", "extractor", "dataset", "n", "n_heldout", "chunk_size", "sha256", "versions"}
 _OPTIONAL = {"baselines", "source"}
+
+
+class Baseline(NamedTuple):
+    """Distance of n real images to the reference, and which images these were."""
+
+    value: float
+    source: str
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Reference:
     statistics: Statistics
     heldout: NDArray[np.float32] | None
     meta: dict[str, Any]
-    baselines: dict[int, Any] = field(default_factory=dict, repr=False, compare=False)
+    baselines: dict[int, Baseline | None] = field(default_factory=dict, repr=False, compare=False)
     """Distances of real images to the reference by number of images, kept for the next set of samples."""
 
     @property

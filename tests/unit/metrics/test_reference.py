@@ -8,11 +8,12 @@ import torch
 from fewstep.checks import ConfigError, DataError
 from fewstep.files import sha256_file
 from fewstep.metrics import reference as module
-from fewstep.metrics.baseline import Baseline, real_baseline
+from fewstep.metrics.baseline import real_baseline
 from fewstep.metrics.evaluate import evaluate_samples
 from fewstep.metrics.extractor import Extractor
 from fewstep.metrics.frechet import frechet
 from fewstep.metrics.reference import (
+    Baseline,
     build_reference,
     export_reference,
     from_features,

@@ -17,8 +17,7 @@ from fewstep.pipeline.stage.options import (
 from fewstep.pipeline.stage.spec import Spec, stamp
 
 if TYPE_CHECKING:
-    from fewstep.metrics.baseline import Baseline
-    from fewstep.metrics.reference import Reference
+    from fewstep.metrics.reference import Baseline, Reference
 
 _BASELINES = (500, 1000, 2000, 5000, 10_000, 50_000)
 """Numbers of images that are compared in practice."""
