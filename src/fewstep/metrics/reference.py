@@ -382,7 +382,7 @@ def _parse_meta(text: str, path: str | Path) -> dict[str, Any]:
     return meta
 
 
-def _baselines(meta: dict[str, Any], path: str | Path) -> dict[int, Baseline]:
+def _baselines(meta: dict[str, Any], path: str | Path) -> dict[int, Baseline | None]:
 
     try:
         return {
