@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from fewstep.pipeline.settings import DrawSettings, MeasureSettings
+from fewstep.pipeline.settings import MARGIN, DrawSettings, MeasureSettings
 from fewstep.pipeline.stage.settings import NOT_A_RESULT, OwnSeeds, Positive, Section
 
 DatasetName = Annotated[str, StringConstraints(pattern=r"^(digits|cifar10|celeba|lsun-[a-z_]+|folder)$")]
@@ -203,9 +203,20 @@ class ComposeSettings(OwnSeeds):
     target_nfe: int = Field(
         default=50,
         ge=2,
-        description="network calls of DDIM, whose quality is to be reached in the least time",
+        description="network calls of DDIM, the target: plans are to be as good, in less time",
     )
-    rounds: Positive = Field(default=3, description="times that each plan is timed; the median counts")
+    margin: float = Field(
+        default=MARGIN,
+        gt=0,
+        le=1,
+        description="a plan is as good as the target where the interval of its FD less the target's, corrected for the "
+        "number of plans, ends below this share of the target's FD; the report confirms it on other seeds",
+    )
+    rounds: Positive = Field(
+        default=6,
+        description="rounds in which all plans are timed in turns; a plan is faster than another if it is so in every "
+        "round, and the range of a ratio holds its median with probability 1 - 2^(1 - rounds)",
+    )
     seed: int = Field(default=1_700_000_000, ge=0, description="first seed of these images")
     batch_size: int = Field(default=250, ge=1, le=65536, description="images per network call, timed too")
 

@@ -6,6 +6,9 @@ from pydantic import Field
 
 from fewstep.pipeline.stage.settings import NOT_A_RESULT, Section
 
+MARGIN = 0.1
+"""How much worse than its target a plan may be that is called as good, as a share of the target's distance."""
+
 MetricName = Literal["fd", "kid", "pr", "dc", "is", "inf", "mem"]
 
 

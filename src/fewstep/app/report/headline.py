@@ -4,7 +4,8 @@ import math
 
 from fewstep.pipeline.report.numbers import number
 from fewstep.pipeline.report.results import Results, calls_to_match, reference_row, winners
-from fewstep.pipeline.report.words import describe, interval, of_preset
+from fewstep.pipeline.report.words import describe, interval, of_preset, ranged, within
+from fewstep.pipeline.settings import MARGIN
 
 
 def headline(results: Results) -> list[str]:
@@ -30,13 +31,18 @@ def headline(results: Results) -> list[str]:
             f"{entry['ties']} of {entry['candidates'] - 1} other plans {are} not distinguishable from it."
         )
     if reference["nfe"] > nfe and reference["sampler"] != best["sampler"]:
-        calls = calls_to_match(results, best, reference)
-        target = f"{reference['sampler']} at {reference['nfe']} (FD {number(reference['fd'])})"
-        if calls is None:
-            sentences.append(f"It does not reach {target} within the evaluations measured.")
+        shown = calls_to_match(results, best, reference, MARGIN)
+        target = f"{reference['sampler']} at {reference['nfe']}"
+        if shown is None:
+            sentences.append(f"FD of {target} is {interval(reference, 'fd')}.")
         else:
-            who = "Such a plan" if ours else "It"
-            sentences.append(f"{who} needs {calls} evaluations to match {target}.")
+            calls, verdict = shown
+            who = "such a plan" if ours else "it"
+            sentences.append(
+                f"At {calls} evaluations {who} is as good as {target} (FD {interval(reference, 'fd')}), "
+                f"{within(MARGIN)}: difference {ranged(verdict.difference.value, *verdict.difference.interval)}, "
+                "corrected for the number of plans."
+            )
     if not math.isnan(results.baseline):
         sentences.append(f"Equally many real images are at FD {number(results.baseline)}.")
     return sentences

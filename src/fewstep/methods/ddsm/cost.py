@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +19,8 @@ from fewstep.checks import ConfigError
 from fewstep.diffusion.denoiser import Denoiser, Model
 from fewstep.methods.ddsm.widths import Widths
 from fewstep.rng import ImageNoise
-from fewstep.sampling.plan import Plan, network_nodes, widths_of
+from fewstep.sampling.plan import Plan, widths_of
+from fewstep.sampling.work import evaluations_of
 
 Kind = Literal["macs", "ms"]
 WARM = 2  # rounds that are not counted: memory is laid out, kernels are chosen
@@ -42,7 +42,7 @@ class CostTable:
 
     def of_steps(self, plan: Plan) -> NDArray[np.float64]:
         """Of each node that calls the network, in order, at each width, (n, k)."""
-        return np.outer(_evaluations(plan), self.widths)
+        return np.outer(evaluations_of(plan), self.widths)
 
 
 def cost_of(plan: Plan, table: CostTable) -> float:
@@ -60,16 +60,10 @@ def cost_of(plan: Plan, table: CostTable) -> float:
 
 def total_cost(widths: Widths, plan: Plan, table: CostTable) -> float:
     """As `cost_of`, of the plan with these widths in the place of its own."""
-    terms = (count * table.widths[k] for count, k in zip(_evaluations(plan), widths, strict=True))
+    terms = (count * table.widths[k] for count, k in zip(evaluations_of(plan), widths, strict=True))
     return math.fsum(
         (*terms, table.fixed)
     )  # exact, so that plans of equal widths in another order cost the same
-
-
-def _evaluations(plan: Plan) -> list[int]:
-    """How often each node that calls the network does so: twice where an implicit corrector ends."""
-    again = Counter(step.end for step in plan.steps if step.corr is not None and step.corr.mode == "implicit")
-    return [1 + again[node] for node in network_nodes(plan)]
 
 
 def macs(model: Model, *, guidance: float = 1.0) -> CostTable:

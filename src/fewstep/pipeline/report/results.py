@@ -11,6 +11,7 @@ import pandas as pd
 from fewstep.checks import ConfigError, DataError
 from fewstep.files import canonical_json
 from fewstep.metrics.certificate import protocol_difference
+from fewstep.metrics.non_inferiority import Measured, NonInferiority, non_inferior
 from fewstep.metrics.uncertainty import Difference, Interval, paired_difference
 from fewstep.pipeline.report.rows import Certified, kind, one_per_plan, read_certified, row
 from fewstep.pipeline.samples import files_in
@@ -148,6 +149,26 @@ def distinguishable(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     return low > 0 or high < 0
 
 
+def as_good(
+    a: Mapping[str, Any], b: Mapping[str, Any], margin: float, *, comparisons: int = 1
+) -> NonInferiority | None:
+    """Whether row `a` was shown to be as good as row `b`, within a margin that is a share of the distance of `b`.
+
+    None for rows without paired replicates: of those nothing is claimed.
+
+    Args:
+        a: what is judged.
+        b: the target.
+        margin: share of the distance of `b`.
+        comparisons: from how many rows `a` was picked by these same numbers.
+    """
+    one, other = a["resampling"], b["resampling"]
+    if one is None or other is None or one[:2] != other[:2]:
+        return None
+    pair = Measured(a["fd"], one[2]), Measured(b["fd"], other[2])
+    return non_inferior(*pair, margin, level=one[1], comparisons=comparisons)
+
+
 def best_lines(frame: pd.DataFrame, by: str) -> pd.DataFrame:
     """The best (sampler, grid) of each group; groups measured at every NFE first, then best first.
 
@@ -227,15 +248,21 @@ def reference_row(results: Results) -> dict[str, Any]:
     return record
 
 
-def calls_to_match(results: Results, row: Mapping[str, Any], reference: Mapping[str, Any]) -> int | None:
-    """The fewest evaluations at which the sampler and grid of `row` are as good as `reference`.
+def calls_to_match(
+    results: Results, row: Mapping[str, Any], reference: Mapping[str, Any], margin: float
+) -> tuple[int, NonInferiority] | None:
+    """The fewest evaluations at which the sampler and grid of `row` are shown to be as good as `reference`.
 
-    As good: at or below the upper end of the reference's interval. None if that was not seen.
+    By the interval of the paired difference, corrected for all plans of the report, as it is by these numbers that
+    `row` was picked. None where nothing was shown.
     """
-    frame = results.frame
+    frame = results.frame[results.frame["plan_hash"] != reference["plan_hash"]]
     line = frame[(frame["sampler"] == row["sampler"]) & (frame["grid"] == row["grid"])]
-    reached = line[line["fd"] <= reference["fd_high"]]["nfe"]
-    return None if reached.empty else int(reached.min())
+    for candidate in line.sort_values(["nfe", "rank"]).to_dict("records"):
+        verdict = as_good(candidate, reference, margin, comparisons=len(frame))
+        if verdict is not None and verdict.holds:
+            return int(candidate["nfe"]), verdict
+    return None
 
 
 def flat_metrics(results: Results) -> dict[str, Any]:

@@ -20,6 +20,16 @@ def interval(row: Mapping[str, Any], column: str) -> str:
     return f"{number(row[column])} [{number(low)}, {number(high)}]"
 
 
+def ranged(value: float, low: float, high: float) -> str:
+    """`-0.52 [-0.91, -0.13]`."""
+    return f"{number(value)} [{number(low)}, {number(high)}]"
+
+
+def within(margin: float) -> str:
+    """`within a margin of 10 %`, of a share of the target's distance."""
+    return f"within a margin of {100 * margin:g} %"
+
+
 def of_preset(row: Mapping[str, Any], preset: Mapping[str, Any]) -> str:
     """`0.45 of the best preset's (dpmpp-2m on uniform-t, 23.2), a significant difference`, for an own plan."""
     how = "a significant difference" if row["significant"] else "a difference that is not significant"

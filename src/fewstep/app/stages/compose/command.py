@@ -1,7 +1,7 @@
 """`fewstep compose`: the last comparison of all plans that were made for the model."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,9 @@ from fewstep.pipeline.stage.options import (
     takes_settings,
 )
 from fewstep.pipeline.stage.spec import Spec, stamp
+
+if TYPE_CHECKING:
+    from fewstep.app.stages.compose.record import Composition
 
 
 @takes_settings()
@@ -36,13 +39,15 @@ def command(
 ) -> None:
     """Compare plans by quality and time on images that none of them was made with.
 
-    The winner is the fastest plan that is as good as many steps of DDIM.
+    Of the plans that are shown to be as good as many steps of DDIM, within a margin, the fastest is chosen; where none
+    is, nothing is.
 
     Example: fewstep compose --model model --plan found --plan narrow --reference stats.npz --extractor classifier
     --out composed
     """
-    from fewstep.app.stages.compose.record import COMPOSITION, PLANS
+    from fewstep.app.stages.compose.record import COMPOSITION, PLANS, PROTOCOL, Composition
     from fewstep.app.stages.compose.run import compose as compared
+    from fewstep.files import write_json
     from fewstep.interop.load import load_model
     from fewstep.interop.zoo import find_reference
     from fewstep.metrics.extractor import load_extractor
@@ -65,10 +70,32 @@ def command(
         for one in made.plans:
             one.save(folder / PLANS / f"{one.name}.json")
         made.table.to_parquet(folder / COMPOSITION, index=False)
+        write_json(folder / PROTOCOL, made.protocol.model_dump())
         if spec:
             stamp(spec, folder)
-    target, winner = made.table.iloc[0], made.table[made.table["winner"]].iloc[0]
-    typer.echo(
-        f"{out}: {winner['plan']} takes {winner['ms']:.3g} ms an image at FD {winner['fd']:.4g}; {target['plan']} "
-        f"{target['ms']:.3g} ms at {target['fd']:.4g} (on seeds of the comparison; report on others)"
-    )
+    composition = Composition(made.table, made.protocol, {one.hash: one for one in made.plans})
+    typer.echo(f"{out}: {_outcome(composition)}")
+
+
+def _outcome(composition: "Composition") -> str:
+    """What was chosen on seeds of the comparison, which alone is no result."""
+    target, chosen, protocol = composition.target, composition.chosen, composition.protocol
+    goal = f"as good as {target['plan']} (FD {target['fd']:.4g}, margin {100 * protocol.margin:g} %)"
+    shown = int(composition.table["non_inferior"].iloc[1:].sum())
+    if chosen is None:
+        best = composition.best
+        said = (
+            f"no plan was shown to be {goal}, none is chosen; the best by FD is {best['plan']} at {best['fd']:.4g}, "
+            f"difference {_ranged(best, 'difference')}"
+        )
+    else:
+        said = (
+            f"{chosen['plan']} is chosen of {shown} shown to be {goal}: FD {chosen['fd']:.4g}, difference "
+            f"{_ranged(chosen, 'difference')}; {chosen['ms']:.3g} ms an image, {_ranged(chosen, 'speed')} times as fast"
+        )
+    busy = protocol.machine.warning
+    return f"{said} (on seeds of the comparison; report on others){'' if busy is None else f'. {busy}'}"
+
+
+def _ranged(row: dict[str, Any], name: str) -> str:
+    return f"{row[name]:.3g} [{row[f'{name}_low']:.3g}, {row[f'{name}_high']:.3g}]"

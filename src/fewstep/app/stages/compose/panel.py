@@ -1,4 +1,4 @@
-"""Quality against time over all plans of a report, and the fastest one that is good enough."""
+"""Quality against time over all plans of a report, and the one that was chosen, if any was."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,15 +11,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from fewstep.app.stages.compose.record import Composition, read_composition
+from fewstep.app.stages.compose.words import sentences
 from fewstep.checks import ConfigError
 from fewstep.pareto import pareto
 from fewstep.pipeline.report.figures import COLOURS, FAINT, INK, MUTED, WIDTH, house_style, top_of_axis
-from fewstep.pipeline.report.numbers import count, number
 from fewstep.pipeline.report.panel import Panel, rendered
 from fewstep.pipeline.report.plan_figure import plan_figure
 from fewstep.pipeline.report.results import Results
 from fewstep.pipeline.report.svg import inline_svg
-from fewstep.pipeline.report.words import interval, tooltip
+from fewstep.pipeline.report.words import interval, ranged, tooltip, within
 from fewstep.sampling.plan import Plan
 
 _MARKERS = ("o", "s", "^", "D", "v")
@@ -36,12 +36,21 @@ def panel(folders: Sequence[Path], results: Results) -> Panel:
     if len(folders) != 1:
         raise ConfigError(f"A report shows one comparison of plans, got {', '.join(map(str, folders))}.")
     composition = read_composition(folders[0])
-    table = composition.table
-    winner = table[table["winner"]].iloc[0]
-    front, picture = front_figure(results, winner["hash"]), plan_figure(_lineage(composition, winner["hash"]))
+    chosen = composition.chosen
+    shown, role = (composition.best, "best by FD") if chosen is None else (chosen, "chosen")
+    front = front_figure(results, shown["hash"], role)
+    picture = plan_figure(_lineage(composition, shown["hash"]))
     values = {
-        "sentences": _sentences(table.iloc[0].to_dict(), winner.to_dict(), results),
-        "rows": [_row(row, results) for row in table.sort_values("fd").to_dict("records")],
+        "sentences": sentences(composition, results),
+        "role": role,
+        "level": composition.protocol.level,
+        "comparisons": composition.protocol.comparisons,
+        "margin": within(composition.protocol.margin),
+        "rounds": composition.protocol.rounds,
+        "rows": [
+            _row(row, composition.target["hash"], results)
+            for row in composition.table.sort_values("fd").to_dict("records")
+        ],
         "front": inline_svg(
             front,
             name="compose-front",
@@ -49,17 +58,24 @@ def panel(folders: Sequence[Path], results: Results) -> Panel:
             label="FD against network time of every plan, by how it was made.",
         ),
         "plan": inline_svg(
-            picture, name="compose-plan", label="The fastest good plan and the one it was made from."
+            picture, name="compose-plan", label=f"The plan that is {role}, and the one it was made from."
         ),
     }
     return Panel("Quality and time", rendered(__name__, values), {"front": front, "plan": picture})
 
 
-def _row(row: Mapping[str, Any], results: Results) -> dict[str, Any]:
+def _row(row: Mapping[str, Any], target: str, results: Results) -> dict[str, Any]:
     """A row of the table of `fewstep compose`, with `here`: FD and interval in this report."""
     certified = results.row(row["hash"])
     here = "–" if certified is None else interval(certified, "fd")
-    return {**row, "here": here, "shown_widths": _shown(row["widths"])}
+    return {
+        **row,
+        "here": here,
+        "shown_widths": _shown(row["widths"]),
+        "differs": ranged(row["difference"], row["difference_low"], row["difference_high"]),
+        "faster": ranged(row["speed"], row["speed_low"], row["speed_high"]),
+        "is_target": row["hash"] == target,
+    }
 
 
 def _shown(widths: str) -> str:
@@ -68,39 +84,9 @@ def _shown(widths: str) -> str:
     return widths if len(widths) <= _LENGTH else f"{widths[:_LENGTH]}…"
 
 
-def _sentences(target: Mapping[str, Any], winner: Mapping[str, Any], results: Results) -> list[str]:
-    goal = f"{target['sampler']} in {count(target['nfe'])} calls"
-    good = winner["fd"] <= target["fd"]
-    start = (
-        f"The fastest plan that is as good as {goal} is"
-        if good
-        else f"No plan is as good as {goal}; the best is"
-    )
-    sentences = [
-        f"{start} {winner['plan']} ({winner['sampler']}): {number(winner['ms'])} ms an image against "
-        f"{number(target['ms'])}, {target['ms'] / winner['ms']:.1f} times as fast."
-    ]
-    ours, theirs = results.row(winner["hash"]), results.row(target["hash"])
-    if ours is None or theirs is None:
-        return sentences
-    sentences.append(
-        f"On the seeds of this report its FD is {interval(ours, 'fd')}, and {interval(theirs, 'fd')} of {goal}."
-    )
-    presets = results.frame[~results.frame["own"]]
-    reached = presets[presets["fd"] <= max(theirs["fd"], ours["fd"])].sort_values("ms")
-    if len(reached):
-        best = reached.iloc[0]
-        sentences.append(
-            f"The fastest preset that reaches the larger of the two is {best['sampler']} on {best['grid']} in "
-            f"{best['nfe']} calls, at {number(best['ms'])} ms in this report against {number(ours['ms'])} of that plan "
-            f"({best['ms'] / ours['ms']:.1f} times)."
-        )
-    return sentences
-
-
-def _lineage(composition: Composition, winner: str) -> dict[str, Plan]:
+def _lineage(composition: Composition, shown: str) -> dict[str, Plan]:
     """The plan and, where it is there, the first of its parents."""
-    plan = composition.plans[winner]
+    plan = composition.plans[shown]
     found = {plan.name: plan}
     for parent in plan.provenance.get("parents", [])[:1]:
         if parent in composition.plans:
@@ -108,8 +94,8 @@ def _lineage(composition: Composition, winner: str) -> dict[str, Plan]:
     return found
 
 
-def front_figure(results: Results, winner: str) -> Figure:
-    """Fréchet distance against network time, by how a plan was made, and the front of all."""
+def front_figure(results: Results, marked: str, role: str) -> Figure:
+    """Fréchet distance against network time, by how a plan was made, the front of all, and a plan in its role."""
     frame = results.frame[results.frame["fd"].gt(0) & results.frame["ms"].gt(0)]
     own = frame["own"]
     ancestors = frame[own].groupby("sampler")["ancestors"].min()
@@ -124,16 +110,16 @@ def front_figure(results: Results, winner: str) -> Figure:
         points = list(zip(frame["ms"], frame["fd"], strict=True))
         best = [points[i] for i in pareto(points)]
         axes.plot(*zip(*best, strict=True), drawstyle="steps-post", color=INK, linewidth=0.9, zorder=2)
-        chosen = frame[frame["plan_hash"] == winner]
-        if len(chosen):
+        ringed = frame[frame["plan_hash"] == marked]
+        if len(ringed):
             axes.plot(
-                chosen["ms"],
-                chosen["fd"],
+                ringed["ms"],
+                ringed["fd"],
                 "o",
                 markersize=13,
                 markerfacecolor="none",
                 color=INK,
-                label="chosen",
+                label=role,
             )
         _finish(axes, results)
     return figure
