@@ -2,9 +2,9 @@
 
 import json
 
-import pandas as pd
 from e2e.shell import made, refused
 
+from fewstep.app.stages.compose.record import read_composition
 from fewstep.interop.load import load_model
 from fewstep.nets.folder import WEIGHTS
 from fewstep.sampling.plan import load_plan
@@ -26,13 +26,22 @@ def test_a_model_learns_to_be_narrow_and_its_plans_are_compared(study, tmp_path)
     made("align", "--model", "slim", "--plan", "narrow", *measured, "--images", study / "data", "--objectives",
          "trajectory", "--noises", 16, "--gate-noises", 16, "--teacher-substeps", 2, "--choice-images", 40,
          "--out", "aligned", cwd=tmp_path)  # fmt: skip
-    line = made("compose", "--model", "slim", "--plan", "base.json", "--plan", "narrow", "--plan", "aligned",
-                *measured, "--images", 40, "--target-nfe", 4, "--rounds", 1, "--out", "composed",
-                cwd=tmp_path)  # fmt: skip
-    table = pd.read_parquet(tmp_path / "composed" / "composition.parquet")
-    assert table["winner"].sum() == 1
-    winner = table[table["winner"]].iloc[0]
-    assert winner["plan"] in line
+    compose = ("compose", "--model", "slim", "--plan", "base.json", "--plan", "narrow", "--plan", "aligned", *measured,
+               "--images", 40, "--target-nfe", 4, "--rounds", 2)  # fmt: skip
+    for out, margin in (("strict", 1e-9), ("composed", 1.0)):
+        line = made(*compose, "--margin", margin, "--out", out, cwd=tmp_path)
+        composition = read_composition(tmp_path / out)
+        shown = composition.table["non_inferior"].iloc[1:]
+        assert (composition.chosen is not None) == shown.any()
+        if composition.chosen is None:
+            assert "no plan was shown to be as good as" in line and composition.best["plan"] in line
+        else:
+            assert f"{composition.chosen['plan']} is chosen of {shown.sum()} shown to be as good as" in line
+        assert composition.protocol.margin == margin
+        assert composition.protocol.machine.cores >= 1 and composition.protocol.machine.used > 0
+    assert (
+        composition.chosen is not None
+    )  # no more than twice as far, with a few images of an untrained network
     for file in (tmp_path / "composed" / "plans").glob("unipc*.w*.json"):
         plan = load_plan(file)
         assert plan.fingerprint == load_model(tmp_path / "slim").fingerprint

@@ -94,7 +94,7 @@ def test_headline_answers_the_question(page: Page) -> None:
         in page.words
     )
     assert "1 of 3 other plans is not distinguishable from it." in page.words
-    assert "It needs 10 evaluations to match ddim at 50 (FD 3.00)." in page.words
+    assert "FD of ddim at 50 is 3.00 [2.80, 3.20]." in page.words
 
 
 def test_winners_table(page: Page) -> None:

@@ -28,6 +28,7 @@ def test_terminal_table_for_people(tmp_path: Path) -> None:
     stream = Terminal()
     print_leaderboard(read_results([write_all(tmp_path)]), nfe=10, stream=stream)
     assert "At 10 evaluations the best known sampler is dpmpp-2m" in stream.getvalue()
+    assert "FD of ddim at 50 is 3.00 [2.80, 3.20]." in stream.getvalue()
     assert "\x1b[" in stream.getvalue()
 
 

@@ -2,6 +2,8 @@
 
 import math
 from pathlib import Path
+from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,6 +12,7 @@ from unit.app.report.study import METRIC, STUDY, certificate, write_all
 
 from fewstep.checks import ConfigError, DataError
 from fewstep.pipeline.report.results import (
+    as_good,
     best_lines,
     calls_to_match,
     difference,
@@ -83,8 +86,43 @@ def test_reference_is_the_baseline_at_its_largest_nfe(tmp_path: Path) -> None:
     reference = reference_row(results)
     assert (reference["sampler"], reference["nfe"]) == ("ddim", 50)
     best = results.at(10).iloc[0].to_dict()
-    assert calls_to_match(results, best, reference) == 10
-    assert calls_to_match(results, best, {"fd_high": 0.1}) is None
+    assert calls_to_match(results, best, reference, 0.1) is None  # no replicates: nothing is claimed
+
+
+def close_to_many_steps(deviation: float) -> list[dict[str, Any]]:
+    """DDIM at 50 and another sampler that is a little better at 10 and 20, but not at 5; their differences vary."""
+    shared, rest = np.random.default_rng(1).normal(0, 1, (2, 5, 100))
+    values = [("ddim", 50, 3.0), ("heun", 5, 8.0), ("heun", 10, 2.9), ("heun", 20, 2.8), ("ddim", 10, 9.0)]
+    return [
+        certificate(name, "uniform-t", nfe, fd, pair=(fd + 0.5 * shared[0] + deviation * rest[i]).tolist())
+        for i, (name, nfe, fd) in enumerate(values)
+    ]
+
+
+def test_calls_to_match_are_the_fewest_that_are_shown_to_be_as_good(tmp_path: Path) -> None:
+    results = read_results([write_all(tmp_path / "sure", close_to_many_steps(0.05))])
+    best, reference = results.at(10).iloc[0].to_dict(), reference_row(results)
+    found = calls_to_match(results, best, reference, 0.1)
+    assert found is not None
+    calls, verdict = found
+    assert calls == 10
+    assert verdict.difference.value == pytest.approx(-0.1) and verdict.margin == pytest.approx(0.3)
+    alone = as_good(best, reference, 0.1)
+    assert alone is not None
+    widths = [one.difference.interval.high + 0.1 for one in (verdict, alone)]
+    assert widths[0] / widths[1] == pytest.approx(
+        NormalDist().inv_cdf(1 - 0.025 / 4) / NormalDist().inv_cdf(0.975)
+    )  # any of the four other plans could have been claimed
+    strict = calls_to_match(results, best, reference, 1e-9)  # 0.1 better is not shown to be better, 0.2 is
+    assert strict is not None and strict[0] == 20
+
+
+def test_a_lower_distance_alone_matches_nothing(tmp_path: Path) -> None:
+    """The very same distances, but the difference varies by more than the margin."""
+    results = read_results([write_all(tmp_path, close_to_many_steps(1.0))])
+    best, reference = results.at(10).iloc[0].to_dict(), reference_row(results)
+    assert best["fd"] < reference["fd"]
+    assert calls_to_match(results, best, reference, 0.1) is None
 
 
 def test_a_line_does_not_win_by_being_measured_where_it_is_easy(tmp_path: Path) -> None:

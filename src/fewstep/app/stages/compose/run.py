@@ -2,8 +2,8 @@
 
 A plan is as good as the target, many steps of DDIM, where that was shown: the interval of the paired difference of
 their distances, at a level corrected for the number of plans, ends below the margin. Of several such plans the choice
-must not hang on how busy the machine happened to be. Those than which another one is faster in every round of timing are
-left out. The rest cannot be ordered by the clock, so what does not depend on it decides: the fewest multiply-adds
+must not hang on how busy the machine happened to be. Those than which another one is faster in every round of timing
+are left out. The rest cannot be ordered by the clock, so what does not depend on it decides: the fewest multiply-adds
 (`full_calls`), then the least distance, then the hash. Where no plan was shown to be as good, none is chosen.
 """
 

@@ -27,8 +27,8 @@ def sentences(composition: Composition, results: Results) -> list[str]:
         shown = int(composition.table["non_inferior"].iloc[1:].sum())
         were = "was" if shown == 1 else "were"
         said = [
-            f"Of {n} plans {shown} {were} shown to be as good as {goal}, {allowed}, on seeds of the comparison. Chosen is "
-            f"{_made(chosen)}, than which none of these is faster in every round: difference {_difference(chosen)}.",
+            f"Of {n} plans {shown} {were} shown to be as good as {goal}, {allowed}, on seeds of the comparison. Chosen "
+            f"is {_made(chosen)}, than which none of these is faster in every round: difference {_difference(chosen)}.",
             _confirmation(composition, chosen, results),
             *_distances(chosen, target, results),
             f"It takes {number(chosen['ms'])} ms an image against {number(target['ms'])}: {_speed(chosen)} times as "
