@@ -191,7 +191,8 @@ def test_where_nothing_was_shown_nothing_is_chosen_and_the_best_is_named(tmp_pat
     html = panel([folder], read_results([certificates])).html
     assert (
         "No plan was shown to be as good as ddim in 50 calls, within a margin of 10 %, so none of the 2 is chosen. "
-        "The best by FD is found (found): difference 1.00 [0.500, 1.50] on seeds of the comparison, where the margin is 0.400."
+        "The best by FD is found (found): difference 1.00 [0.500, 1.50] on seeds of the comparison, where the "
+        "margin is 0.400."
     ) in html
     assert (
         "On the seeds of this report its FD is 2.90 [2.70, 3.10], and 3.00 [2.80, 3.20] of ddim in 50 calls."
