@@ -26,13 +26,22 @@ def sentences(composition: Composition, results: Results) -> list[str]:
     else:
         shown = int(composition.table["non_inferior"].iloc[1:].sum())
         were = "was" if shown == 1 else "were"
+        rounds = composition.protocol.rounds
+        ahead, of_time = (
+            ("the one of these with the fewest multiply-adds", "once measured")
+            if rounds == 1
+            else (
+                "than which none of these is faster in every round",
+                f"the median and the range of {rounds} rounds",
+            )
+        )
         said = [
             f"Of {n} plans {shown} {were} shown to be as good as {goal}, {allowed}, on seeds of the comparison. Chosen "
-            f"is {_made(chosen)}, than which none of these is faster in every round: difference {_difference(chosen)}.",
+            f"is {_made(chosen)}, {ahead}: difference {_difference(chosen)}.",
             _confirmation(composition, chosen, results),
             *_distances(chosen, target, results),
             f"It takes {number(chosen['ms'])} ms an image against {number(target['ms'])}: {_speed(chosen)} times as "
-            f"fast, the median and the range of {composition.protocol.rounds} rounds.",
+            f"fast, {of_time}.",
         ]
     busy = composition.protocol.machine.warning
     return [*said, *_presets(composition, results), *([] if busy is None else [busy])]
@@ -79,16 +88,19 @@ def _presets(composition: Composition, results: Results) -> list[str]:
     if target is None:
         return []
     presets = results.frame[~results.frame["own"] & (results.frame["plan_hash"] != target["plan_hash"])]
+    if presets.empty:
+        return []
+    of_all = f"Of {len(presets)} preset{'' if len(presets) == 1 else 's'} of this report"
     allowed = f"{within(margin)} and corrected for their number"
     for preset in presets.sort_values(["nfe", "rank"]).to_dict("records"):
         verdict = as_good(preset, target, margin, comparisons=len(presets))
         if verdict is not None and verdict.holds:
             return [
-                f"Of {len(presets)} presets of this report {describe(preset)} in {count(preset['nfe'])} calls is the "
+                f"{of_all} {describe(preset)} in {count(preset['nfe'])} calls is the "
                 f"one with the fewest that is shown to be as good, {allowed}: FD {interval(preset, 'fd')}, difference "
                 f"{_told(verdict)}."
             ]
-    return [f"Of {len(presets)} presets of this report none is shown to be as good, {allowed}."]
+    return [f"{of_all} none is shown to be as good, {allowed}."]
 
 
 def _named(target: Mapping[str, Any]) -> str:

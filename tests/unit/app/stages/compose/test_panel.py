@@ -211,6 +211,16 @@ def test_a_busy_machine_is_said(tmp_path: Path) -> None:
     ) in words(folder, tmp_path, STUDY)
 
 
+def test_one_round_orders_nothing(folder: Path, tmp_path: Path) -> None:
+    protocol = read_composition(folder).protocol
+    write_json(folder / PROTOCOL, protocol.model_copy(update={"rounds": 1}).model_dump())
+    said = words(folder, tmp_path, STUDY)
+    assert (
+        "Chosen is narrow (found+widths), the one of these with the fewest multiply-adds: difference" in said
+    )
+    assert "times as fast, once measured." in said
+
+
 @pytest.mark.parametrize("winner", [NARROW, None])
 def test_mlflow_is_told_what_was_chosen_or_that_nothing_was(tmp_path: Path, winner: Plan | None) -> None:
     folder = write_composition(tmp_path / "composed", [FOUND, NARROW], winner)
