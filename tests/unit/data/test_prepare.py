@@ -12,11 +12,11 @@ import pytest
 from formats import encoded, noise, write_files, write_tar
 
 from fewstep.checks import ConfigError, DataError
-from fewstep.data import DATASETS, prepare
 from fewstep.data.engine import prepare_source
 from fewstep.data.folder import folder_source
 from fewstep.data.manifest import verify
 from fewstep.data.packed import load_dataset
+from fewstep.data.prepare import DATASETS, prepare
 
 
 def images(n: int) -> dict[str, bytes]:
