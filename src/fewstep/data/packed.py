@@ -17,7 +17,7 @@ from fewstep.files import canonical_json, sha256_text
 
 @dataclass(frozen=True)
 class Dataset:
-    """A packed dataset or one split of it; images stay on disk until they are asked for.
+    """A packed dataset or one split of it; images stay on disk until they are read.
 
     images: uint8 (N, H, W, C) in 0..255, read-only memory map. labels: int64 (N,) or None. attributes: int8
     (N, A) of 0 and 1, or None. manifest: the whole `manifest.json`, of all splits.

@@ -192,7 +192,7 @@ def as_model(
     net = net.eval().requires_grad_(False)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def asked(network: nn.Module) -> Callable[..., Tensor]:
+    def called(network: nn.Module) -> Callable[..., Tensor]:
         def fn(x_t: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
             out: Tensor = network(x_t, schedule.time_input(t), condition)
             return out
@@ -201,7 +201,7 @@ def as_model(
 
     narrow = sub_networks(net, widths) if isinstance(net, UNet) and len(widths) > 1 else None
     return Model(
-        fn=asked(net),
+        fn=called(net),
         schedule=schedule,
         prediction=prediction,
         shape=shape,
@@ -210,7 +210,7 @@ def as_model(
         name=name,
         net=net,
         widths=widths,
-        at_width=None if narrow is None else lambda width: asked(narrow(width)),
+        at_width=None if narrow is None else lambda width: called(narrow(width)),
     )
 
 

@@ -145,7 +145,7 @@ def test_two_processes_do_not_share_the_work(raw, tmp_path):
     (tmp_path / ".out.work").mkdir()
     with (tmp_path / ".out.work" / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(DataError, match="another process"):
+        with pytest.raises(ConfigError, match="another process prepares"):
             pack(raw, tmp_path / "out")
 
 

@@ -104,7 +104,7 @@ def command(
             lr=train.lr,
             seed=train.seed,
             warmup_steps=train.warmup,
-            lr_course=train.lr_course,
+            lr_schedule=train.lr_schedule,
             cooldown=train.cooldown,
             clip=train.clip,
             weighting=train.weighting,
