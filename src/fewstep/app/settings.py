@@ -168,7 +168,7 @@ class ExtractorSettings(Section):
 class StatsSettings(Section):
     """The reference that samples are compared with."""
 
-    split: Literal["train", "test"] = Field(
+    split: Literal["train", "valid", "test"] = Field(
         default="train", description="split whose features are the reference"
     )
 

@@ -49,6 +49,11 @@ class Dataset:
         return None if names is None else tuple(names)
 
     @property
+    def heldout_split(self) -> str | None:
+        """The split of images to judge by: test, or valid where there is no test; None where there is neither."""
+        return next((name for name in ("test", "valid") if name in self.manifest["splits"]), None)
+
+    @property
     def fingerprint(self) -> str:
         """Sha256 over the recorded hashes of the arrays; the same for every split."""
         return sha256_text(canonical_json(self.manifest["sha256"]))
