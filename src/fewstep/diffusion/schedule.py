@@ -135,7 +135,7 @@ class DDPMTable(_VariancePreserving):
     """A DDPM table alpha_bar[k], k = 0..K-1, at times t = (k + 1) / K [ho2020ddpm].
 
     Between rows log alpha is linear in t [lu2022dpmsolver, App. D.1]; t = 0 is clean data. A network trained on
-    the rows is fed k = K t - 1.
+    the rows takes k = K t - 1 as its time input.
     """
 
     t_max = 1.0

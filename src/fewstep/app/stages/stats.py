@@ -74,7 +74,7 @@ def command(
 
 
 def _baselines(reference: "Reference") -> "dict[int, Baseline]":
-    """What real images score, which cannot be told any more once their features are dropped."""
+    """What real images score, which cannot be computed once their features are dropped."""
     from fewstep.metrics.baseline import real_baseline
 
     found = {n: real_baseline(reference, n) for n in _BASELINES}
