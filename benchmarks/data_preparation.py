@@ -25,13 +25,13 @@ import PIL
 from PIL import Image
 
 from fewstep import process
-from fewstep.data import prepare
 from fewstep.data.packed import load_dataset
+from fewstep.data.prepare import prepare
 
 OURS = """
 import sys
 from fewstep import process
-from fewstep.data import prepare
+from fewstep.data.prepare import prepare
 process.set_up()
 source, out, size, workers = sys.argv[1:]
 prepare("folder", out, source=source, size=int(size) or None, test_fraction=0.0, workers=int(workers))

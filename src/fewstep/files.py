@@ -1,16 +1,22 @@
 """Files appear whole or not at all."""
 
+import fcntl
 import hashlib
 import json
+import logging
 import os
+import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from fewstep.checks import ConfigError, DataError
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -18,15 +24,10 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder; rename it to `path` on success, remove it on failure."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with _temporary(path, folder=False) as temporary:
         yield temporary
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -39,8 +40,7 @@ def atomic_dir(path: str | Path, *, keep: bool = False) -> Iterator[Path]:
     path = Path(path).absolute()
     require_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
+    with _temporary(path, folder=True) as temporary:
         yield temporary
         umask = _umask()
         temporary.chmod(0o777 & ~umask)
@@ -57,12 +57,97 @@ def atomic_dir(path: str | Path, *, keep: bool = False) -> Iterator[Path]:
             suffixes = {one.suffix for one in made if one.is_file()}
             require_replaceable(path, suffixes, names={one.name for one in made})
             # A folder cannot be replaced by rename: move the old one aside first, then delete it.
-            aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-            path.replace(aside / "old")
-            temporary.replace(path)
-            shutil.rmtree(aside)
+            with _temporary(path, folder=True) as aside:
+                path.replace(aside / "old")
+                temporary.replace(path)
+
+
+@contextmanager
+def _temporary(path: Path, *, folder: bool) -> Iterator[Path]:
+    """An empty file or folder beside `path`, locked while this process lives, and removed at the end if still there."""
+    remove_abandoned(path.parent, re.escape(path.name))
+    prefix = f".{path.name}{_mark()}"
+    while True:
+        if folder:
+            temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
+            handle = os.open(temporary, os.O_RDONLY)
+        else:
+            handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix, dir=path.parent)
+            temporary = Path(name)
+        with suppress(OSError):  # a file system without locks: then nobody takes it for abandoned
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if temporary.exists():
+            break
+        os.close(handle)  # removed as abandoned before it was locked
+    try:
+        yield temporary
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
+        os.close(handle)
+
+
+def remove_abandoned(folder: Path, names: str) -> None:
+    """Remove what killed processes of this machine left of temporary files and folders.
+
+    Args: folder: where. names: of what they were to become, a regular expression.
+    """
+    pattern = re.compile(rf"\.(?:{names}){re.escape(_mark())}\w{{8}}(?:\.[^.]*)?")
+    for name in os.listdir(folder) if folder.is_dir() else []:
+        if pattern.fullmatch(name):
+            with (
+                suppress(OSError),
+                _opened(folder / name) as handle,
+            ):  # another process may be removing it, too
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its process lives
+                _remove(folder / name)
+
+
+def _mark() -> str:
+    """What tells temporaries of this machine from others, whose locks it may not see."""
+    return f".tmp-{sha256_text(socket.gethostname())[:6]}-"
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock file `path`; the kernel frees it when the process ends, however it ends.
+
+    Args: what: is being done under the lock, for the sentence of whoever comes second.
+    Raises: ConfigError: another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise ConfigError(
+                f"{path.parent} must be free, but {holder} {what} there; wait for it, or end it."
+            ) from None
+        except OSError as error:
+            log.warning(
+                "%s cannot be locked (%s): no other process may work there", path.parent, error.strerror
+            )
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
 
 
 def require_folder(path: str | Path) -> None:

@@ -1,4 +1,8 @@
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -7,6 +11,7 @@ from fewstep.files import (
     atomic_dir,
     atomic_file,
     canonical_json,
+    locked,
     read_json,
     require_replaceable,
     require_space,
@@ -107,3 +112,53 @@ def test_too_little_space_is_said_before_work(tmp_path):
     require_space(tmp_path / "deep" / "file", 1)
     with pytest.raises(DataError, match="free some space"):
         require_space(tmp_path, 10**18)
+
+
+ABANDONING = """
+import os, sys
+from fewstep.files import atomic_dir, atomic_file
+with (atomic_dir if sys.argv[2] == "folder" else atomic_file)(sys.argv[1]) as temporary:
+    print(temporary, flush=True)
+    sys.stdin.read(1)
+    os._exit(9)
+"""
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_killed_process_left_goes_with_the_next_start_and_what_a_living_one_writes_stays(
+    tmp_path, kind
+):
+    write = atomic_dir if kind == "folder" else atomic_file
+    target = tmp_path / "a.json"
+    arguments = [sys.executable, "-c", ABANDONING, str(target), kind]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdin is not None and other.stdout is not None
+        left = Path(other.stdout.readline().strip())
+        with write(target), write(tmp_path / "b"):
+            assert left.exists()
+        other.stdin.write("x")
+    assert other.returncode == 9 and left.exists()
+    with write(tmp_path / "a"), write(tmp_path / "b.a.json"):
+        assert left.exists()
+    with write(target), write(target) as second:  # neither takes the other for abandoned
+        assert not left.exists() and second.exists()
+
+
+def test_what_another_machine_writes_is_not_taken_for_abandoned(tmp_path, monkeypatch):
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("socket.gethostname", lambda: "elsewhere")
+        with atomic_file(tmp_path / "a") as other:
+            pass
+    other.write_text("its lock may be invisible here")
+    with atomic_file(tmp_path / "a"):
+        assert other.exists()
+
+
+def test_a_second_holder_of_a_lock_is_told_who_the_first_is(tmp_path):
+    for _ in range(2):
+        with locked(tmp_path / "work" / "lock", "bakes"):
+            expected = (
+                f"work must be free, but process {os.getpid()} on .* bakes there; wait for it, or end it"
+            )
+            with pytest.raises(ConfigError, match=expected), locked(tmp_path / "work" / "lock", "bakes"):
+                pass

@@ -123,8 +123,9 @@ class TrainSettings(Section):
     batch_size: int = Field(default=128, ge=1, le=65536, description="images per step over all devices")
     lr: float = Field(default=2e-3, gt=0, le=1, description="learning rate of Adam after the warm-up")
     warmup: int = Field(default=100, ge=0, description="steps of linear learning-rate warm-up")
-    lr_course: Literal["constant", "cosine"] = Field(
-        default="cosine", description="learning rate after the warm-up: constant, or falling to 0"
+    lr_schedule: Literal["constant", "cosine"] = Field(
+        default="cosine",
+        description="learning-rate schedule after the warm-up: constant, or a half cosine to 0",
     )
     cooldown: int = Field(
         default=0, ge=0, description="last steps, in which a constant learning rate falls to 0"
@@ -167,7 +168,7 @@ class ExtractorSettings(Section):
 class StatsSettings(Section):
     """The reference that samples are compared with."""
 
-    split: Literal["train", "test"] = Field(
+    split: Literal["train", "valid", "test"] = Field(
         default="train", description="split whose features are the reference"
     )
 

@@ -138,7 +138,7 @@ def read_python_batch(data: bytes, name: str) -> Batch:
 
 def load_arrays(data: bytes, name: str) -> dict[str, Any]:
     """Unpickle a dict of plain values and numpy arrays.
-    Raises: DataError: damaged, not a dict, or it asks for anything else, which would run its author's code.
+    Raises: DataError: damaged, not a dict, or it names anything else, which would run its author's code.
     """
     try:
         content = _ArrayUnpickler(BytesIO(data), encoding="latin1").load()
@@ -174,7 +174,7 @@ class _ArrayUnpickler(pickle.Unpickler):
             return self._admitted[module, name]
         except KeyError:
             raise DataError(
-                f"must hold numpy arrays alone, but asks for {module}.{name}; "
+                f"must hold numpy arrays alone, but names {module}.{name}; "
                 "do not trust this file, download it again."
             ) from None
 

@@ -1,4 +1,4 @@
-"""Fetch one file over HTTP: resumed after a break, believed only when its checksum fits."""
+"""Fetch one file over HTTP: resumed after an interruption, accepted only when its checksum fits."""
 
 import hashlib
 import http.client

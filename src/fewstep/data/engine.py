@@ -5,10 +5,9 @@ run of items; once its rows are on disk, a small record appears by rename. After
 record are done again, and only if source, settings and code format are the same.
 """
 
-import fcntl
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,16 @@ from fewstep.data.shards import (
     read_skipped,
 )
 from fewstep.data.source import Item, Source
-from fewstep.files import canonical_json, read_json, require_space, sha256_file, sha256_text, write_json
+from fewstep.files import (
+    canonical_json,
+    locked,
+    read_json,
+    remove_abandoned,
+    require_space,
+    sha256_file,
+    sha256_text,
+    write_json,
+)
 
 SHARD_ITEMS = 1024
 _FORMAT = 1  # raise when the same source and settings would pack to other bytes
@@ -68,7 +76,8 @@ def prepare_source(
     out = Path(out).absolute()
     _refuse_foreign(out)
     items = _in_packed_order(source.items, limit)
-    with _locked(out.with_name(f".{out.name}.work")) as work:
+    work = out.with_name(f".{out.name}.work")
+    with locked(work / "lock", "prepares a dataset"):
         with pixel_limit(max_pixels):
             shape = _image_shape(source, items, skip_corrupt=skip_corrupt)
         require_space(out, _missing_bytes(work, items, shape))
@@ -93,6 +102,7 @@ def prepare_source(
 def _refuse_foreign(out: Path) -> None:
     """A folder that is not a dataset of ours is never replaced."""
     if out.is_dir():
+        remove_abandoned(out, r"spec\.json")
         foreign = sorted({entry.name for entry in out.iterdir()} - _OWN_FILES)
         if foreign:
             raise DataError(
@@ -160,20 +170,6 @@ def _work_key(source: Source, items: Sequence[Item], packing: Packing, shard_ite
             }
         )
     )
-
-
-@contextmanager
-def _locked(work: Path) -> Iterator[Path]:
-    """The work folder, for one process at a time; a killed process leaves it free."""
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(
-                f"{work} must be free, but another process is preparing it; wait for it."
-            ) from None
-        yield work
 
 
 def _open_work(work: Path, packing: Packing, n: int, *, key: str) -> None:

@@ -17,7 +17,7 @@ from fewstep.files import canonical_json, sha256_text
 
 @dataclass(frozen=True)
 class Dataset:
-    """A packed dataset or one split of it; images stay on disk until they are asked for.
+    """A packed dataset or one split of it; images stay on disk until they are read.
 
     images: uint8 (N, H, W, C) in 0..255, read-only memory map. labels: int64 (N,) or None. attributes: int8
     (N, A) of 0 and 1, or None. manifest: the whole `manifest.json`, of all splits.
@@ -47,6 +47,11 @@ class Dataset:
         """Names of the labels 0, 1, ...; None when there are no labels."""
         names = self.manifest["classes"]
         return None if names is None else tuple(names)
+
+    @property
+    def heldout_split(self) -> str | None:
+        """The split of images to judge by: test, or valid where there is no test; None where there is neither."""
+        return next((name for name in ("test", "valid") if name in self.manifest["splits"]), None)
 
     @property
     def fingerprint(self) -> str:

@@ -73,7 +73,7 @@ def pack(
         for _ in progress(_Ticks(done, sum(len(shard.items) for shard in todo))):
             pass
     except OSError as error:
-        raise DataError(f"{packing.images} must be writable, but {error}; call again to go on.") from error
+        raise DataError(f"{packing.images} must be writable, but {error}; call again to resume.") from error
 
 
 class _Ticks:
@@ -125,7 +125,7 @@ def _pack_in_pool(source: Source, packing: Packing, shards: Iterable[Shard], wor
     except BrokenProcessPool:
         raise DataError(
             "decoding processes must live to the end, but one died (killed, out of memory, or started by a "
-            "script without `if __name__ == '__main__'`); use fewer workers and call again to go on."
+            "script without `if __name__ == '__main__'`); use fewer workers and call again to resume."
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)

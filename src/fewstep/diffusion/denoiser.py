@@ -148,25 +148,25 @@ class Denoiser:
         Args:
             x_t: (B, *shape).
             t: scalar, (B,) or (B, 1, H, W).
-            t_cond: the time that the network is told, where it is another; how x_t is scaled stays that of t.
-            width: which sub-network to ask, see `Model.network`.
+            t_cond: the conditioning timestep, where it differs from t; the scale of x_t stays that of t.
+            width: which sub-network to call, see `Model.network`.
         """
         model, network = self.model, self.model.network(width)
         t = torch.as_tensor(t, dtype=torch.float64, device=x_t.device)
-        told = t if t_cond is None else torch.as_tensor(t_cond, dtype=torch.float64, device=x_t.device)
+        t_in = t if t_cond is None else torch.as_tensor(t_cond, dtype=torch.float64, device=x_t.device)
         scale = input_scale(model.prediction, model.schedule, t)
-        fed = x_t if scale is None else x_t * _over(scale, x_t).to(x_t.dtype)
+        x_in = x_t if scale is None else x_t * _over(scale, x_t).to(x_t.dtype)
         dtype = next(model.net.parameters()).dtype if model.net is not None else x_t.dtype
         # bfloat16 would round 997.5 thousandths to 1000
         time_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-        fed, time_fed = fed.to(dtype), (told.expand(len(x_t)) if told.ndim == 0 else told).to(time_dtype)
+        x_in, t_in = x_in.to(dtype), (t_in.expand(len(x_t)) if t_in.ndim == 0 else t_in).to(time_dtype)
         if model.conditions is None:
-            result = self._call(network, fed, time_fed)
+            result = self._call(network, x_in, t_in)
         else:
             condition, null = self._conditions(len(x_t), x_t.device, dtype)
-            result = self._call(network, fed, time_fed, condition)
+            result = self._call(network, x_in, t_in, condition)
             if self.guidance != 1.0:
-                unguided = self._call(network, fed, time_fed, null)
+                unguided = self._call(network, x_in, t_in, null)
                 result = unguided + self.guidance * (result - unguided)
         self.nfe += 1
         return result.to(x_t.dtype)

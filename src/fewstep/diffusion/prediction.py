@@ -62,7 +62,7 @@ PREDICTIONS: dict[str, Callable[[Schedule, Tensor], Weights]] = {
     "x0": _x0,  # the data
     "v": _v,  # alpha eps - sigma x0 [salimans2022distillation, Sec. 4]
     "u": _u,  # the velocity d x_t / dt [lipman2023flow]
-    "edm": _edm,  # F of EDM's preconditioning [karras2022edm, Eq. 7]; the network is fed a scaled x_t
+    "edm": _edm,  # F of EDM's preconditioning [karras2022edm, Eq. 7]; the network's input is a scaled x_t
 }
 
 
@@ -76,7 +76,7 @@ def weights(prediction: str, schedule: Schedule, t: Tensor) -> Weights:
 
 
 def input_scale(prediction: str, schedule: Schedule, t: Tensor) -> Tensor | None:
-    """Factor on x_t before the network, c_in [karras2022edm, Eq. 7]; None where the network is fed x_t itself."""
+    """Factor on x_t before the network, c_in [karras2022edm, Eq. 7]; None where the network's input is x_t itself."""
     if prediction != "edm":
         return None
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)

@@ -1,6 +1,6 @@
 """Noise schedules: x_t = alpha(t) x0 + sigma(t) eps, elementwise in t, so that t may differ per image or pixel.
 
-Time runs from `t_min` (almost data) to `t_max` (noise), the range in which a network may be asked.
+Time runs from `t_min` (almost data) to `t_max` (noise), the range in which a network may be called.
 """
 
 import math
@@ -56,7 +56,7 @@ class Schedule(ABC):
         return self.sigma(t) / self.alpha(t)
 
     def time_input(self, t: Tensor) -> Tensor:
-        """What a network's time embedding is fed, in the thousands that sinusoidal embeddings expect."""
+        """The input of a network's time embedding, in the thousands that sinusoidal embeddings expect."""
         return 1000 * t
 
     def __eq__(self, other: object) -> bool:
@@ -135,7 +135,7 @@ class DDPMTable(_VariancePreserving):
     """A DDPM table alpha_bar[k], k = 0..K-1, at times t = (k + 1) / K [ho2020ddpm].
 
     Between rows log alpha is linear in t [lu2022dpmsolver, App. D.1]; t = 0 is clean data. A network trained on
-    the rows is fed k = K t - 1.
+    the rows takes k = K t - 1 as its time input.
     """
 
     t_max = 1.0

@@ -83,7 +83,7 @@ def load_diffusers(
     """Read a pipeline of `PIPELINES`, or the folder of a UNet2DModel with a scheduler's configuration beside it.
 
     Args:
-        path: a folder; the hub is never asked.
+        path: a folder; the hub is never contacted.
         prediction: how the output is read, a key of `PREDICTIONS`; None for what the scheduler says.
         schedule: noise schedule of the training; None for what the scheduler says.
         device: of the weights.

@@ -17,7 +17,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
     """One plan: evaluation k gives x0_k = of_x * x + of_output * output, and then x = A * x + sum over m of c_m * x0_m.
 
     Args:
-        timesteps: what the network is fed, one for each evaluation; they need not be whole numbers.
+        timesteps: conditioning timesteps of the network, one for each evaluation; they need not be whole numbers.
         rows: [of_x, of_output, A, [c_0, ..., c_k]] of each evaluation k.
         init_noise_sigma: standard deviation of the noise to start with.
         clip: bound on the result, None for no bound.
@@ -93,12 +93,12 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
         generator: Any = None,
         return_dict: bool = True,
     ) -> SchedulerOutput | tuple[torch.Tensor]:
-        """Go on from one evaluation, in the order of `timesteps`; computed in float32 at least.
+        """Take the step after one evaluation, in the order of `timesteps`; computed in float32 at least.
 
         Args:
             model_output: of the network; the second half of twice the channels, a variance, is not used.
             timestep: that of this evaluation; pipelines may round it.
-            sample: what the network was asked at.
+            sample: the network's input.
             eta: must be 0, as the plan draws no noise; `generator` is not used either.
             use_clipped_model_output: must not be set.
             generator: taken because pipelines pass it.

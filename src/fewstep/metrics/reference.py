@@ -72,12 +72,14 @@ def build_reference(
 ) -> Reference:
     """Extract the features of a packed dataset.
 
-    Args: split: the reference. heldout: real images for the baseline; left out where the dataset has no such
-        split, or where it is the reference itself.
+    Args: split: the reference. heldout: real images for the baseline, where valid serves for a test that is not there;
+        left out where the dataset has no such split, or where it is the reference itself.
     Raises: DataError: the dataset is damaged, or its images do not fit the extractor.
     """
     dataset = load_dataset(data_dir, split)
     statistics = _measure(dataset.images, extractor, progress)
+    if heldout == "test":
+        heldout = dataset.heldout_split
     if heldout == split or heldout not in dataset.manifest["splits"]:
         heldout = None
     kept = None

@@ -1,4 +1,6 @@
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "card.json"
 """Files of a model folder."""
+CURVE = "metrics.jsonl"
+"""The curve of its training, which stands in the folder of a diffusion model."""
 PLANS = "plans"
 """Folder in it with plans that were made for this model, where there are any."""

@@ -28,6 +28,9 @@ from fewstep.nets.slim import check_widths, sub_networks
 from fewstep.nets.unet import UNet
 from fewstep.rng import initial_weights
 
+Finish = Callable[[Path], object]
+"""Writes further files into a folder that has not appeared yet."""
+
 SCHEMA = "fewstep.model/1"
 CLASSIFIER_SCHEMA = "fewstep.classifier/1"
 
@@ -45,6 +48,7 @@ def save_model(
     card: Mapping[str, Any],
     dtype: torch.dtype = torch.float32,
     widths: Sequence[float] = (1.0,),
+    finish: Finish | None = None,
 ) -> None:
     """Write a model folder at once: it is complete or absent.
 
@@ -58,9 +62,10 @@ def save_model(
         card: Free facts about the training.
         dtype: Of the stored weights; they are read back as float32 in any case.
         widths: Shares of its channels at which the network was trained, the full one first.
+        finish: Writes what else belongs into the folder, before it appears.
 
     Raises:
-        ConfigError: An unknown prediction or architecture.
+        ConfigError: An unknown prediction or architecture, or a folder that holds anything else than a model.
     """
     if prediction not in PREDICTIONS:
         raise ConfigError(f"prediction must be one of {', '.join(PREDICTIONS)}; got {prediction!r}.")
@@ -75,7 +80,7 @@ def save_model(
     }
     if len(widths) > 1:
         config["widths"] = list(widths)
-    write_folder(folder, net, config, card=card, dtype=dtype)
+    write_folder(folder, net, config, card=card, dtype=dtype, finish=finish)
 
 
 def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> Model:
@@ -134,7 +139,13 @@ def _read_widths(found: Any, net: nn.Module, path: Path) -> tuple[float, ...]:
 
 
 def save_classifier(
-    folder: str | Path, net: Classifier, *, shape: tuple[int, ...], name: str, card: Mapping[str, Any]
+    folder: str | Path,
+    net: Classifier,
+    *,
+    shape: tuple[int, ...],
+    name: str,
+    card: Mapping[str, Any],
+    finish: Finish | None = None,
 ) -> None:
     """Write the folder of a classifier of images `(C, H, W)`; the arguments are those of `save_model`."""
     config = {
@@ -143,7 +154,7 @@ def save_classifier(
         "shape": list(shape),
         "name": name,
     }
-    write_folder(folder, net, config, card=card)
+    write_folder(folder, net, config, card=card, finish=finish)
 
 
 class LoadedClassifier(NamedTuple):
@@ -192,7 +203,7 @@ def as_model(
     net = net.eval().requires_grad_(False)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def asked(network: nn.Module) -> Callable[..., Tensor]:
+    def called(network: nn.Module) -> Callable[..., Tensor]:
         def fn(x_t: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
             out: Tensor = network(x_t, schedule.time_input(t), condition)
             return out
@@ -201,7 +212,7 @@ def as_model(
 
     narrow = sub_networks(net, widths) if isinstance(net, UNet) and len(widths) > 1 else None
     return Model(
-        fn=asked(net),
+        fn=called(net),
         schedule=schedule,
         prediction=prediction,
         shape=shape,
@@ -210,7 +221,7 @@ def as_model(
         name=name,
         net=net,
         widths=widths,
-        at_width=None if narrow is None else lambda width: asked(narrow(width)),
+        at_width=None if narrow is None else lambda width: called(narrow(width)),
     )
 
 
@@ -250,13 +261,16 @@ def write_folder(
     *,
     card: Mapping[str, Any],
     dtype: torch.dtype = torch.float32,
+    finish: Finish | None = None,
 ) -> None:
-    """Write weights, `config.json` and `card.json` to a temporary folder that is then renamed."""
+    """Write weights, `config.json`, `card.json` and what `finish` adds to a temporary folder that is then renamed."""
     weights = {key: _stored(value, dtype) for key, value in net.state_dict().items()}
     with files.atomic_dir(Path(folder)) as temporary:
         save_file(weights, temporary / WEIGHTS)
         files.write_json(temporary / CONFIG, dict(config))
         files.write_json(temporary / CARD, dict(card))
+        if finish is not None:
+            finish(temporary)
 
 
 def read_folder(folder: str | Path, schema: str) -> tuple[nn.Module, dict[str, Any]]:

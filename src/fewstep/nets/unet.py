@@ -96,7 +96,7 @@ class UNet(nn.Module):
         sides = self._sides()
 
         def level(inputs: Sequence[int], width_out: int, side: int, down: bool = False) -> nn.ModuleList:
-            """One level: a residual block per entry of `inputs`, attention after each where asked."""
+            """One level: a residual block per entry of `inputs`, attention after each where `attention` says so."""
             return nn.ModuleList(
                 Block(
                     width_in,

@@ -1,4 +1,4 @@
-"""Features of many images, kept in parts on disk, so that a measurement goes on where it was stopped."""
+"""Features of many images, kept in parts on disk, so that an interrupted measurement resumes."""
 
 import shutil
 import zipfile

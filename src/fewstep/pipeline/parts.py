@@ -15,7 +15,7 @@ from fewstep.checks import ConfigError
 IMAGES = 4096
 """Images in a part, about, and no more."""
 CALLS = 100_000
-"""Network calls in a part, about: a plan of many calls has smaller parts, so that a break costs minutes."""
+"""Network calls in a part, about: a plan of many calls has smaller parts, so that an interruption costs minutes."""
 PATIENCE = timedelta(days=1)
 """How long one worker waits for the others, whose shares differ by whole parts."""
 
@@ -34,7 +34,7 @@ class Shard:
         return self.count == 1
 
     def takes_next(self) -> bool:
-        """Whether the next part is this worker's; to be asked once for every part, made or not."""
+        """Whether the next part is this worker's; to be called once for every part, made or not."""
         self._turn += 1
         return (self._turn - 1) % self.count == self.index
 

@@ -112,8 +112,8 @@ class Node:
     Attributes:
         t: time in the schedule's unit (EDM: sigma).
         lambda_: log(alpha/sigma) in nats, the authority on where the node is; infinite at clean data.
-        eval: net, afs_zero or afs_mean (an analytic first step, no network call), none (never asked).
-        t_cond: time fed to the network instead of t, None for t itself.
+        eval: net, afs_zero or afs_mean (an analytic first step, no network call), none (no call).
+        t_cond: conditioning timestep of the network instead of t, None for t itself.
         eps_scale: factor on the predicted noise.
         width: index of the sub-network, None for the full network.
         quant: bit setting such as w4a8, None for floats.

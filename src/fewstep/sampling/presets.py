@@ -283,7 +283,7 @@ class Preset:
             t_start: first time of the grid; the schedule's t_max when None.
             t_end: last time of the grid; the schedule's t_min when None.
             to_zero: append clean data (sigma = 0) to the grid as the last node, reached by a step of order 1. The
-                grid above it is one step shorter, so that nfe stays what was asked for.
+                grid above it is one step shorter, so that nfe stays as given.
             options: the sampler's own, such as lower_final or eta.
 
         Raises:

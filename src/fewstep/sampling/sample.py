@@ -18,10 +18,10 @@ from fewstep.sampling.plan import Node, Plan
 from fewstep.sampling.solver import Compiled, Evaluate, Key, Read, Scalar, Update, Values, compile_plan
 
 Select = Callable[[Node], None]
-"""Told the node before each network call, so that it can set the network's bits."""
+"""Called with the node before each network call, so that it can set the network's bits."""
 
 Observe = Callable[[Node, Tensor, Tensor], None]
-"""Told node, state and raw output of each network call."""
+"""Called with node, state and raw output of each network call."""
 
 
 @dataclass
@@ -218,7 +218,7 @@ def _run(
 
 
 def _call(denoiser: Denoiser, x: Tensor, operation: Evaluate, width: int | None) -> Tensor:
-    """Ask the network; where no gradient is wanted, without the bookkeeping of autograd."""
+    """Call the network; where no gradient is wanted, without the bookkeeping of autograd."""
     with nullcontext() if torch.is_grad_enabled() else torch.inference_mode():
         return denoiser.output(x, operation.t, t_cond=operation.t_cond, width=width)
 

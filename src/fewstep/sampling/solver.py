@@ -263,7 +263,7 @@ def coefficients(
     plan: Plan, schedule: Schedule, values: Values | None = None
 ) -> list[tuple[Coefficients, Coefficients | None]]:
     """Each step's update and, where it has a corrector, the update that replaces it.
-    Args: values: numbers to use instead of the plan's own, from which gradients may be asked.
+    Args: values: numbers to use instead of the plan's own, for which gradients may be computed.
     """
     values = Values.of(plan) if values is None else values
     points = Points.of(schedule, values.lambdas)
@@ -297,7 +297,7 @@ class Read:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Ask the network (or the analytic first step) at the state of `node`, keep what later updates use.
+    """Call the network (or the analytic first step) at the state of `node`, keep what later updates use.
 
     Attributes: t: the node's time. t_cond: the conditioning timestep.
     """
@@ -359,7 +359,7 @@ def compile_plan(
         plan: what to compile.
         schedule: that of the model.
         prediction: how the model's output is read, a key of PREDICTIONS.
-        values: numbers to use instead of the plan's own, from which gradients may be asked.
+        values: numbers to use instead of the plan's own, for which gradients may be computed.
         force: accept a plan made on another schedule; its log-SNRs are kept and its times recomputed.
 
     Raises:

@@ -19,7 +19,7 @@ from fewstep.rng import generator
 
 
 class ImageSource(Protocol):
-    """What training asks of a dataset; `data.packed.Dataset` is one."""
+    """What training needs of a dataset; `data.packed.Dataset` is one."""
 
     @property
     def labels(self) -> NDArray[np.int64] | None:
@@ -42,7 +42,7 @@ class ImageSource(Protocol):
 class Batch:
     """One process's part of a global batch.
 
-    x0: `(b, C, H, W)` float32 in [-1, 1]. labels: int64 `(b,)` or None, what a classifier is to say. size: images in
+    x0: `(b, C, H, W)` float32 in [-1, 1]. labels: int64 `(b,)` or None, the target of a classifier. size: images in
     the global batch. rows: which of its rows these are; noise is drawn for the whole global batch and cut to these
     rows. condition: what the images are conditioned on, b of them, or None.
     """

@@ -6,7 +6,8 @@ import json
 import pickle
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from fewstep import files
 from fewstep.checks import ConfigError, DataError
 
 SCHEMA = "fewstep.checkpoint/1"
-TENSORS, NUMBERS = "tensors.pt", "checkpoint.json"
+TENSORS, NUMBERS, LOCK = "tensors.pt", "checkpoint.json", ".lock"
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -33,6 +34,16 @@ class Checkpoint:
 def settings_hash(settings: Mapping[str, Any]) -> str:
     """Names the settings that a checkpoint belongs to."""
     return files.sha256_text(files.canonical_json(dict(settings)))
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep the checkpoints of a folder to this process, and clear what killed ones have left half-written.
+    Raises: ConfigError: another process trains there.
+    """
+    with files.locked(folder / LOCK, "trains"):
+        files.remove_abandoned(folder, _NAME.pattern)
+        yield
 
 
 def write_checkpoint(
@@ -112,8 +123,8 @@ def _steps(folder: Path) -> list[int]:
     return sorted(step_of(entry) for entry in folder.iterdir() if _NAME.fullmatch(entry.name))
 
 
-def _difference(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+def _difference(stored: Mapping[str, Any], current: Mapping[str, Any]) -> str:
     """The first few settings that differ, in words."""
-    asked = json.loads(files.canonical_json(dict(asked)))
-    keys = sorted(key for key in {*stored, *asked} if stored.get(key) != asked.get(key))
-    return "; ".join(f"{key} was {stored.get(key)!r}, now {asked.get(key)!r}" for key in keys[:3])
+    current = json.loads(files.canonical_json(dict(current)))
+    keys = sorted(key for key in {*stored, *current} if stored.get(key) != current.get(key))
+    return "; ".join(f"{key} was {stored.get(key)!r}, now {current.get(key)!r}" for key in keys[:3])

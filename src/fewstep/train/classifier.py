@@ -15,7 +15,7 @@ from fewstep.data.pixels import to_unit
 from fewstep.train.batches import Batch, ImageSource, batch_settings, image_batches
 from fewstep.train.denoiser import describe
 from fewstep.train.descent import descend
-from fewstep.train.loop import Course, State, fit
+from fewstep.train.loop import LRSchedule, State, fit
 from fewstep.train.world import World
 
 
@@ -86,7 +86,7 @@ def train_classifier(
             world_size=world.size,
             device=next(net.parameters()).device,
         ),
-        course=Course(steps, shape="cosine"),
+        lr_schedule=LRSchedule(steps, shape="cosine"),
         seed=seed,
         settings={
             "lr": lr,

@@ -15,7 +15,7 @@ from fewstep.diffusion.condition import LABEL, Condition, Conditions, null_of, r
 from fewstep.train.batches import Batch, ImageSource, batch_settings, image_batches
 from fewstep.train.descent import descend
 from fewstep.train.ema import Ema
-from fewstep.train.loop import Course, State, fit
+from fewstep.train.loop import LRSchedule, State, fit
 from fewstep.train.losses import denoising_loss, draw_times, noised
 from fewstep.train.recipe import Recipe
 from fewstep.train.world import World
@@ -88,7 +88,7 @@ def train_denoiser(
         of_step = denoising_loss if recipe.loss_of_step is None else recipe.loss_of_step(rng)
 
         def loss(rows: slice) -> Tensor:
-            asked = noised(
+            inputs = noised(
                 x0[rows],
                 eps[rows],
                 t[rows],
@@ -97,7 +97,7 @@ def train_denoiser(
                 weighting=recipe.weighting,
             )
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-                return of_step(call, asked, None if of_batch is None else of_batch[rows])
+                return of_step(call, inputs, None if of_batch is None else of_batch[rows])
 
         return descend(
             loss,
@@ -133,7 +133,7 @@ def train_denoiser(
             world_size=world.size,
             device=device,
         ),
-        course=Course(recipe.steps, recipe.warmup_steps, recipe.lr_course, recipe.cooldown),
+        lr_schedule=LRSchedule(recipe.steps, recipe.warmup_steps, recipe.lr_schedule, recipe.cooldown),
         seed=recipe.seed,
         settings=settings,
         checkpoints=checkpoints,
@@ -174,7 +174,7 @@ def _condition(
 
 
 def describe(net: nn.Module) -> dict[str, Any]:
-    """What tells a network's architecture apart in a checkpoint's settings."""
+    """A network's architecture in a checkpoint's settings."""
     config = getattr(net, "config", None)
     return {
         "type": type(net).__name__,

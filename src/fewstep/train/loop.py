@@ -1,7 +1,7 @@
 """The one training loop. A method supplies `step`; clock, averages, checkpoints and metrics live here.
 
 On the CPU a run that was killed at any moment and started again ends with the very weights of an undisturbed
-run: batches and noise depend on (seed, step) alone, and a checkpoint holds everything else.
+run, and with its metrics: batches and noise depend on (seed, step) alone, and a checkpoint holds everything else.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -26,9 +26,9 @@ from fewstep import files
 from fewstep.checks import ConfigError, DataError
 from fewstep.rng import generator
 from fewstep.train.batches import Batch
-from fewstep.train.checkpoint import latest_checkpoint, read_checkpoint, step_of, write_checkpoint
+from fewstep.train.checkpoint import held, latest_checkpoint, read_checkpoint, step_of, write_checkpoint
 from fewstep.train.ema import Ema
-from fewstep.train.metrics_log import MetricsLog
+from fewstep.train.metrics_log import SPEED, MetricsLog
 from fewstep.train.world import World
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Course:
+class LRSchedule:
     """Factor on the learning rates in step 0, 1, ...: a line up, then constant or a cosine down to 0.
 
     Args:
@@ -94,7 +94,7 @@ class Course:
         if self.steps < 1:
             raise ConfigError(f"training needs steps >= 1; got {self.steps}.")
         if self.shape not in ("constant", "cosine"):
-            raise ConfigError(f"the learning rate's course must be constant or cosine; got {self.shape!r}.")
+            raise ConfigError(f"the learning-rate schedule must be constant or cosine; got {self.shape!r}.")
         if not 0 <= self.warmup < self.steps:
             raise ConfigError(
                 f"the warm-up must be shorter than the training, {self.steps} steps; got {self.warmup}."
@@ -119,7 +119,8 @@ class Course:
     def settings(self, made: int) -> dict[str, Any]:
         """What the first `made` steps depended on: while the rate is constant, not on the length of the training.
 
-        So a training at a constant rate may be made longer, or be ended by a cooldown, later.
+        So a training at a constant rate may be made longer, or be ended by a cooldown, later. The name lr_course is
+        that of the first checkpoints.
         """
         known: dict[str, Any] = {"warmup_steps": self.warmup, "lr_course": self.shape}
         if self.shape != "constant" or made > self.steps - self.cooldown:
@@ -145,7 +146,7 @@ def fit(
     step: Step,
     batches: Callable[[int], Batch],
     *,
-    course: Course,
+    lr_schedule: LRSchedule,
     seed: int,
     settings: Mapping[str, Any],
     checkpoints: str | Path | None = None,
@@ -157,18 +158,18 @@ def fit(
     world: World | None = None,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> State:
-    """Train to the end of the course, resuming from the last checkpoint where there is one.
+    """Train to the last step, resuming from the last checkpoint where there is one.
 
     Args:
         state: The networks, optimisers and averages at their start; changed in place.
         step: What one step does.
         batches: From the step (0, 1, ...) to its batch.
-        course: Length of the whole training, and its learning rates.
+        lr_schedule: Length of the whole training, and its learning rates.
         seed: Of the generator that `step` receives, and of dropout.
         settings: Plain values that decide the result; a checkpoint of other settings is refused.
         checkpoints: Folder of the checkpoints; None: nothing is kept.
-        metrics: JSONL file with a line every `log_every` steps; on resume cut back to the checkpoint.
-        until: Stop early at this step, with a checkpoint; the learning rate still follows its course.
+        metrics: JSONL file with a line every `log_every` steps and for the last; on resume cut back to the checkpoint.
+        until: Stop early at this step, with a checkpoint; the learning rate follows the whole schedule.
         log_every: Steps over which logged values are averaged.
         checkpoint_every: Steps between checkpoints.
         checkpoint_seconds: Seconds between checkpoints when `checkpoint_every` is None.
@@ -179,7 +180,7 @@ def fit(
         `state`.
 
     Raises:
-        ConfigError: A checkpoint of other settings, or of more steps.
+        ConfigError: A checkpoint of other settings, or of more steps, or another process that trains with this folder.
         DataError: A full disk, a damaged checkpoint, or training that diverged: the last checkpoint is kept.
         KeyboardInterrupt, SystemExit: On SIGINT and SIGTERM, after a checkpoint was written.
     """
@@ -188,7 +189,7 @@ def fit(
     world = World() if world is None else world
     run = _Run(
         state=state,
-        course=course,
+        lr_schedule=lr_schedule,
         settings={**settings, "seed": seed, "log_every": log_every},
         folder=None if checkpoints is None else Path(checkpoints),
         metrics=MetricsLog(Path(metrics) if metrics is not None and world.leads else None),
@@ -196,33 +197,34 @@ def fit(
         seconds=checkpoint_seconds,
         world=world,
     )
-    if run.folder is not None and world.leads:
-        files.require_space(run.folder, 3 * state.n_bytes())
-    # Before the checkpoint is read: it holds the rates of its step, already scaled.
-    base = {name: [group["lr"] for group in o.param_groups] for name, o in state.optimisers.items()}
-    run.resume()
-    world.copy_from_leader([*state.nets.values(), *(ema.net for ema in state.ema.values())])
-    last = course.steps if until is None else min(until, course.steps)
-    device = next(next(iter(state.nets.values())).parameters()).device
-    for net in state.nets.values():
-        net.train()
-    with _signals() as received:
-        bar = progress(range(state.step, last)) if world.leads else range(state.step, last)
-        for i in bar:
-            _set_rates(state, base, course(i))
-            if device.type == "cpu":
-                # Dropout draws from the global stream: it is placed, so that a resumed run draws the same.
-                torch.set_rng_state(generator(seed, "dropout", i, world.rank).get_state())
-            batch = batches(i)
-            values = step(state, batch, rng=generator(seed, "step", i))
-            state.step, state.images_seen = i + 1, state.images_seen + batch.size
-            for name, ema in state.ema.items():
-                net = state.nets[name]
-                ema.update(net, step=state.step, images_seen=state.images_seen, batch_size=batch.size)
-            stopping = world.any(bool(received), device)
-            run.after_step(values, last=i + 1 == last or stopping, check=device.type == "cpu", bar=bar)
-            if stopping:
-                _stop(received)
+    with run.alone():
+        if run.folder is not None and world.leads:
+            files.require_space(run.folder, 3 * state.n_bytes())
+        # Before the checkpoint is read: it holds the rates of its step, already scaled.
+        base = {name: [group["lr"] for group in o.param_groups] for name, o in state.optimisers.items()}
+        run.resume()
+        world.copy_from_leader([*state.nets.values(), *(ema.net for ema in state.ema.values())])
+        last = lr_schedule.steps if until is None else min(until, lr_schedule.steps)
+        device = next(next(iter(state.nets.values())).parameters()).device
+        for net in state.nets.values():
+            net.train()
+        with _signals() as received:
+            bar = progress(range(state.step, last)) if world.leads else range(state.step, last)
+            for i in bar:
+                _set_rates(state, base, lr_schedule(i))
+                if device.type == "cpu":
+                    # Dropout draws from the global stream: it is placed, so that a resumed run draws the same.
+                    torch.set_rng_state(generator(seed, "dropout", i, world.rank).get_state())
+                batch = batches(i)
+                values = step(state, batch, rng=generator(seed, "step", i))
+                state.step, state.images_seen = i + 1, state.images_seen + batch.size
+                for name, ema in state.ema.items():
+                    net = state.nets[name]
+                    ema.update(net, step=state.step, images_seen=state.images_seen, batch_size=batch.size)
+                stopping = world.any(bool(received), device)
+                run.after_step(values, last=i + 1 == last or stopping, check=device.type == "cpu", bar=bar)
+                if stopping:
+                    _stop(received)
     _set_rates(state, base, 1.0)
     return state
 
@@ -232,7 +234,7 @@ class _Run:
     """The books of one call of `fit`: sums to log, the clock, the files."""
 
     state: State
-    course: Course
+    lr_schedule: LRSchedule
     settings: dict[str, Any]
     folder: Path | None
     metrics: MetricsLog
@@ -246,16 +248,20 @@ class _Run:
     logged_at: float = field(default_factory=time.monotonic)
     logged_images: int = 0
 
+    def alone(self) -> AbstractContextManager[None]:
+        """Keep other trainings away from the checkpoints."""
+        return nullcontext() if self.folder is None or not self.world.leads else held(self.folder)
+
     def resume(self) -> None:
-        """Read the last checkpoint, if any, and cut the metrics back to it."""
+        """Read the last checkpoint, if any, and cut the metrics back to what an undisturbed training had logged."""
         path = None if self.folder is None else latest_checkpoint(self.folder)
         if path is not None:
             made = step_of(path)
-            if made > self.course.steps:
+            if made > self.lr_schedule.steps:
                 raise ConfigError(
                     f"steps must be at least {made}, those of the checkpoint in {self.folder}; "
-                    f"got {self.course.steps}; "
-                    "ask for more steps, or give an empty checkpoint folder to start again."
+                    f"got {self.lr_schedule.steps}; "
+                    "set more steps, or give an empty checkpoint folder to start again."
                 )
             device = next(next(iter(self.state.nets.values())).parameters()).device
             found = read_checkpoint(path, settings=self._settings(made), device=device)
@@ -263,7 +269,9 @@ class _Run:
             self.state.step, self.state.images_seen = found.step, int(found.numbers["images_seen"])
             self.sums, self.count = dict(found.numbers["sums"]), int(found.numbers["count"])
             log.info("resumed from %s", path)
-        self.metrics.cut_to(self.state.step)
+        made, log_every = self.state.step, self.settings["log_every"]
+        # the row of a last step that is not the last any more goes: its interval is logged whole
+        self.metrics.cut_to(made if made == self.lr_schedule.steps else made - made % log_every)
         self.logged_images = self.state.images_seen
 
     def after_step(
@@ -272,11 +280,11 @@ class _Run:
         """Check, log and keep what is due. Reading values waits for a GPU: there only when needed."""
         step = self.state.step
         self.pending.append((step, dict(values)))
-        logs = step % self.settings["log_every"] == 0 or last
+        logs = step % self.settings["log_every"] == 0 or step == self.lr_schedule.steps
         saves = self.folder is not None and (last or self._save_is_due())
         if check or logs or saves:
             self._read()
-        if logs and self.count:
+        if logs:
             self._log(bar)
         if saves:
             self._save()
@@ -320,7 +328,7 @@ class _Run:
                 "images": state.images_seen,
                 **means,
                 **rates,
-                "images_per_second": round(speed, 1),
+                SPEED: round(speed, 1),
             }
         )
         report = getattr(bar, "set_postfix_str", None)
@@ -329,7 +337,10 @@ class _Run:
                 ", ".join(f"{k} {v:.4g}" for k, v in means.items()) + f", {speed:,.0f} images/s",
                 refresh=False,
             )
-        self.sums, self.count, self.logged_at, self.logged_images = {}, 0, now, state.images_seen
+        if (
+            state.step % self.settings["log_every"] == 0
+        ):  # else the last step, which a longer training averages over
+            self.sums, self.count, self.logged_at, self.logged_images = {}, 0, now, state.images_seen
 
     def _save(self) -> None:
         self.saved_at = time.monotonic()
@@ -344,7 +355,7 @@ class _Run:
 
     def _settings(self, made: int) -> dict[str, Any]:
         """All that the first `made` steps depended on."""
-        return {**self.settings, **self.course.settings(made)}
+        return {**self.settings, **self.lr_schedule.settings(made)}
 
 
 def _set_rates(state: State, base: Mapping[str, list[float]], factor: float) -> None:
@@ -374,7 +385,7 @@ def _signals() -> Iterator[list[int]]:
 
 
 def _stop(received: list[int]) -> None:
-    """End as the signal asks, now that the checkpoint is written."""
+    """End as the signal demands, now that the checkpoint is written."""
     if signal.SIGTERM in received:
         raise SystemExit(128 + signal.SIGTERM)
     raise KeyboardInterrupt

@@ -63,15 +63,16 @@ def draw_times(schedule: Schedule, n: int, *, weighting: str = "uniform", rng: t
     return schedule.t_min + (schedule.t_max - schedule.t_min) * uniform
 
 
-class Question(NamedTuple):
-    """Noised images as a network is asked about them, and the answer that it should give.
+class NoisedBatch(NamedTuple):
+    """Noised images as inputs of a network, and the target of its output.
 
-    Attributes: fed: what the network sees, (B, ...). time: the time that it is told. target: the perfect output.
-        weight: factor on its squared error, which broadcasts over the output.
+    Attributes: x_in: x_t, scaled where the prediction scales it, (B, ...). time_in: the network's time input, (B,) or
+        per pixel. target: the perfect output, (B, ...). weight: factor on the squared error, which broadcasts over the
+        output.
     """
 
-    fed: Tensor
-    time: Tensor
+    x_in: Tensor
+    time_in: Tensor
     target: Tensor
     weight: Tensor
 
@@ -84,8 +85,8 @@ class Question(NamedTuple):
 
 def noised(
     x0: Tensor, eps: Tensor, t: Tensor, *, schedule: Schedule, prediction: str, weighting: str = "uniform"
-) -> Question:
-    """What a network is asked about images at some times.
+) -> NoisedBatch:
+    """Noise images at some times, for one call of the network.
 
     Args:
         x0: `(B, ...)` data in [-1, 1].
@@ -111,21 +112,21 @@ def noised(
         ]
     ).to(x0.dtype)
     factors = factors.to(x0.device, non_blocking=True)
-    time = factors[6]
+    time_in = factors[6]
     if t.ndim == 1:
         factors = factors.reshape(7, -1, *[1] * (like - 1))
     alpha_t, sigma_t, of_x0, of_eps, weight, scale_in = factors[:6]
-    fed = scale_in * (alpha_t * x0 + sigma_t * eps)
-    return Question(fed, time, of_x0 * x0 + of_eps * eps, weight)
+    x_in = scale_in * (alpha_t * x0 + sigma_t * eps)
+    return NoisedBatch(x_in, time_in, of_x0 * x0 + of_eps * eps, weight)
 
 
-Loss = Callable[[Network, Question, Condition | None], Tensor]
-"""(network, question, condition) -> loss of each image, (B,)."""
+Loss = Callable[[Network, NoisedBatch, Condition | None], Tensor]
+"""(network, noised batch, condition) -> loss of each image, (B,)."""
 
 
-def denoising_loss(network: Network, asked: Question, condition: Condition | None = None) -> Tensor:
+def denoising_loss(network: Network, batch: NoisedBatch, condition: Condition | None = None) -> Tensor:
     """The squared error of one network call."""
-    return asked.loss(network(asked.fed, asked.time, condition))
+    return batch.loss(network(batch.x_in, batch.time_in, condition))
 
 
 def loss_weight(schedule: Schedule, prediction: str, t: Tensor, *, weighting: str) -> Tensor:

@@ -9,6 +9,10 @@ from pathlib import Path
 
 from fewstep import files
 
+SPEED = "images_per_second"
+OF_CLOCK = frozenset({SPEED})
+"""Columns that depend on the clock; all others are the same, however often a training was interrupted."""
+
 
 class MetricsLog:
     """Appends lines to a file; without a path it does nothing."""

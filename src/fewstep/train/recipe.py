@@ -15,7 +15,7 @@ PRECISIONS = ("fp32", "bf16")
 
 
 class LossOfStep(Protocol):
-    """How a method trains a network in another way: the loss of each step, and what tells it apart."""
+    """How a method trains a network in another way: the loss of each step, and the values that decide it."""
 
     def __call__(self, rng: torch.Generator) -> Loss:
         """The loss of one step, which may draw from the step's generator."""
@@ -38,7 +38,7 @@ class Recipe:
         lr: Learning rate of AdamW after the warm-up.
         seed: Of the order of the images, the noise, the times and dropout; not of the network's weights.
         warmup_steps: Steps of linear rise of the learning rate.
-        lr_course: "constant" or "cosine" after the warm-up.
+        lr_schedule: "constant" or "cosine" after the warm-up.
         cooldown: Last steps, in which a constant rate falls to 0.
         weight_decay: Of AdamW.
         clip: Largest gradient norm; None: no clipping.
@@ -64,7 +64,7 @@ class Recipe:
     lr: float
     seed: int
     warmup_steps: int = 0
-    lr_course: str = "constant"
+    lr_schedule: str = "constant"
     cooldown: int = 0
     weight_decay: float = 0.0
     clip: float | None = 1.0
@@ -87,7 +87,7 @@ class Recipe:
             raise ConfigError(f"condition_dropout must lie in [0, 1); got {self.condition_dropout}.")
 
     def settings(self) -> dict[str, Any]:
-        """What a checkpoint must agree with, but for the course of the learning rate and the batches.
+        """What a checkpoint must agree with, but for the learning-rate schedule and the batches.
 
         The name label_dropout is that of the first checkpoints.
         """

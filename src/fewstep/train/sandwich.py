@@ -10,19 +10,19 @@ from fewstep.checks import ConfigError
 from fewstep.diffusion.condition import Condition
 from fewstep.nets.slim import Narrow, check_widths
 from fewstep.nets.unet import UNet
-from fewstep.train.losses import Loss, Network, Question
+from fewstep.train.losses import Loss, Network, NoisedBatch
 
 
 class Sandwich:
     """The loss of a step at the full width, the narrowest one, and one drawn from those between, added up.
 
-    A narrow network learns from the truth and from the full network's answer to the same question, which has less
-    noise: towards (1 - distil) target + distil answer.
+    A narrow network learns from the data and, by distillation, from the full network's output for the same input,
+    which has less noise: its target is (1 - distil) target + distil output.
 
     Args:
         net: The wide network.
         widths: Shares of its channels, the full one first.
-        distil: Share of the full network's answer in what narrow networks learn, in [0, 1].
+        distil: Share of the full network's output in the target of narrow networks, in [0, 1].
 
     Raises:
         ConfigError: Widths that the network cannot have, or a share out of range.
@@ -44,12 +44,12 @@ class Sandwich:
         if between:
             chosen.append(int(torch.randint(len(between), (), generator=rng)))
 
-        def loss(network: Network, asked: Question, condition: Condition | None) -> Tensor:
-            answer = network(asked.fed, asked.time, condition)
-            target = torch.lerp(asked.target, answer.detach().to(asked.target.dtype), self.distil)
-            total = asked.loss(answer)
+        def loss(network: Network, batch: NoisedBatch, condition: Condition | None) -> Tensor:
+            output = network(batch.x_in, batch.time_in, condition)
+            target = torch.lerp(batch.target, output.detach().to(batch.target.dtype), self.distil)
+            total = batch.loss(output)
             for k in chosen:
-                total = total + asked.loss(self.narrow[k](asked.fed, asked.time, condition), target)
+                total = total + batch.loss(self.narrow[k](batch.x_in, batch.time_in, condition), target)
             return total
 
         return loss

@@ -55,7 +55,7 @@ class World:
         return bool(raised.item())
 
     def wait(self) -> None:
-        """Go on when every process has come here."""
+        """Return when every process has come here."""
         if self.size > 1:
             dist.barrier()
 

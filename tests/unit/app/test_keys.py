@@ -97,7 +97,7 @@ CHANGES: dict[str, Any] = {  # for fields whose other values do not follow from 
     "model.prediction": {"prediction": "v"},
     "model.widths": {"widths": [1.0, 0.25]},
     "train.weighting": {"weighting": "snr"},
-    "train.lr_course": {"lr_course": "constant"},
+    "train.lr_schedule": {"lr_schedule": "constant"},
     "train.precision": {"precision": "bf16"},
     "extractor.name": {"name": "effnet-lite0-p320"},
     "stats.split": {"split": "test"},

@@ -12,13 +12,13 @@ import pytest
 from formats import encoded, noise, write_files, write_tar, write_zip
 
 from fewstep.checks import DataError
-from fewstep.data import prepare
 from fewstep.data.archives import list_folder
 from fewstep.data.engine import prepare_source
 from fewstep.data.folder import folder_source
 from fewstep.data.left_out import DANGLING, HIDDEN, LOOP, NOT_IMAGES, REPLACED, SPECIAL
 from fewstep.data.names import member_name
 from fewstep.data.packed import load_dataset
+from fewstep.data.prepare import prepare
 
 
 def png(seed):

@@ -21,9 +21,10 @@ from formats import (
 from PIL import Image
 
 from fewstep.checks import ConfigError, DataError
-from fewstep.data import cifar10, prepare
+from fewstep.data import cifar10
 from fewstep.data.cifar10 import cifar10_source, load_arrays
 from fewstep.data.packed import load_dataset
+from fewstep.data.prepare import prepare
 
 
 def test_digits_are_exact_and_split_by_class(tmp_path):

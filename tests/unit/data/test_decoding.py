@@ -6,11 +6,11 @@ from formats import can_write, encoded, noise, write_files
 from PIL import Image
 
 from fewstep.checks import ConfigError, DataError
-from fewstep.data import prepare
 from fewstep.data.decoding import read_header
 from fewstep.data.image_files import ImageFiles
 from fewstep.data.left_out import FRAMES
 from fewstep.data.packed import load_dataset
+from fewstep.data.prepare import prepare
 
 PIXELS = noise(8, 8, 3)
 

@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 
 from fewstep.checks import DataError
-from fewstep.data import prepare
 from fewstep.data.image_files import ImageFiles
 from fewstep.data.left_out import NOT_IMAGES
 from fewstep.data.packed import load_dataset
+from fewstep.data.prepare import prepare
 from fewstep.metrics import extractor as module
 from fewstep.metrics.extractor import BATCH, Extractor, extract
 

@@ -30,7 +30,7 @@ def named(labels, names=NAMES):
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar", "tar.gz"])
 def test_labels_are_the_classes_and_blocks_are_not(kind, tmp_path):
-    from fewstep.data import prepare
+    from fewstep.data.prepare import prepare
 
     manifest = prepare(
         "folder", tmp_path / "out", source=tool(tmp_path, named([2, 0, 2]), kind), test_fraction=0.0

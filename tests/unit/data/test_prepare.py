@@ -12,11 +12,11 @@ import pytest
 from formats import encoded, noise, write_files, write_tar
 
 from fewstep.checks import ConfigError, DataError
-from fewstep.data import DATASETS, prepare
 from fewstep.data.engine import prepare_source
 from fewstep.data.folder import folder_source
 from fewstep.data.manifest import verify
 from fewstep.data.packed import load_dataset
+from fewstep.data.prepare import DATASETS, prepare
 
 
 def images(n: int) -> dict[str, bytes]:
@@ -145,7 +145,7 @@ def test_two_processes_do_not_share_the_work(raw, tmp_path):
     (tmp_path / ".out.work").mkdir()
     with (tmp_path / ".out.work" / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(DataError, match="another process"):
+        with pytest.raises(ConfigError, match="another process prepares"):
             pack(raw, tmp_path / "out")
 
 

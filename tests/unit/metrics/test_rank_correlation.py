@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from fewstep.checks import ConfigError
-from fewstep.data import prepare
+from fewstep.data.prepare import prepare
 from fewstep.metrics import weights
 from fewstep.pipeline.samples import FACTS, Samples, write_samples
 

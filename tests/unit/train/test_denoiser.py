@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import signal
@@ -16,9 +17,13 @@ from toy import ToyImages, recipe, tiny_net, weights
 from fewstep.checks import ConfigError, DataError
 from fewstep.diffusion.condition import Condition
 from fewstep.diffusion.schedule import EDM, DDPMTable, Flow
+from fewstep.files import _mark
 from fewstep.nets.unet import UNet
 from fewstep.rng import generator, initial_weights
+from fewstep.train import loop
+from fewstep.train.checkpoint import LOCK
 from fewstep.train.denoiser import train_denoiser
+from fewstep.train.metrics_log import OF_CLOCK, MetricsLog
 from fewstep.train.recipe import Recipe
 from fewstep.train.sandwich import Sandwich
 
@@ -39,6 +44,11 @@ def lines(file: Path) -> list[dict]:
 
 def same(one: dict, other: dict) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def checkpoints_in(folder: Path) -> list[str]:
+    """Names of what stands in a folder of checkpoints, but for its lock."""
+    return sorted(entry.name for entry in folder.iterdir() if entry.name != LOCK)
 
 
 def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen:
@@ -90,27 +100,90 @@ def test_parts_of_a_batch_give_the_whole_batch():
     assert not same(whole, weights(train(steps=3, lr=2e-2)))
 
 
-def test_resume_equals_an_undisturbed_run(tmp_path):
-    whole = train(metrics=tmp_path / "whole.jsonl")
-    for until in (4, 5, 12):
-        resumed = train(
-            checkpoints=tmp_path / "c", metrics=tmp_path / "parts.jsonl", until=until, checkpoint_every=100
-        )
+class Killed(BaseException):
+    """In the place of SIGKILL, which leaves no time for anything either."""
+
+
+def killed_at(step):
+    def wrap(steps):
+        for i in steps:
+            if i == step:
+                raise Killed
+            yield i
+
+    return {"progress": wrap}
+
+
+def terminated_at(step):
+    def wrap(steps):
+        for i in steps:
+            if i == step:
+                signal.raise_signal(signal.SIGTERM)
+            yield i
+
+    return {"progress": wrap}
+
+
+def until(step):
+    return {"until": step}
+
+
+def rows(file: Path) -> list[dict]:
+    return [{k: v for k, v in line.items() if k not in OF_CLOCK} for line in lines(file)]
+
+
+@pytest.mark.parametrize("stopped", [killed_at, terminated_at, until])
+@pytest.mark.parametrize("points", [(1,), (4,), (6,), (10,), (5, 7, 8)])
+def test_weights_and_metrics_of_a_resumed_training_are_those_of_an_undisturbed_one(tmp_path, stopped, points):
+    """Eleven steps, a checkpoint at each second and a row at each third one, and at the last."""
+    settings = {"steps": 11, "checkpoint_every": 2}
+    whole = train(tiny_net(dropout=0.1), metrics=tmp_path / "whole.jsonl", **settings)
+    settings |= {"checkpoints": tmp_path / "c", "metrics": tmp_path / "parts.jsonl"}
+    for point in points:
+        with contextlib.suppress(Killed, SystemExit):
+            train(tiny_net(dropout=0.1), **settings, **stopped(point))
+    resumed = train(tiny_net(dropout=0.1), **settings)
     assert same(weights(whole), weights(resumed))
     assert (resumed.step, resumed.images_seen) == (whole.step, whole.images_seen)
-    values = [
-        {k: v for k, v in line.items() if k != "images_per_second"}
-        for line in lines(tmp_path / "parts.jsonl")
-    ]
-    logged = {line["step"]: line["loss"] for line in values}
-    assert (
-        [step for step in logged if step % 3 == 0]
-        == [3, 6, 9, 12]
-        == [line["step"] for line in lines(tmp_path / "whole.jsonl")]
-    )
-    # steps 9 and 12 lie in intervals that no stop cut: their means are the undisturbed ones
-    undisturbed = {line["step"]: line["loss"] for line in lines(tmp_path / "whole.jsonl")}
-    assert logged[9] == undisturbed[9] and logged[12] == undisturbed[12]
+    assert [row["step"] for row in rows(tmp_path / "whole.jsonl")] == [3, 6, 9, 11]
+    assert rows(tmp_path / "parts.jsonl") == rows(tmp_path / "whole.jsonl")
+    train(tiny_net(dropout=0.1), **settings)
+    assert rows(tmp_path / "parts.jsonl") == rows(tmp_path / "whole.jsonl")
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("what", ["MetricsLog.append", "write_checkpoint"])
+@pytest.mark.parametrize("nth", [1, 2, 4])
+def test_a_kill_around_the_writing_of_files_changes_nothing(tmp_path, monkeypatch, what, when, nth):
+    settings = {"steps": 11, "checkpoint_every": 3}
+    whole = train(metrics=tmp_path / "whole.jsonl", **settings)
+    settings |= {"checkpoints": tmp_path / "c", "metrics": tmp_path / "parts.jsonl"}
+    write = MetricsLog.append if what == "MetricsLog.append" else loop.write_checkpoint
+    calls = []
+
+    def interrupted(*arguments, **named):
+        calls.append(named)
+        if len(calls) == nth and when == "before":
+            raise Killed
+        write(*arguments, **named)
+        if len(calls) == nth:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(f"fewstep.train.loop.{what}", interrupted)
+        train(**settings)
+    resumed = train(**settings)
+    assert same(weights(whole), weights(resumed))
+    assert rows(tmp_path / "parts.jsonl") == rows(tmp_path / "whole.jsonl")
+
+
+def test_metrics_of_a_training_that_is_made_longer_are_those_of_the_long_one(tmp_path):
+    settings = {"lr_schedule": "constant"}
+    train(**settings, metrics=tmp_path / "whole.jsonl")
+    for steps in (4, 7, 12):
+        train(**settings, steps=steps, checkpoints=tmp_path / "c", metrics=tmp_path / "parts.jsonl")
+        assert rows(tmp_path / "parts.jsonl")[-1]["step"] == steps
+    assert rows(tmp_path / "parts.jsonl") == rows(tmp_path / "whole.jsonl")
 
 
 def test_killed_and_resumed_is_bit_identical(tmp_path):
@@ -129,8 +202,29 @@ def test_killed_and_resumed_is_bit_identical(tmp_path):
     assert first.wait() == 0 and again.wait() == 0, errors_of(killed)
     assert same(load_file(undisturbed / "final.safetensors"), load_file(killed / "final.safetensors"))
     assert [line["step"] for line in lines(killed / "metrics.jsonl")] == [3, 6, 9, 12]
-    for one, other in zip(lines(undisturbed / "metrics.jsonl"), lines(killed / "metrics.jsonl"), strict=True):
-        assert one["loss"] == other["loss"] and one["images"] == other["images"]
+    assert rows(undisturbed / "metrics.jsonl") == rows(killed / "metrics.jsonl")
+
+
+def test_a_second_training_in_the_same_folder_is_refused_while_the_first_lives(tmp_path):
+    """As when a workflow is killed, its training lives on, and the workflow is started again."""
+    first = start(tmp_path / "run", "500", "0.05")
+    wait_for_checkpoint(tmp_path / "run", first)
+    with pytest.raises(
+        ConfigError, match=f"checkpoints must be free, but process {first.pid} on .* trains there"
+    ):
+        train(checkpoints=tmp_path / "run" / "checkpoints")
+    first.kill()
+    first.wait()
+    with pytest.raises(ConfigError, match="other settings"):  # the lock is free
+        train(checkpoints=tmp_path / "run" / "checkpoints")
+
+
+def test_what_a_killed_training_left_half_written_is_removed(tmp_path):
+    left = tmp_path / f".step-00000069{_mark()}abcd1234"
+    left.mkdir()
+    (left / "tensors.pt").write_bytes(b"half")
+    train(checkpoints=tmp_path, steps=3)
+    assert checkpoints_in(tmp_path) == ["step-00000003"]
 
 
 def test_sigterm_saves_then_stops(tmp_path):
@@ -138,8 +232,8 @@ def test_sigterm_saves_then_stops(tmp_path):
     wait_for_checkpoint(tmp_path / "run", running)
     running.terminate()
     assert running.wait() == 128 + signal.SIGTERM, errors_of(tmp_path / "run")
-    checkpoint = max((tmp_path / "run" / "checkpoints").iterdir())
-    assert lines(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == int(checkpoint.name.removeprefix("step-"))
+    step = int(checkpoints_in(tmp_path / "run" / "checkpoints")[-1].removeprefix("step-"))
+    assert [line["step"] for line in lines(tmp_path / "run" / "metrics.jsonl")] == list(range(3, step + 1, 3))
 
 
 def test_an_interrupt_saves_then_raises(tmp_path):
@@ -151,7 +245,7 @@ def test_an_interrupt_saves_then_raises(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         train(checkpoints=tmp_path, progress=interrupt)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["step-00000006"]
+    assert checkpoints_in(tmp_path) == ["step-00000006"]
     assert same(weights(train(checkpoints=tmp_path)), weights(train()))
 
 
@@ -198,16 +292,16 @@ def test_divergence_keeps_the_last_good_checkpoint(tmp_path):
     ) as caught:
         train(net, checkpoints=tmp_path, checkpoint_every=2, progress=poison)
     assert "\n" not in str(caught.value)
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["step-00000002", "step-00000004"]
+    assert checkpoints_in(tmp_path) == ["step-00000002", "step-00000004"]
 
 
 def test_only_a_constant_rate_lets_a_training_grow(tmp_path):
     grown = {}
-    for course in ("constant", "cosine"):
-        settings = {"lr_course": course}
-        folder = tmp_path / course
+    for shape in ("constant", "cosine"):
+        settings = {"lr_schedule": shape}
+        folder = tmp_path / shape
         train(**settings, steps=6, checkpoints=folder)
-        if course == "cosine":
+        if shape == "cosine":
             with pytest.raises(ConfigError, match="steps was 6, now 12"):
                 train(**settings, checkpoints=folder)
         else:
@@ -241,9 +335,9 @@ def test_a_damaged_checkpoint_is_one_clear_sentence(tmp_path, name):
         ({"precision": "fp8"}, "fp32 or bf16"),
         ({"condition_dropout": 1.0}, "condition_dropout"),
         ({"warmup_steps": 12}, "warm-up"),
-        ({"lr_course": "step"}, "constant or cosine"),
+        ({"lr_schedule": "step"}, "constant or cosine"),
         ({"cooldown": 3}, "needs a constant rate"),
-        ({"lr_course": "constant", "cooldown": 11}, "10 steps after the warm-up; got 11"),
+        ({"lr_schedule": "constant", "cooldown": 11}, "10 steps after the warm-up; got 11"),
         ({"batch_size": 0}, "batch_size"),
         ({"parts": 9}, "parts"),
         ({"steps": 0}, "steps"),
@@ -280,7 +374,7 @@ def test_bf16_and_half_life_train():
 # Conditions besides the class
 
 
-def told(n=20):
+def conditions(n=20):
     rng = generator(6)
     return Condition(
         {"context": torch.randn(n, 3, 5, generator=rng), "mask": torch.randn(n, 1, 4, 4, generator=rng)}
@@ -294,17 +388,19 @@ def conditioned(**changes):
 def test_network_with_maps_context_and_classes_trains_on_all_of_them():
     net = conditioned()
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
-    state = train(net, condition=told())
+    state = train(net, condition=conditions())
     moved = {name for name, p in state.nets["net"].named_parameters() if not torch.equal(p, before[name])}
     assert {"maps_in.weight", "middle_in.cross.kv.weight", "label.weight"} <= moved
-    assert not same(weights(state), weights(train(conditioned(), condition=told()[torch.arange(19, -1, -1)])))
+    assert not same(
+        weights(state), weights(train(conditioned(), condition=conditions()[torch.arange(19, -1, -1)]))
+    )
 
 
 def test_condition_is_hidden_whole_at_the_asked_rate():
     seen = []
     net = conditioned()
     net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[2]))
-    train(net, condition=told(), condition_dropout=0.5, steps=40, batch_size=20)
+    train(net, condition=conditions(), condition_dropout=0.5, steps=40, batch_size=20)
     condition = Condition.cat(seen)
     hidden = condition.values["label"] == 2
     for name in ("context", "mask"):
@@ -313,22 +409,22 @@ def test_condition_is_hidden_whole_at_the_asked_rate():
 
 
 def test_conditioned_training_resumes_bit_for_bit_on_the_same_conditions_alone(tmp_path):
-    whole = train(conditioned(), condition=told())
-    train(conditioned(), condition=told(), checkpoints=tmp_path, until=5)
+    whole = train(conditioned(), condition=conditions())
+    train(conditioned(), condition=conditions(), checkpoints=tmp_path, until=5)
     with pytest.raises(ConfigError, match="other settings .conditions was"):
-        train(conditioned(), condition=told()[torch.arange(19, -1, -1)], checkpoints=tmp_path)
-    assert same(weights(whole), weights(train(conditioned(), condition=told(), checkpoints=tmp_path)))
+        train(conditioned(), condition=conditions()[torch.arange(19, -1, -1)], checkpoints=tmp_path)
+    assert same(weights(whole), weights(train(conditioned(), condition=conditions(), checkpoints=tmp_path)))
 
 
 def test_conditions_that_do_not_fit_the_network_are_refused():
     with pytest.raises(ConfigError, match="this one has none; leave them out"):
-        train(tiny_net(n_classes=0), condition=told(), condition_dropout=0.0)
+        train(tiny_net(n_classes=0), condition=conditions(), condition_dropout=0.0)
     with pytest.raises(DataError, match="must have the names context, label, mask; got context, label"):
-        train(conditioned(), condition=Condition({"context": told().values["context"]}))
+        train(conditioned(), condition=Condition({"context": conditions().values["context"]}))
     with pytest.raises(ConfigError, match="takes mask floating point .* but there are no conditions"):
         train(conditioned(n_classes=0))
     with pytest.raises(DataError, match="each of the 20 images"):
-        train(conditioned(n_classes=0), condition=told(7))
+        train(conditioned(n_classes=0), condition=conditions(7))
     with pytest.raises(ConfigError, match="condition_dropout needs a network with a null condition; got 0.2"):
         train(tiny_net(n_classes=0))
 
@@ -336,5 +432,5 @@ def test_conditions_that_do_not_fit_the_network_are_refused():
 def test_sandwich_of_a_conditioned_network_trains():
     with initial_weights(3):
         net = UNet(4, 1, 8, (1, 2), n_classes=2, maps={"mask": 1}, context=5)
-    state = train(net, condition=told(), loss_of_step=Sandwich(net, (1.0, 0.5)), steps=3)
+    state = train(net, condition=conditions(), loss_of_step=Sandwich(net, (1.0, 0.5)), steps=3)
     assert state.step == 3 and net.maps_in.weight.any()

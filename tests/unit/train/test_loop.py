@@ -15,7 +15,7 @@ from fewstep.train.batches import image_batches
 from fewstep.train.classifier import accuracy, train_classifier
 from fewstep.train.descent import descend, slices
 from fewstep.train.ema import Ema
-from fewstep.train.loop import Course, State, fit
+from fewstep.train.loop import LRSchedule, State, fit
 from fewstep.train.metrics_log import MetricsLog
 from fewstep.train.world import World, joined
 
@@ -55,8 +55,14 @@ def adversaries() -> tuple[State, object]:
 def run(folder=None, until=None, **changes):
     state, step = adversaries()
     batches = image_batches(ToyImages(), batch_size=8, seed=0)
-    course = Course(changes.pop("steps", 10), cooldown=changes.pop("cooldown", 0))
-    values = {"course": course, "seed": 0, "settings": {"kind": "test"}, "checkpoint_every": 3, **changes}
+    lr_schedule = LRSchedule(changes.pop("steps", 10), cooldown=changes.pop("cooldown", 0))
+    values = {
+        "lr_schedule": lr_schedule,
+        "seed": 0,
+        "settings": {"kind": "test"},
+        "checkpoint_every": 3,
+        **changes,
+    }
     return fit(state, step, batches, checkpoints=folder, until=until, **values)
 
 
@@ -88,14 +94,14 @@ def test_a_training_shorter_than_its_checkpoint_is_refused(tmp_path):
 
 def test_old_checkpoints_are_removed_and_a_finished_run_does_nothing(tmp_path):
     done = run(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000009", "step-00000010"]
+    assert sorted(p.name for p in tmp_path.glob("*[0-9]")) == ["step-00000009", "step-00000010"]
     again = run(tmp_path)
     assert again.step == 10 and torch.equal(done.nets["critic"].weight, again.nets["critic"].weight)
 
 
 def test_seconds_decide_when_no_steps_are_given(tmp_path):
     run(tmp_path, checkpoint_every=None, checkpoint_seconds=1e9)
-    assert [p.name for p in tmp_path.iterdir()] == ["step-00000010"]
+    assert [p.name for p in tmp_path.glob("*[0-9]")] == ["step-00000010"]
     seen = []
 
     def watch(steps):
@@ -115,17 +121,17 @@ def test_any_value_that_is_not_finite_stops(tmp_path):
             state,
             lambda state, batch, *, rng: {"odd": float("inf") if state.step == 2 else 1.0},
             batches,
-            course=Course(5),
+            lr_schedule=LRSchedule(5),
             seed=0,
             settings={},
         )
 
 
-def test_learning_rate_courses():
-    constant, cosine = Course(100, warmup=4), Course(100, shape="cosine")
+def test_learning_rate_schedules():
+    constant, cosine = LRSchedule(100, warmup=4), LRSchedule(100, shape="cosine")
     assert [constant(s) for s in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
     assert cosine(0) == 1.0 and cosine(50) == pytest.approx(0.5) and cosine(99) < 1e-3
-    falling = Course(100, warmup=4, cooldown=24)
+    falling = LRSchedule(100, warmup=4, cooldown=24)
     assert all(falling(s) == constant(s) for s in range(76))
     assert falling(76) == pytest.approx(1 - 1 / 5) and falling(99) == pytest.approx(1 - (24 / 25) ** 0.5)
     # one step past the end it would be 0, in steps that fall ever less

@@ -36,8 +36,8 @@ def test_the_exact_denoisers_loss_has_its_closed_form(schedule, prediction, weig
     x0 = STD * torch.randn(shape, generator=generator(0), dtype=torch.float64)
     eps = torch.randn(shape, generator=generator(1), dtype=torch.float64)
     factor = exact_network(schedule, prediction, t).reshape(-1, 1, 1, 1)
-    asked = noised(x0, eps, t, schedule=schedule, prediction=prediction, weighting=weighting)
-    loss = denoising_loss(lambda x_t, time, condition: factor * x_t, asked)
+    batch = noised(x0, eps, t, schedule=schedule, prediction=prediction, weighting=weighting)
+    loss = denoising_loss(lambda x_t, time, condition: factor * x_t, batch)
     alpha, sigma, snr = (
         schedule.alpha(t[0]),
         schedule.sigma(t[0]),

@@ -21,7 +21,7 @@ def network():
     return net.double()
 
 
-def question():
+def batch():
     x0, eps = torch.randn(2, 3, 1, 8, 8, generator=generator(2), dtype=torch.float64).unbind()
     t = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
     return noised(x0, eps, t, schedule=VPLinear(), prediction="v")
@@ -41,14 +41,14 @@ def middle(rng):
 @pytest.mark.parametrize("distil", [0.0, 0.5, 1.0])
 def test_gradient_is_the_sum_over_three_widths(distil):
     """Mean of the two squared errors, mixed: they have the same gradient as the error to the mixed target."""
-    net, asked = network(), question()
-    found = gradients(net, Sandwich(net, WIDTHS, distil=distil)(generator(7))(net, asked, None))
-    answer = net(asked.fed, asked.time).detach()
-    parts = [gradients(net, denoising_loss(net, asked))]
+    net, noisy = network(), batch()
+    found = gradients(net, Sandwich(net, WIDTHS, distil=distil)(generator(7))(net, noisy, None))
+    output = net(noisy.x_in, noisy.time_in).detach()
+    parts = [gradients(net, denoising_loss(net, noisy))]
     for width in (WIDTHS[-1], WIDTHS[middle(generator(7))]):
         narrow = Narrow(net, width)
-        parts.append(gradients(net, (1 - distil) * denoising_loss(narrow, asked)))
-        parts.append(gradients(net, distil * asked.loss(narrow(asked.fed, asked.time), answer)))
+        parts.append(gradients(net, (1 - distil) * denoising_loss(narrow, noisy)))
+        parts.append(gradients(net, distil * noisy.loss(narrow(noisy.x_in, noisy.time_in), output)))
     for name, grad in found.items():
         # losses are float32
         assert torch.allclose(grad, sum(part[name] for part in parts), rtol=1e-4, atol=1e-6), name
@@ -61,7 +61,7 @@ def test_every_width_between_is_drawn():
     assert (
         len(
             {
-                float(Sandwich(net, WIDTHS)(generator(0, i))(net, question(), None).sum().detach())
+                float(Sandwich(net, WIDTHS)(generator(0, i))(net, batch(), None).sum().detach())
                 for i in range(20)
             }
         )
@@ -70,9 +70,9 @@ def test_every_width_between_is_drawn():
 
 
 def test_two_widths_need_no_draw():
-    net, asked = network(), question()
-    loss = Sandwich(net, (1.0, 0.5), distil=0.0)(generator(0))(net, asked, None)
-    both = denoising_loss(net, asked) + denoising_loss(Narrow(net, 0.5), asked)
+    net, noisy = network(), batch()
+    loss = Sandwich(net, (1.0, 0.5), distil=0.0)(generator(0))(net, noisy, None)
+    both = denoising_loss(net, noisy) + denoising_loss(Narrow(net, 0.5), noisy)
     assert torch.allclose(loss, both, rtol=1e-12)
 
 

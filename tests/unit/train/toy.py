@@ -50,7 +50,7 @@ SETTINGS = {
     "condition_dropout": 0.2,
     "flip": True,
     "warmup_steps": 2,
-    "lr_course": "cosine",
+    "lr_schedule": "cosine",
 }
 
 

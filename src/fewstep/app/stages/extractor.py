@@ -1,5 +1,6 @@
 """`fewstep extractor`: a small classifier whose features compare images."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -7,9 +8,11 @@ import typer
 
 from fewstep.app.settings import ExtractorSettings
 from fewstep.checks import ConfigError
+from fewstep.files import require_replaceable
+from fewstep.nets import CARD, CONFIG, WEIGHTS
 from fewstep.pipeline.stage import Stage
 from fewstep.pipeline.stage.options import DeviceOption, takes_settings
-from fewstep.pipeline.stage.spec import Spec, stamp
+from fewstep.pipeline.stage.spec import STAMP, Spec, stamp
 
 
 @takes_settings(hide=("name",))
@@ -34,11 +37,19 @@ def command(
     from fewstep.rng import initial_weights
     from fewstep.train.classifier import accuracy, train_classifier
 
+    require_replaceable(out, set(), names={WEIGHTS, CONFIG, CARD, STAMP})
     dataset = load_dataset(data, "train")
+    judged_on = dataset.heldout_split
     if dataset.classes is None:
         raise ConfigError(
             f"A classifier needs labels, but {data} has none; use the extractor effnet-lite0-p320."
         )
+    if judged_on is None:
+        raise ConfigError(
+            f"A classifier must be judged on images that it was not trained on, but {data} has no test or valid split; "
+            "prepare it with test_fraction above 0."
+        )
+    heldout = load_dataset(data, judged_on)
     with initial_weights(extractor.seed):
         net = Classifier(dataset.shape[0], len(dataset.classes)).to(chosen_device(device))
     train_classifier(
@@ -50,7 +61,7 @@ def command(
         seed=extractor.seed,
         progress=track("extractor", unit="step"),
     )
-    right = accuracy(net, load_dataset(data, "test"))
+    right = accuracy(net, heldout)
     save_classifier(
         out,
         net,
@@ -59,12 +70,11 @@ def command(
         card={
             **card_facts(dataset, net),
             "settings": extractor.model_dump(mode="json"),
-            "test_accuracy": right,
+            f"{judged_on}_accuracy": right,
         },
+        finish=None if spec is None else partial(stamp, spec),
     )
-    if spec:
-        stamp(spec, out)
-    typer.echo(f"{out}: classifier of {dataset.name}, {right:.1%} of the test images right")
+    typer.echo(f"{out}: classifier of {dataset.name}, {right:.1%} of the {judged_on} images right")
 
 
 STAGE = Stage(

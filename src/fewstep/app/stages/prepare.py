@@ -24,7 +24,7 @@ def command(
 
     Example: fewstep prepare folder --source images.tar.xz --size 32 --out data/mine
     """
-    from fewstep.data import prepare as pack
+    from fewstep.data.prepare import prepare as pack
     from fewstep.progress import track
 
     manifest = pack(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fewstep.checks import ConfigError
+from fewstep.nets import CARD, CURVE
 from fewstep.pipeline.samples import files_in
 from fewstep.pipeline.stage import MODEL, Every, Panels, Stage
 from fewstep.pipeline.stage.options import CertificatesArgument, takes_settings
@@ -46,8 +47,8 @@ def command(
         files_in(samples or [], ".npz"),
         out,
         run=spec.run if spec else run or out.resolve().name,
-        card=None if folder is None else folder / "card.json",
-        training=None if folder is None else folder / "metrics.jsonl",
+        card=None if folder is None else folder / CARD,
+        training=None if folder is None else folder / CURVE,
         panels=shown,
     )
     if spec:

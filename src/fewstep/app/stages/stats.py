@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fewstep.app.settings import StatsSettings
+from fewstep.checks import ConfigError
 from fewstep.pipeline.stage import Stage
 from fewstep.pipeline.stage import extractor as extractor_of
 from fewstep.pipeline.stage.options import (
@@ -14,7 +15,7 @@ from fewstep.pipeline.stage.options import (
     MeasuredExtractorOption,
     takes_settings,
 )
-from fewstep.pipeline.stage.spec import Spec, stamp
+from fewstep.pipeline.stage.spec import Spec, require_result_folder, result_folder
 
 if TYPE_CHECKING:
     from fewstep.metrics.reference import Baseline, Reference
@@ -51,21 +52,28 @@ def command(
     from fewstep.pipeline.recorded import record_dataset
     from fewstep.progress import track
 
-    out = out if out.suffix == ".npz" else out / STATISTICS
+    to_file = out.suffix == ".npz"
+    if to_file and spec:
+        raise ConfigError(f"--out must be a folder for a spec, got the file {out}.")
+    if not to_file:
+        require_result_folder(out, spec, {".npz"})
     network = load_extractor(extractor, device=chosen_device(device), backend=backend)
     heldout = "test" if stats.split == "train" else "train"
     reference = build_reference(
         data, network, split=stats.split, heldout=heldout, progress=track("stats", unit="batch")
     )
-    reference.meta["dataset"]["files"] = record_dataset(data, beside=out.parent)
-    save_reference(out, reference, baselines=_baselines(reference) if compact else None, compact=compact)
-    if spec:
-        stamp(spec, out.parent)
+    reference.meta["dataset"]["files"] = record_dataset(data, beside=out.parent if to_file else out)
+    baselines = _baselines(reference) if compact else None
+    if to_file:
+        save_reference(out, reference, baselines=baselines, compact=compact)
+    else:
+        with result_folder(out, spec) as folder:
+            save_reference(folder / STATISTICS, reference, baselines=baselines, compact=compact)
     typer.echo(f"{out}: {network.id} features of {reference.meta['n']} images of the {stats.split} split")
 
 
 def _baselines(reference: "Reference") -> "dict[int, Baseline]":
-    """What real images score, which cannot be told any more once their features are dropped."""
+    """What real images score, which cannot be computed once their features are dropped."""
     from fewstep.metrics.baseline import real_baseline
 
     found = {n: real_baseline(reference, n) for n in _BASELINES}

@@ -10,11 +10,12 @@ import typer
 
 from fewstep.app.settings import ModelSettings, TrackSettings, TrainSettings
 from fewstep.checks import ConfigError
-from fewstep.files import atomic_file, sha256_file
+from fewstep.files import require_replaceable, sha256_file
+from fewstep.nets import CARD, CONFIG, CURVE, WEIGHTS
 from fewstep.pipeline.conditions import conditions_of_images
 from fewstep.pipeline.stage import Stage
 from fewstep.pipeline.stage.options import DeviceOption, takes_settings
-from fewstep.pipeline.stage.spec import Spec, stamp
+from fewstep.pipeline.stage.spec import STAMP, Spec, stamp
 
 if TYPE_CHECKING:
     from fewstep.nets.unet import UNet
@@ -66,6 +67,7 @@ def command(
     from fewstep.train.sandwich import Sandwich
     from fewstep.train.world import joined
 
+    require_replaceable(out, set(), names={WEIGHTS, CONFIG, CARD, CURVE, STAMP})
     dataset = load_dataset(data, "train")
     channels, height, width = dataset.shape
     if height != width:
@@ -79,7 +81,13 @@ def command(
     table = model.schedule.type == "ddpm"
     schedule = DDPMTable.linear() if table else schedule_from_config({"type": model.schedule.type})
     folder = checkpoints / spec.key if spec else checkpoints
-    metrics = folder / "metrics.jsonl"
+    metrics = folder / CURVE
+
+    def finish(made: Path) -> None:
+        shutil.copyfile(metrics, made / CURVE)
+        if spec:
+            stamp(spec, made)
+
     started = time.time()
     with joined() as world, initial_weights(train.seed):
         net = UNet(
@@ -104,7 +112,7 @@ def command(
             lr=train.lr,
             seed=train.seed,
             warmup_steps=train.warmup,
-            lr_course=train.lr_course,
+            lr_schedule=train.lr_schedule,
             cooldown=train.cooldown,
             clip=train.clip,
             weighting=train.weighting,
@@ -148,18 +156,14 @@ def command(
             "seconds_of_last_start": round(time.time() - started, 1),
         },
         widths=model.widths,
+        finish=finish,
     )
-    with atomic_file(out / metrics.name) as temporary:
-        shutil.copyfile(metrics, temporary)
-    if spec:
-        stamp(spec, out)
     typer.echo(f"{out}: {dataset.name}, {state.step} steps, {state.images_seen:,} images seen")
 
 
 def _copied(folder: Path, net: "UNet") -> str:
     """Fill a network with the weights of a model folder; returns their hash."""
     from fewstep.interop.zoo import find, verify
-    from fewstep.nets import WEIGHTS
     from fewstep.nets.folder import fill, read_weights
 
     folder = find(folder)

@@ -9,7 +9,7 @@ import typer
 
 from fewstep.checks import ConfigError, DataError
 from fewstep.files import atomic_dir, atomic_file
-from fewstep.nets import CARD, CONFIG, PLANS, WEIGHTS
+from fewstep.nets import CARD, CONFIG, CURVE, PLANS, WEIGHTS
 from fewstep.pipeline.stage import Stage, Value
 from fewstep.pipeline.stage.options import takes_settings
 from fewstep.pipeline.stage.spec import Spec, stamp
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from fewstep.interop.zoo import Entry
 
-_FILES = (WEIGHTS, CONFIG, CARD, "metrics.jsonl")
+_FILES = (WEIGHTS, CONFIG, CARD, CURVE)
 _FACTS = {"steps": "training steps", "seconds_of_training": "seconds of training", "device": "trained on"}
 """What a card may say beside the columns of the table."""
 

@@ -143,7 +143,7 @@ def read_stamp(folder: Path) -> Mapping[str, Any]:
 def require_result_folder(out: Path, spec: Spec | None, suffixes: Set[str]) -> None:
     """Raise ConfigError, before any work, where `result_folder` would: for a run, suffixes of files that may go."""
     if spec:
-        require_replaceable(out, suffixes)
+        require_replaceable(out, suffixes, names={STAMP})
     else:
         require_folder(out)
 

@@ -96,3 +96,13 @@ def test_a_stage_depends_on_its_own_paper_alone() -> None:
             name.split(".")[2] for name in modules_of(stage.roots) if name.startswith("fewstep.methods.")
         }
         assert len(papers) <= 1, f"{stage.name} depends on {papers}"
+
+
+@pytest.mark.parametrize("stage", ["train", "extractor"])
+def test_training_does_not_depend_on_the_loaders(stage):
+    """A mended loader changes the dataset or not; where it does not, no model is trained again."""
+    code = modules_of((f"fewstep.app.stages.{stage}",))
+    assert "fewstep.data.packed" in code
+    assert not code & {
+        f"fewstep.data.{loader}" for loader in ("prepare", "engine", "celeba", "lsun", "folder", "cifar10")
+    }

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fewstep.app.settings import ComposeSettings
-from fewstep.files import atomic_dir
+from fewstep.files import atomic_dir, require_replaceable
 from fewstep.pipeline.conditions import with_conditions
 from fewstep.pipeline.samples import files_in
 from fewstep.pipeline.stage.options import (
@@ -17,7 +17,7 @@ from fewstep.pipeline.stage.options import (
     ModelOption,
     takes_settings,
 )
-from fewstep.pipeline.stage.spec import Spec, stamp
+from fewstep.pipeline.stage.spec import STAMP, Spec, stamp
 
 if TYPE_CHECKING:
     from fewstep.app.stages.compose.record import Composition
@@ -57,6 +57,7 @@ def command(
     from fewstep.sampling.plan import load_plan, require_distinct_plans
     from fewstep.sampling.task import Task
 
+    require_replaceable(out, set(), names={PLANS, COMPOSITION, STAMP})
     candidates = [load_plan(path) for path in files_in(plan, ".json")]
     place = chosen_device(device)
     network = load_extractor(extractor, device=place)

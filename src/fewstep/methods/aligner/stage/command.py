@@ -21,7 +21,7 @@ from fewstep.pipeline.stage.options import (
     ReferenceOption,
     takes_settings,
 )
-from fewstep.pipeline.stage.spec import Spec, result_folder
+from fewstep.pipeline.stage.spec import Spec, require_result_folder, result_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,6 +103,8 @@ def _check(parents: Sequence["Plan"], out: Path, settings: AlignSettings, spec: 
 
     if out.suffix == ".json" and (len(parents) > 1 or spec):
         raise ConfigError(f"--out must be a folder for {len(parents)} plans or a spec, got the file {out}.")
+    if out.suffix != ".json":
+        require_result_folder(out, spec, {".json"})
     require_distinct_plans(parents)
     for one in parents:
         require_unseen(one, alignment_seeds(settings))

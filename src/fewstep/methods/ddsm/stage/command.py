@@ -22,7 +22,7 @@ from fewstep.pipeline.stage.options import (
     StudyOption,
     takes_settings,
 )
-from fewstep.pipeline.stage.spec import Spec, result_folder
+from fewstep.pipeline.stage.spec import Spec, require_result_folder, result_folder
 
 if TYPE_CHECKING:
     from fewstep.diffusion.denoiser import Model
@@ -73,6 +73,8 @@ def command(
         _write_one(_front(front, parents), budget, out)
         return
     assert model is not None
+    if budget is None:
+        require_result_folder(out, spec, {".json", ".parquet"})
     guidance = spec.value("sample.guidance") if spec else guidance
     kept = study or out.with_name(f"{out.name}.study")
     kept = kept / spec.key if spec else kept

@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
-from fewstep.files import atomic_dir
+from fewstep.files import atomic_dir, require_replaceable
 from fewstep.methods.multilid.stage.settings import DetectSettings
 from fewstep.pipeline.samples import files_in
 from fewstep.pipeline.stage.options import DeviceOption, takes_settings
-from fewstep.pipeline.stage.spec import Spec, stamp
+from fewstep.pipeline.stage.spec import STAMP, Spec, stamp
 
 
 @takes_settings(hide=("nfe",))
@@ -34,11 +34,12 @@ def command(
 
     Example: fewstep detect samples/nfe5 --data data/digits --features extractor --out detection
     """
-    from fewstep.methods.multilid.stage.record import print_detection
+    from fewstep.methods.multilid.stage.record import RECORD, TABLE, print_detection
     from fewstep.methods.multilid.stage.run import run_detection
     from fewstep.pipeline.devices import chosen_device
     from fewstep.progress import track
 
+    require_replaceable(out, set(), names={RECORD, TABLE, STAMP})
     found = run_detection(
         files_in(samples, ".npz"),
         data,

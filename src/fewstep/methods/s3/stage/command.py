@@ -20,7 +20,7 @@ from fewstep.pipeline.stage.options import (
     StudyOption,
     takes_settings,
 )
-from fewstep.pipeline.stage.spec import Spec, result_folder
+from fewstep.pipeline.stage.spec import Spec, require_result_folder, result_folder
 
 if TYPE_CHECKING:
     from fewstep.methods.s3.stage.run import Found
@@ -72,6 +72,7 @@ def command(
     from fewstep.progress import track
 
     numbers = _numbers(nfe)
+    require_result_folder(out, spec, {".json", ".parquet"})
     if storage is not None:
         require_storage(storage)
     to_zero, guidance = of_run(spec, to_zero, guidance)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from fewstep.checks import ConfigError
 from fewstep.methods.s3.stage.options import ToZeroOption, of_run, open_task
 from fewstep.methods.s3.stage.settings import SearchSettings
 from fewstep.pipeline.stage.options import (
@@ -14,7 +15,7 @@ from fewstep.pipeline.stage.options import (
     ModelOption,
     takes_settings,
 )
-from fewstep.pipeline.stage.spec import Spec, stamp
+from fewstep.pipeline.stage.spec import Spec, require_result_folder, result_folder
 
 _OWN = ("noises", "trial_noises", "teacher_nfe", "seed", "batch_size")
 
@@ -37,13 +38,19 @@ def command(
     """
     from fewstep.methods.s3.stage.solutions import FILE, solve_teacher, write_teacher
 
-    out = out if out.suffix == ".npz" else out / FILE
+    to_file = out.suffix == ".npz"
+    if to_file and spec:
+        raise ConfigError(f"--out must be a folder for a spec, got the file {out}.")
+    if not to_file:
+        require_result_folder(out, spec, {".npz"})
     to_zero, guidance = of_run(spec, to_zero, guidance)
     task = open_task(model, conditions, guidance, search.batch_size, device)
     solved = solve_teacher(task, search, to_zero=to_zero)
-    write_teacher(out, solved, task)
-    if spec:
-        stamp(spec, out.parent)
+    if to_file:
+        write_teacher(out, solved, task)
+    else:
+        with result_folder(out, spec) as folder:
+            write_teacher(folder / FILE, solved, task)
     typer.echo(
         f"{out}: {len(solved.seeds)} + {len(solved.validation)} solutions of {solved.plan.nfe} network calls"
     )
