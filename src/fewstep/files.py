@@ -179,6 +179,11 @@ def require_replaceable(folder: str | Path, suffixes: Set[str], *, names: Set[st
             )
 
 
+def is_hidden(path: Path) -> bool:
+    """Whether a relative path is of a temporary file, or of one in a temporary folder: some part starts with a dot."""
+    return any(part.startswith(".") for part in path.parts)
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

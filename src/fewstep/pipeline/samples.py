@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewstep.checks import ConfigError, DataError
-from fewstep.files import atomic_file
+from fewstep.files import atomic_file, is_hidden
 
 SCHEMA = "fewstep.samples/2"
 FACTS = ("model", "plan", "plan_hash", "plan_name", "nfe", "guidance", "batch_size", "dtype", "costs")
@@ -180,14 +180,16 @@ def stem_of(path: Path) -> str:
 
 
 def files_in(paths: Sequence[Path], suffix: str) -> list[Path]:
-    """The files that are meant: those named, and those of that suffix in named folders, without records.
+    """The files that are meant, without records: those named, and those of that suffix in named folders.
+
+    Of a folder that holds none itself, those in the folders below it, such as the results of all stages.
+
     Raises: DataError: a path does not exist, or a folder has none.
     """
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            # beside results stand their spec and, beside a searched plan, the record of its search
-            inside = sorted(p for p in path.glob(f"*{suffix}") if not p.name.startswith(("spec.", "search.")))
+            inside = _files(path, f"*{suffix}") or _files(path, f"**/*{suffix}")
             if not inside:
                 raise DataError(f"{path} must hold {suffix} files, but there is none; name another folder.")
             found += inside
@@ -196,3 +198,12 @@ def files_in(paths: Sequence[Path], suffix: str) -> list[Path]:
         else:
             raise DataError(f"{path} must exist, but there is no such file or folder; check the path.")
     return found
+
+
+def _files(folder: Path, pattern: str) -> list[Path]:
+    """Files below a folder; beside results stand their spec and, beside a searched plan, the record of its search."""
+    return sorted(
+        path
+        for path in folder.glob(pattern)
+        if not path.name.startswith(("spec.", "search.")) and not is_hidden(path.relative_to(folder))
+    )

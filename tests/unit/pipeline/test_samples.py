@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from fewstep.checks import DataError
-from fewstep.pipeline.samples import FACTS, Samples, read_samples, write_samples
+from fewstep.pipeline.samples import FACTS, Samples, files_in, read_samples, write_samples
 
 
 def write(path, **facts):
@@ -29,3 +29,14 @@ def test_seeds_must_be_those_of_the_images(tmp_path):
     write(tmp_path / "s.npz", **{**dict.fromkeys(FACTS, 1), "seeds": "7-9"})
     with pytest.raises(DataError, match="its seeds are not 7-9"):
         read_samples(tmp_path / "s.npz")
+
+
+def test_a_folder_stands_for_its_files_or_for_those_of_the_folders_below(tmp_path):
+    for name in ("a/x.json", "a/spec.json", "b/nfe4/y.json", "b/.nfe5.tmp/z.json", "b/nfe4/spec.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    assert files_in([tmp_path], ".json") == [tmp_path / "a/x.json", tmp_path / "b/nfe4/y.json"]
+    (tmp_path / "own.json").write_text("{}")
+    assert files_in([tmp_path], ".json") == [tmp_path / "own.json"]
+    with pytest.raises(DataError, match=r"must hold \.npz files, but there is none"):
+        files_in([tmp_path], ".npz")

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from fewstep.checks import ConfigError, DataError
-from fewstep.files import atomic_dir, read_json, require_folder, require_replaceable, write_json
+from fewstep.files import atomic_dir, is_hidden, read_json, require_folder, require_replaceable, write_json
 from fewstep.pipeline.stage.code import code_hash
 from fewstep.pipeline.stage.settings import Section
 
@@ -117,15 +117,10 @@ def stamp(spec: Spec, folder: str | Path) -> Path:
     files = sorted(
         file.relative_to(folder).as_posix()
         for file in folder.rglob("*")
-        if file.is_file() and file != path and not _is_hidden(file.relative_to(folder))
+        if file.is_file() and file != path and not is_hidden(file.relative_to(folder))
     )
     write_json(path, {**spec.as_json(), "files": files})
     return path
-
-
-def _is_hidden(path: Path) -> bool:
-    """Whether a file is temporary, or in a folder that is."""
-    return any(part.startswith(".") for part in path.parts)
 
 
 def read_stamp(folder: Path) -> Mapping[str, Any]:
