@@ -92,7 +92,8 @@ def test_what_is_no_number_or_boolean_for_dvc_is_refused(tmp_path: Path, field: 
 
 
 @pytest.mark.parametrize(
-    "text", ["1e-3", "yes", "12:30:00", "010", "0o10", "0x10", "1_000", "1e3", "+1e3", ".5e1", "~", "2001-01-01"]
+    "text",
+    ["1e-3", "yes", "12:30:00", "010", "0o10", "0x10", "1_000", "1e3", "+1e3", ".5e1", "~", "2001-01-01"],
 )
 def test_a_value_means_what_it_means_to_dvc(tmp_path: Path, text: str) -> None:
     """Whatever YAML 1.1 makes of it: 010 is 8 there."""
