@@ -83,7 +83,11 @@ def open_store(uri: str, *, announce: bool = True) -> Iterator["MlflowClient"]:
 
 def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    line = lines[0] if lines else type(error).__name__
+    cause = re.search(r"\(Caused by \w+\((.*)\)\)", line)  # of a request, after what it asked for
+    return (
+        line if cause is None else "its server does not answer: " + cause[1].strip("\"'").rpartition(": ")[2]
+    )
 
 
 @contextmanager
@@ -126,16 +130,17 @@ class Shelf:
     def __init__(self, client: "MlflowClient", run: str, uri: str) -> None:
         self._client = client
         self.experiment = _experiment(client, run, uri)
-        # A restored experiment has its deleted runs again, so a key may be there twice: the finished one counts.
-        found = sorted(self._search(), key=lambda found: found.info.status == "FINISHED")
-        self._known = {run.data.tags[KEY]: run for run in found}
+        self._known: dict[str, Any] = {}
+        for found in sorted(self._search(), key=lambda found: not _finished(found)):
+            if self._known.setdefault(found.data.tags[KEY], found) is not found and not _finished(found):
+                client.delete_run(found.info.run_id)  # deleted before, and restored with its experiment
         self._ids = {found.info.run_id for found in self._known.values()}
         self.new = 0
 
     def ensure(self, entry: Entry, *, parent: str | None = None) -> str:
         """The id of the finished MLflow run for the entry, which is made if it is not there."""
         found = self._known.get(entry.key)
-        if found is not None and found.info.status == "FINISHED":
+        if found is not None and _finished(found):
             if parent and found.data.tags.get(PARENT) not in self._ids:  # a live curve, or its parent is gone
                 self._client.set_tag(found.info.run_id, PARENT, parent)
             return str(found.info.run_id)
@@ -176,6 +181,10 @@ class Shelf:
             token = page.token
             if not token:
                 return
+
+
+def _finished(run: Any) -> bool:
+    return bool(run.info.status == "FINISHED")
 
 
 def _experiment(client: "MlflowClient", run: str, uri: str) -> str:
