@@ -19,7 +19,8 @@ export DVC_NO_ANALYTICS := 1
 
 STAMP := $(VENV)/.installed
 QUIET := --quiet host reason
-MLFLOW_UI = mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
+STORE := sqlite:///mlflow.db
+MLFLOW_UI = mlflow ui --backend-store-uri $(STORE) --host 127.0.0.1 --port $(PORT) --workers 1
 REPORT := results/$(RUN)/report/index.html
 
 .PHONY: help run ui test test-all test-minimum lint format schema adopt prune clean
@@ -55,6 +56,8 @@ run: $(STAMP)
 ui: $(STAMP)
 	@python -c 'import socket; socket.create_server(("127.0.0.1", $(PORT)))' 2>/dev/null || { \
 		echo "port $(PORT) must be free, but it is not; choose another with make ui PORT=5001" >&2; exit 2; }
+	@python -m fewstep.app.tracking $(STORE) http://127.0.0.1:$(PORT)
+	@echo "These pages open once the server runs, in some seconds:"
 	$(MLFLOW_UI)
 
 test: $(STAMP)

@@ -2,8 +2,9 @@
 
 `params.yaml` holds `defaults`, `runs.<run>` and `dvc_runs`. The effective settings of a run are `defaults`
 deep-merged with `runs.<run>` (mappings merge, everything else is replaced) and validated by `Settings`, which has one
-section per stage. The workflow, the command line and the JSON schema all read this module; it imports neither torch nor
-a workflow tool, so that asking what is to be done stays fast.
+section per stage. The file is read as YAML 1.2 by the parser that DVC uses, so no value has two meanings. The workflow,
+the command line and the JSON schema all read this module; it imports neither torch nor a workflow tool, so that asking
+what is to be done stays fast.
 """
 
 import copy
@@ -13,8 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from fewstep.app.stages import STAGES
 from fewstep.checks import ConfigError
@@ -63,10 +65,10 @@ def load_params(path: str | Path) -> Params:
     """
     path = Path(path)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: must be a readable file; {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (YAMLError, ValueError) as error:
         raise ConfigError(f"{path}: must be YAML; {' '.join(str(error).split())}") from error
     return parse_params(raw, name=path.name)
 

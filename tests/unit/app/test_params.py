@@ -54,23 +54,67 @@ def test_the_file_has_the_runs_and_they_are_valid() -> None:
 
 
 def test_yaml_1_1_and_1_2_read_the_file_alike() -> None:
-    old = yaml.safe_load(PARAMS.read_text())  # the parser of Snakemake
-    new = YAML(typ="safe", pure=True).load(PARAMS)  # the parser of DVC
+    old = yaml.safe_load(PARAMS.read_text())  # what other programs may read it with
+    new = YAML(typ="safe", pure=True).load(PARAMS)  # the parser of DVC, and ours
     assert json.dumps(old, sort_keys=True) == json.dumps(new, sort_keys=True)
 
 
-@pytest.mark.parametrize("text", ["1e-3", "yes", "12:30:00"])
-def test_values_that_the_parsers_read_differently_are_refused(text: str) -> None:
-    field = "flip" if text == "yes" else "lr"
-    readings = [yaml.safe_load(text), YAML(typ="safe", pure=True).load(text)]
-    assert readings[0] != readings[1]
-    refused = 0
-    for value in readings:
+def loaded(path: Path, field: str, text: str) -> Any:
+    path.write_text(f"dvc_runs: []\nruns:\n  digits:\n    train: {{{field}: {text}}}\n")
+    return getattr(load_params(path).runs["digits"].train, field)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("1e-3", 0.001), ("2e-05", 2e-5), ("1.0e-3", 0.001), ("1E-3", 0.001), ("5.e-1", 0.5), ("0.001", 0.001)],
+)
+def test_a_number_with_an_exponent_is_a_number(tmp_path: Path, text: str, number: float) -> None:
+    """`dvc exp run -S train.lr=0.00002` writes 2e-05, which YAML 1.1 reads as a string."""
+    assert loaded(tmp_path / "params.yaml", "lr", text) == number
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [
+        ("flip", "yes"),
+        ("flip", "on"),
+        ("steps", "12:30:00"),
+        ("lr", "12:30.5"),
+        ("lr", "'1e-3'"),
+        ("lr", '"2e-05"'),
+        ("lr", "1e"),
+        ("lr", "2e-05x"),
+    ],
+)
+def test_what_is_no_number_or_boolean_for_dvc_is_refused(tmp_path: Path, field: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=rf"runs\.digits\.train\.{field}: must be a valid"):
+        loaded(tmp_path / "params.yaml", field, text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1e-3", "yes", "12:30:00", "010", "0o10", "0x10", "1_000", "1e3", "+1e3", ".5e1", "~", "2001-01-01"],
+)
+def test_a_value_means_what_it_means_to_dvc(tmp_path: Path, text: str) -> None:
+    """Whatever YAML 1.1 makes of it: 010 is 8 there."""
+    dvc = YAML(typ="safe", pure=True).load(text)
+    for field in ("lr", "steps", "flip"):
         try:
-            parse_params(raw(train={field: value}))
+            ours = loaded(tmp_path / "params.yaml", field, text)
         except ConfigError:
-            refused += 1
-    assert refused >= 1  # never accepted with two meanings
+            with pytest.raises(ConfigError):
+                parse_params(raw(train={field: dvc}))
+        else:
+            assert ours == dvc
+
+
+def test_what_no_parser_can_read_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    for text in ("seed: 2001-99-99\n", "runs: {}\nruns: {}\n", "a: !!python/name:os.system x\n"):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match="must be YAML") as caught:
+            load_params(path)
+        assert "\n" not in str(caught.value)
 
 
 def test_the_schema_is_in_step() -> None:

@@ -102,11 +102,12 @@ def _order(one: Certified) -> tuple[str, ...]:
 def _ancestors(
     one: Certified, known: Mapping[str, Sequence[Certified]], seen: frozenset[str] = frozenset()
 ) -> int:
-    """Length of the chain of parents, as far as certificates name them."""
+    """Length of the chain of certified parents that were made for the model, too; known samplers do not count."""
     seen |= {one.hash}
     lengths = [
-        1 + min((_ancestors(parent, known, seen) for parent in known.get(name, ())), default=0)
+        1 + min(_ancestors(parent, known, seen) for parent in known[name])
         for name in one.parents - seen
+        if any(parent.own for parent in known.get(name, ()))
     ]
     return max(lengths, default=0)
 
