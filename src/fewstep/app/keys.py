@@ -84,8 +84,8 @@ def _identity(given: Given, upstream: Mapping[str, str]) -> list[str]:
 def roots_of(stage: Stage) -> tuple[str, ...]:
     """The modules whose code results depend on; those of a report are all panels, too, and of tracking all records."""
     panels = [one.panel for one in STAGES if one.panel is not None] if stage.makes == "report" else []
-    records = [one.record for one in STAGES if one.record is not None] if stage.root == "state" else []
-    return (*stage.roots, *panels, *records)
+    records = [one.record for one in STAGES if one.record is not None]
+    return (*stage.roots, *panels, *(("fewstep.app.tracking", *records) if stage.root == "state" else ()))
 
 
 def _chosen(settings: dict[str, Any], stage: Stage) -> dict[str, Any]:
