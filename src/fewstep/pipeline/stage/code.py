@@ -30,6 +30,7 @@ DESCRIBE_ONLY = (
     f"{PACKAGE}.pipeline.environment",
     f"{PACKAGE}.*.settings",  # the values are in the key
     f"{PACKAGE}.methods.*.stage",  # declarations
+    f"{PACKAGE}.app.stages.compose",
 )
 """Modules on which no result depends; what only they import does not count either."""
 
