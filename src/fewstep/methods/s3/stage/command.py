@@ -68,7 +68,7 @@ def command(
         solve_teacher,
         write_teacher,
     )
-    from fewstep.pipeline.trials import require_storage
+    from fewstep.pipeline.storage import require_storage
     from fewstep.progress import track
 
     numbers = _numbers(nfe)
