@@ -15,6 +15,9 @@ from fewstep.pipeline.record import Record
 from fewstep.pipeline.tables import read_table
 from fewstep.sampling.plan import Plan, load_plan, plan_from_json
 
+CLOCKED = ("seconds", "trials.lost")
+"""What of `search.nfe<N>.json` depends on the clock. All else is the same to the bit, however often a search of one
+worker was interrupted; so are the plan and, but for `fewstep.pipeline.trials.CLOCKED`, the table of trials."""
 COLUMNS = ("number", "state", "value", "network_calls", "seed")
 
 
