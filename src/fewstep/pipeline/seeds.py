@@ -16,6 +16,12 @@ BLOCK = 1_000_000
 class SeedBlocks(Mapping[str, range]):
     """The seeds of a stage's images: one block for each purpose, a million apart, so that no two share a seed.
 
+    Two blocks may share rows of stored conditions, which are seed modulo rows: with 1,000 rows all blocks begin at
+    the same row, with other noises. Rows of their own would take as many as all blocks have images, 21,328 by the
+    defaults of a search: a smaller folder lacks them, and one that has just these would have none left for a report,
+    which must not see rows of a search (`require_unseen_rows`). So it is the report that judges on new conditions;
+    the choice among finalists is on new noises alone.
+
     Args:
         first: seed of the first block.
         sizes: purpose -> number of images, in the order of the blocks; 0 leaves a block empty.

@@ -1,9 +1,10 @@
 """Studies: trials on a storage that several workers share, and that outlives any of them.
 
-The only module that imports Optuna. What a trial decides, who proposes its decisions, and what it scores come from
-outside.
+With `storage` and `journal` the only module that imports Optuna. What a trial decides, who proposes its decisions, and
+what it scores come from outside.
 """
 
+import copy
 import itertools
 import math
 import os
@@ -21,15 +22,22 @@ import optuna
 import pandas as pd
 import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from fewstep.checks import ConfigError
 from fewstep.files import canonical_json
+from fewstep.pipeline.storage import open_storage, shown, unusable
 from fewstep.rng import generator
 
-UNSIGNED = timedelta(minutes=1)  # after which a trial without a worker has lost it
+UNSIGNED = timedelta(
+    minutes=1
+)  # after which a trial that names no worker has lost it, whoever may still be alive
+
+CLOCKED = ("seconds",)
+"""Columns of `trials_frame` that depend on the clock. All others are the same to the bit, however often a search of one
+worker was interrupted; so are `network_calls`, `history` and, but for `lost`, `counts`."""
 
 Study = optuna.Study
 Sampler = optuna.samplers.BaseSampler
@@ -105,39 +113,23 @@ def open_study(
             options["pruner"] = optuna.pruners.WilcoxonPruner(
                 p_threshold=0.1, n_startup_steps=max(2, parts // 4)
             )
+    place = open_storage(storage)
     try:
-        place = _storage(storage)
         study = optuna.create_study(storage=place, study_name=name, load_if_exists=True, **options)
     except Exception as error:  # each database has errors of its own
-        raise _unreachable(storage, error) from None
+        raise unusable(storage, error) from None
     wanted = canonical_json(dict(identity))
     known = study.user_attrs.get("identity")
     if known is None:
         study.set_user_attr("identity", wanted)
     elif known != wanted:
         raise ConfigError(
-            f"The study {name} in {storage} must be of this search, but it was made with other settings, model "
+            f"The study {name} in {shown(storage)} must be of this search, but it was made with other settings, model "
             "or seeds; name another storage, or remove that one."
         )
     _release_lost(study, place)
+    study.set_user_attr(REGISTERED + _worker(), True)
     return study
-
-
-def require_storage(storage: str) -> None:
-    """Fail before work starts where a storage cannot be reached.
-    Raises: ConfigError: as in `open_study`.
-    """
-    try:
-        _storage(storage).get_all_studies()
-    except Exception as error:  # each database has errors of its own
-        raise _unreachable(storage, error) from None
-
-
-def _unreachable(storage: str, error: Exception) -> ConfigError:
-    return ConfigError(
-        f"The storage {storage} must be a journal file or a database that can be reached, but: "
-        f"{' '.join(str(error).split())[:200]}; name another one."
-    )
 
 
 @contextmanager
@@ -148,13 +140,6 @@ def _experimental_parts() -> Iterator[None]:
         yield
 
 
-def _storage(place: str) -> BaseStorage:
-    if "://" in place:
-        return RDBStorage(place)
-    Path(place).parent.mkdir(parents=True, exist_ok=True)
-    return JournalStorage(JournalFileBackend(place))
-
-
 def enqueue(study: Study, known: Sequence[tuple[str, Decisions]]) -> None:
     """Have named decisions tried first, each once, however often the search is started."""
     for name, decisions in known:
@@ -163,31 +148,78 @@ def enqueue(study: Study, known: Sequence[tuple[str, Decisions]]) -> None:
 
 # Lost trials
 
+REGISTERED = "worker "
+"""Before the names of workers among the facts of a study: each is there before its first trial."""
+
 
 def _worker() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}"
+    """This process: host, when it started, and its number, which others may have had or will have."""
+    return f"{socket.gethostname()}:{_started(os.getpid())}:{os.getpid()}"
+
+
+def _started(process: int | str) -> str | None:
+    """When a process of this machine started, in ticks of its clock; None where it has ended."""
+    try:
+        state, *fields = Path("/proc", str(process), "stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if state in "ZX" else fields[18]
+
+
+def _has_ended(worker: str) -> bool:
+    """Whether a worker was one of this machine, and has ended; of other machines nothing is known."""
+    host, *start, process = worker.split(":")
+    now = _started(process)
+    return host == socket.gethostname() and (now is None or [now] != (start or [now]))
 
 
 def _release_lost(study: Study, place: BaseStorage) -> None:
     """Give up trials whose worker on this machine is dead; what was enqueued waits again, in its old place."""
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if not _has_no_worker(trial):
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    # read after the trials, so that the worker of each of them is among these
+    workers = [name.removeprefix(REGISTERED) for name in study.user_attrs if name.startswith(REGISTERED)]
+    for trial in running:
+        if not _has_no_worker(trial, workers):
             continue
-        if trial.system_attrs.get("fixed_params"):
-            place.set_trial_state_values(trial._trial_id, TrialState.WAITING)
-        else:
-            study.tell(trial.number, state=TrialState.FAIL)
+        id_ = trial._trial_id
+        try:
+            if trial.system_attrs.get("fixed_params"):
+                place.set_trial_user_attr(id_, "worker", "")  # whoever has it next is not the dead one
+                place.set_trial_state_values(id_, TrialState.WAITING)
+            else:
+                place.set_trial_user_attr(id_, "lost", True)
+                place.set_trial_state_values(id_, TrialState.FAIL)
+        except UpdateFinishedTrialError:  # another worker that has just been started was faster
+            continue
 
 
-def _has_no_worker(trial: FrozenTrial) -> bool:
-    host, _, process = trial.user_attrs.get("worker", "").rpartition(":")
-    if not process:  # a worker signs a trial as soon as it has it
-        return trial.datetime_start is None or datetime.now() - trial.datetime_start > UNSIGNED
-    return host == socket.gethostname() and not Path("/proc", process).exists()
+def _has_no_worker(trial: FrozenTrial, workers: Sequence[str]) -> bool:
+    worker = trial.user_attrs.get("worker")
+    if worker:
+        return _has_ended(worker)
+    if all(map(_has_ended, workers)):  # killed before it could sign the trial
+        return True
+    return trial.datetime_start is None or datetime.now() - trial.datetime_start > UNSIGNED
+
+
+def _was_disqualified(trial: FrozenTrial) -> bool:
+    return trial.state == TrialState.FAIL and not _was_lost(trial)
 
 
 def _was_lost(trial: FrozenTrial) -> bool:
-    return trial.state == TrialState.FAIL and "disqualified" not in trial.user_attrs
+    """Whether its worker was killed, even if that had said already why there is no score."""
+    attrs = trial.user_attrs
+    return trial.state == TrialState.FAIL and ("lost" in attrs or "disqualified" not in attrs)
+
+
+def _kept(study: Study) -> list[tuple[int, FrozenTrial]]:
+    """The trials that were not lost, with the numbers that they have in a search that was never interrupted."""
+    return list(enumerate(t for t in study.get_trials(deepcopy=False) if not _was_lost(t)))
+
+
+def _finished(study: Study) -> list[tuple[int, FrozenTrial]]:
+    """Of these those that need not be run again: completed, pruned, or disqualified."""
+    return [(number, trial) for number, trial in _kept(study) if trial.state.is_finished()]
 
 
 # The loop
@@ -215,10 +247,14 @@ class Trial:
 
     def report(self, error: float) -> bool:
         """Report the error on the next part; True: the trial is worse than the best one, and may end here."""
+        part, study = next(self._parts), self._trial.study
         with warnings.catch_warnings():  # a trial whose first worker died has parts of its errors already
             warnings.filterwarnings("ignore", "The reported value is ignored")
-            self._trial.report(error, next(self._parts))
-        return self._trial.should_prune()
+            self._trial.report(error, part)
+        seen = copy.copy(self._trial.storage.get_trial(self._trial._trial_id))
+        # parts that the first worker reported beyond this one would end the trial earlier than it ended there
+        seen.intermediate_values = {k: e for k, e in seen.intermediate_values.items() if k <= part}
+        return study.pruner.prune(study, seen)
 
     def note(self, name: str, value: Any) -> None:
         """Leave a fact beside the trial."""
@@ -253,7 +289,7 @@ def run_trials(
     """
     bar = iter(progress(range(trials)))
     shown = 0
-    while (done := _n_finished(study)) < trials:
+    while (done := len(_finished(study))) < trials:
         for _ in range(done - shown):
             next(bar, None)
         shown = max(done, shown)
@@ -275,16 +311,8 @@ def run_trials(
         pass
 
 
-def _n_finished(study: Study) -> int:
-    """Trials that need not be run again: completed, pruned, or disqualified."""
-    ended = (TrialState.COMPLETE, TrialState.PRUNED)
-    trials = study.get_trials(deepcopy=False)
-    return sum(t.state in ended or "disqualified" in t.user_attrs for t in trials)
-
-
 def _next_number(study: Study) -> int:
-    trials = study.get_trials(deepcopy=False)
-    return sum(not _was_lost(t) and t.state != TrialState.WAITING for t in trials)
+    return sum(t.state != TrialState.WAITING for _, t in _kept(study))
 
 
 # Samplers
@@ -456,36 +484,34 @@ class Completed:
 
 def completed(study: Study) -> list[Completed]:
     """The trials that were evaluated to the end, in order."""
-    kept = [t for t in study.get_trials(deepcopy=False) if not _was_lost(t)]
     return [
         Completed(number, dict(t.params), tuple(t.values))
-        for number, t in enumerate(kept)
+        for number, t in _kept(study)
         if t.state == TrialState.COMPLETE
     ]
 
 
 def counts(study: Study) -> dict[str, int]:
-    """How many trials ended in which way."""
+    """How many trials ended in which way; how many were lost depends on the clock, the others do not."""
     trials = study.get_trials(deepcopy=False)
-    disqualified = sum("disqualified" in t.user_attrs for t in trials)
     return {
         "complete": sum(t.state == TrialState.COMPLETE for t in trials),
         "pruned": sum(t.state == TrialState.PRUNED for t in trials),
-        "disqualified": disqualified,
-        "lost": sum(t.state == TrialState.FAIL for t in trials) - disqualified,
+        "disqualified": sum(map(_was_disqualified, trials)),
+        "lost": sum(map(_was_lost, trials)),
     }
 
 
 def network_calls(study: Study) -> int:
-    """Of all trials, whichever process ran them."""
-    return sum(t.user_attrs.get("network_calls", 0) for t in study.get_trials(deepcopy=False))
+    """Of all finished trials, whichever process ran them; those of lost trials are not known."""
+    return sum(t.user_attrs.get("network_calls", 0) for _, t in _finished(study))
 
 
 def history(study: Study) -> list[tuple[int, float]]:
     """Network calls spent and the best score by then, at each trial that improved it; for studies of one objective."""
     curve: list[tuple[int, float]] = []
     spent, best = 0, math.inf
-    for trial in study.get_trials(deepcopy=False):
+    for _, trial in _finished(study):
         spent += trial.user_attrs.get("network_calls", 0)
         if trial.state == TrialState.COMPLETE and trial.value is not None and trial.value < best:
             best = trial.value
@@ -506,24 +532,24 @@ def importance(study: Study) -> dict[str, float]:
 
 
 def trials_frame(study: Study) -> pd.DataFrame:
-    """One row per trial: number, state, value, network calls, where it came from, and its decisions.
+    """One row per finished trial: number, state, value, network calls, where it came from, and its decisions.
 
-    A study of several objectives has value_0, value_1, ... and the generation, where it evolves.
+    Lost trials have no row and no number, see `CLOCKED`. A study of several objectives has value_0, value_1, ... and
+    the generation, where it evolves.
     """
     rows = [
         {
-            "number": t.number,
+            "number": number,
             "state": t.state.name.lower(),
             **_scores(t, len(study.directions)),
-            "network_calls": t.user_attrs.get("network_calls"),
+            "network_calls": t.user_attrs.get("network_calls", 0),
             "seed": t.user_attrs.get("seed", ""),
             "plan": t.user_attrs.get("plan", ""),
             "disqualified": t.user_attrs.get("disqualified", ""),
             "seconds": t.duration.total_seconds() if t.duration else math.nan,
             **t.params,
         }
-        for t in study.get_trials(deepcopy=False)
-        if t.state.is_finished()
+        for number, t in _finished(study)
     ]
     return pd.DataFrame(rows)
 

@@ -18,7 +18,7 @@ from fewstep.pipeline.conditions import (
     rows_used,
     with_conditions,
 )
-from fewstep.pipeline.seeds import require_unseen, require_unseen_rows
+from fewstep.pipeline.seeds import SeedBlocks, require_unseen, require_unseen_rows
 from fewstep.sampling.presets import PRESETS
 
 VP = VPLinear()
@@ -127,3 +127,15 @@ def test_a_plan_keeps_the_rows_of_those_it_was_made_of():
 def test_classes_are_shared_by_searches_and_reports():
     assert rows_used(model(Classes(3)), {"trials": [0, 2]}, {}) == {}
     assert rows_used(model(), {"trials": [0, 2]}, {}) == {}
+
+
+def test_purposes_of_one_search_share_rows_but_no_seeds_and_reports_share_neither():
+    """As `SeedBlocks` says: rows of their own for each purpose would leave none for a report."""
+    blocks = SeedBlocks(0, {"trials": 3, "finalists": 4})
+    used = rows_used(model(Stored(ROWS)), blocks.as_json(), {})
+    assert [used["conditions"][name]["rows"] for name in ("trials", "finalists")] == [[[0, 2]], [[0, 3]]]
+    assert not set(blocks["trials"]) & set(blocks["finalists"])
+    found, identity = plan(seeds=blocks.as_json(), **used), identity_of(model(Stored(ROWS)))
+    require_unseen_rows(found, range(4, 10), identity)
+    with pytest.raises(ConfigError, match="must not have been searched on"):
+        require_unseen_rows(found, range(3, 10), identity)

@@ -2,14 +2,22 @@
 
 import itertools
 import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import optuna
 import pytest
+from unit.pipeline.killing import MOMENTS, Killed, killed_again_and_again, killed_and_resumed, process
 
 from fewstep.checks import ConfigError
 from fewstep.pareto import hypervolume
+from fewstep.pipeline import storage
 from fewstep.pipeline import trials as studies
+from fewstep.pipeline.storage import open_storage
 from fewstep.pipeline.trials import Answers, Disqualified, Integers, Interval, Options, tpe
 from fewstep.rng import generator
 
@@ -38,8 +46,8 @@ def dead(monkeypatch):
 # Studies
 
 
-def opened(storage, **identity):
-    return studies.open_study(str(storage), "parabola", {"of": "test", **identity}, parts=4)
+def opened(place, **identity):
+    return studies.open_study(str(place), "parabola", {"of": "test", **identity}, parts=4)
 
 
 def test_a_study_of_another_search_is_refused(tmp_path):
@@ -49,10 +57,10 @@ def test_a_study_of_another_search_is_refused(tmp_path):
         opened(tmp_path / "journal.log", noises=3)
 
 
-@pytest.mark.parametrize("place", ["postgresql://localhost:1/none", "nonsense://x", "{tmp}/folder"])
+@pytest.mark.parametrize("place", ["nonsense://x", "{tmp}/folder"])
 def test_a_storage_that_cannot_be_used_is_named(tmp_path, place):
     (tmp_path / "folder").mkdir()
-    for use in (opened, studies.require_storage):
+    for use in (opened, storage.require_storage):
         with pytest.raises(ConfigError, match="storage .* must be a journal file or a database"):
             use(place.format(tmp=tmp_path))
 
@@ -95,11 +103,9 @@ def run(study, *, trials, evaluate=parabola, sampler=None, calls=lambda: 0):
     return studies.trials_frame(study)
 
 
-def told(frame):
-    """What does not depend on time, of trials that were not lost."""
-    kept = frame[(frame["state"] != "fail") | (frame["disqualified"] != "")]
-    told = kept.drop(columns=["seconds", "number"]).reset_index(drop=True)
-    return told.astype({"network_calls": int})  # which lost trials beside them make floats
+def unclocked(frame):
+    """What does not depend on the clock."""
+    return frame.drop(columns=list(studies.CLOCKED))
 
 
 def test_trials_are_what_their_samplers_propose_and_their_evaluation_says(tmp_path):
@@ -147,7 +153,7 @@ def test_a_decision_out_of_bounds_is_drawn_instead(tmp_path):
 
 @pytest.mark.parametrize("kind", ["answers", "tpe"])
 def test_trials_that_were_interrupted_end_as_they_would_have(tmp_path, dead, kind):
-    whole = told(run(opened(tmp_path / "whole.log"), trials=16, sampler=Proposals(kind)))
+    whole = unclocked(run(opened(tmp_path / "whole.log"), trials=16, sampler=Proposals(kind)))
     count = itertools.count()
 
     def interrupted(trial):
@@ -161,7 +167,7 @@ def test_trials_that_were_interrupted_end_as_they_would_have(tmp_path, dead, kin
     dead.undo()
     study = opened(tmp_path / "broken.log")
     assert studies.counts(study)["lost"] == 1
-    assert told(run(study, trials=16, sampler=Proposals(kind))).equals(whole)
+    assert unclocked(run(study, trials=16, sampler=Proposals(kind))).equals(whole)
     reopened = studies.completed(opened(tmp_path / "whole.log"))
     assert studies.completed(study) == reopened  # whose numbers do not count lost trials
 
@@ -195,8 +201,8 @@ def separable(genome):
     return float(np.mean([[9, 4, 1][k] for k in genome])), float(sum(S[i, k] for i, k in enumerate(genome)))
 
 
-def evolved(storage, *, measure=separable, known=UNIFORM, levels=LEVELS, seed=0, population=8, generations=6):
-    study = studies.open_study(str(storage), "front", {"of": "test"}, objectives=2)
+def evolved(place, *, measure=separable, known=UNIFORM, levels=LEVELS, seed=0, population=8, generations=6):
+    study = studies.open_study(str(place), "front", {"of": "test"}, objectives=2)
     studies.evolve(
         study,
         measure,
@@ -208,7 +214,7 @@ def evolved(storage, *, measure=separable, known=UNIFORM, levels=LEVELS, seed=0,
         seed=seed,
         network_calls=lambda: 0,
     )
-    return told(studies.trials_frame(study))
+    return unclocked(studies.trials_frame(study))
 
 
 def genomes(frame):
@@ -287,3 +293,155 @@ def test_completed_trials_of_two_objectives_have_both(tmp_path):
     study = studies.open_study(str(tmp_path / "j.log"), "front", {"of": "test"}, objectives=2)
     first, *others = studies.completed(study)
     assert first == replace(first, number=0, scores=separable((0,) * GENES)) and len(others) == 15
+
+
+# Killed at any append
+
+
+def appends_of(start):
+    with process() as made:
+        start()
+    return made[0]
+
+
+SHIFTS = [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
+"""Of the moment of each append: together all three of all appends."""
+
+
+@pytest.mark.parametrize("kind", ["answers", "tpe"])
+@pytest.mark.parametrize("shift", SHIFTS)
+def test_trials_that_were_killed_at_any_append_end_as_they_would_have(tmp_path, kind, shift):
+    """Parts of it: the table, but for its times, counts but for lost trials, network calls, and the curve."""
+    known = [("first", {"x": 0.5, "kind": "plain", "n": 2}), ("second", {"x": -2.5, "kind": "plain", "n": 0})]
+
+    def start(place):
+        study, calls = opened(place), itertools.count(step=3)
+        studies.enqueue(study, known)
+        frame = run(study, trials=9, sampler=Proposals(kind), calls=lambda: next(calls))
+        counts = {name: n for name, n in studies.counts(study).items() if name != "lost"}
+        facts = [counts, studies.network_calls(study), studies.history(study), studies.completed(study)]
+        return unclocked(frame), facts
+
+    appends = appends_of(lambda: start(tmp_path / "whole.log"))
+    whole = start(tmp_path / "whole.log")
+    assert set(whole[0]["state"]) == {"complete", "pruned", "fail"} and whole[0]["seed"][1] == "second"
+    for at in range(appends):
+        place = tmp_path / f"{at}.log"
+        moment = MOMENTS[(at + shift) % 3]
+        frame, facts = killed_and_resumed(lambda place=place: start(place), at, moment)
+        assert frame.equals(whole[0]) and list(frame.dtypes) == list(whole[0].dtypes), (at, frame, whole[0])
+        assert facts == whole[1], at
+
+
+@pytest.mark.parametrize("shift", SHIFTS)
+def test_an_evolution_that_was_killed_at_any_append_ends_as_it_would_have(tmp_path, shift):
+    def start(place):
+        return evolved(place, population=4, generations=3, measure=failing)
+
+    def failing(genome):
+        if genome == (1, 1, 1, 1, 1, 1):
+            raise Disqualified("The state must stay finite.")
+        return separable(genome)
+
+    appends = appends_of(lambda: start(tmp_path / "whole.log"))
+    whole = start(tmp_path / "whole.log")
+    assert "fail" in set(whole["state"])
+    for at in range(appends):
+        place = tmp_path / f"{at}.log"
+        frame = killed_and_resumed(lambda place=place: start(place), at, MOMENTS[(at + shift) % 3])
+        assert frame.equals(whole) and list(frame.dtypes) == list(whole.dtypes), (at, frame, whole)
+
+
+@pytest.mark.parametrize("every", [40, 23])
+def test_trials_whose_processes_are_all_killed_end_as_they_would_have(tmp_path, every):
+    def start(place):
+        return unclocked(run(opened(place), trials=12))
+
+    frame, processes = killed_again_and_again(lambda: start(tmp_path / "broken.log"), every)
+    assert processes > 3 and frame.equals(start(tmp_path / "whole.log"))
+
+
+def test_a_trial_that_is_repeated_ends_at_the_part_at_which_it_would_have(tmp_path):
+    """It was killed after its last report, which would have pruned it: the first one must not prune it now."""
+
+    def start(place, die=False):
+        study = opened(place)
+        studies.enqueue(study, [("good", {"n": 0}), ("bad", {"n": 4})])
+
+        def evaluate(trial):
+            n = trial.decide("n", Integers(0, 4))
+            for part in range(4):
+                parts.append(part)
+                if trial.report(n + 0.1 * part):
+                    return None
+                if die and n == 4 and part == 1:
+                    trial._trial.report(n + 0.2, 2)
+                    trial._trial.report(n + 0.3, 3)
+                    raise Killed
+            return n
+
+        return unclocked(run(study, trials=2, evaluate=evaluate))
+
+    parts = []
+    whole = start(tmp_path / "whole.log")
+    undisturbed, parts = parts, []
+    with process(), pytest.raises(Killed):
+        start(tmp_path / "broken.log", die=True)
+    parts = []
+    frame = start(tmp_path / "broken.log")
+    assert frame.equals(whole) and parts == undisturbed[4:] and whole["state"][1] == "pruned"
+
+
+# Whose trials are lost
+
+
+def signed(place, worker):
+    study = opened(place)
+    trial = study.ask()
+    if worker is not None:
+        trial.set_user_attr("worker", worker)
+    return lambda: studies.counts(opened(place))["lost"]
+
+
+def test_a_trial_belongs_to_a_process_not_to_its_number(tmp_path):
+    """In containers each start has the same few numbers."""
+    host, start, own = studies._worker().split(":")
+    for i, (worker, lost) in enumerate(
+        [
+            (f"{host}:{start}:{own}", 0),
+            (f"{host}:{own}", 0),  # as earlier versions signed
+            (f"{host}:{int(start) - 1}:{own}", 1),  # whose number this process has now
+            (f"{host}:{start}:999999999", 1),
+            (f"elsewhere:{start}:999999999", 0),
+        ]
+    ):
+        assert signed(tmp_path / f"{i}.log", worker)() == lost, worker
+
+
+def test_a_process_that_ended_and_was_not_collected_has_ended():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    deadline = time.monotonic() + 60
+    while studies._started(process.pid) is not None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert process.returncode is None and Path("/proc", str(process.pid)).exists()
+    assert studies._started(process.pid) is None
+    process.wait()
+
+
+def test_an_unsigned_trial_is_lost_where_no_worker_is_alive(tmp_path):
+    with process():
+        count_lost = signed(tmp_path / "dead.log", None)
+    assert count_lost() == 1  # at once
+    assert signed(tmp_path / "alive.log", None)() == 0  # this process may be about to sign it
+
+
+def test_two_workers_that_start_at_once_give_up_a_trial_once(tmp_path):
+    """The second one has read the trials before the first one gave them up."""
+    place = tmp_path / "journal.log"
+    with process():
+        opened(place).ask()
+    study = optuna.load_study(study_name="parabola", storage=open_storage(str(place)))
+    running = study.get_trials()
+    assert opened(place).get_trials()[0].state.name == "FAIL"
+    study.get_trials = lambda **_: running
+    studies._release_lost(study, study._storage)

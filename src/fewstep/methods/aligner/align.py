@@ -169,8 +169,8 @@ def align(
             walk.advance(judge, node.t_cond, node.eps_scale)
         if judges[0].segment.calls_network:
             nodes.append(node)
-    found = _with_timesteps(plan, nodes, task)
-    return _judged(student, found, tuple(nodes), student.draw(gate_seeds), held_out, gate)
+    aligned = _with_timesteps(plan, nodes, task)
+    return _judged(student, aligned, tuple(nodes), student.draw(gate_seeds), held_out, gate)
 
 
 def _check(optimiser: str, gate: str, substeps: int, seeds: Sequence[int], gate_seeds: Sequence[int]) -> None:
@@ -298,8 +298,8 @@ class _Tuning:
 
         def value(log_ratio: float) -> float:
             with torch.no_grad():
-                found = at(log_ratio)
-                losses = judge.best_scale(found)[1] if closed else judge.losses(found, scale)
+                timestep = at(log_ratio)
+                losses = judge.best_scale(timestep)[1] if closed else judge.losses(timestep, scale)
             return finite_mean(losses, judge.segment.node)
 
         if self.optimiser == "adam":

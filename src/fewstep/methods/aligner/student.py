@@ -147,15 +147,15 @@ class Student:
             converted_at = t_cond if self.plan.convert_at == "tau" else node.t
         read = weights(model.prediction, self.schedule, torch.as_tensor(converted_at, dtype=torch.float64))
         of_x, of_output = read.eps_of_x.to(x), read.eps_of_output.to(x)
-        found = []
+        noises = []
         for first in range(0, len(x), size):
             rows = slice(first, first + size)
             part = None if condition is None else condition[rows]
             denoiser = Denoiser(model, condition=part, guidance=self.task.guidance)
             output = denoiser.output(x[rows], node.t, t_cond=t_cond, width=node.width)
             self.task.calls += denoiser.calls * len(output)
-            found.append(of_x * x[rows] + of_output * output)
-        return torch.cat(found)
+            noises.append(of_x * x[rows] + of_output * output)
+        return torch.cat(noises)
 
     def parts(self, segment: Segment, at: Position, t_cond: Scalar) -> tuple[Tensor, Tensor]:
         """(y0, y1) of a segment with one evaluation: it lands at y0 + scale * y1."""

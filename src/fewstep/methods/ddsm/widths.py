@@ -46,10 +46,10 @@ def uniform(n: int, k: int) -> list[Widths]:
 
 def sensitivities(error: Error, n: int, k: int) -> NDArray[np.float64]:
     """The error with one step alone at a width, (n, k); none at the full one, 0."""
-    found = np.zeros((n, k))
+    errors = np.zeros((n, k))
     for step, width in itertools.product(range(n), range(1, k)):
-        found[step, width] = error(tuple(width if i == step else 0 for i in range(n)))
-    return found
+        errors[step, width] = error(tuple(width if i == step else 0 for i in range(n)))
+    return errors
 
 
 def additive_front(S: NDArray[np.float64], costs: NDArray[np.float64]) -> list[Widths]:
@@ -102,12 +102,12 @@ def greedy_path(
     path: list[Widths] = [(0,) * n]
     for _ in progress(range(n * (k - 1))):
         now = path[-1]
-        found = error(now)
+        error_now = error(now)
         moves = []
         for step in (i for i in range(n) if now[i] < k - 1):
             smaller = (*now[:step], now[step] + 1, *now[step + 1 :])
             saved = float(costs[step, now[step]] - costs[step, now[step] + 1])
-            added = error(smaller) - found
+            added = error(smaller) - error_now
             # measured times need not fall with the width: a move that saves nothing comes last
             moves.append((saved <= 0, added / saved if saved > 0 else added, step, smaller))
         best = min(moves)

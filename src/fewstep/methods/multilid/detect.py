@@ -75,7 +75,7 @@ def probabilities(
     """
     every = np.stack([*classes, *others])
     c, n = len(classes), every.shape[1]
-    found = np.empty((splits.repeats, len(every), n, c))
+    probabilities = np.empty((splits.repeats, len(every), n, c))
     for repeat in range(splits.repeats):
         fold = splits.fold(n, repeat)
         for held_out in range(splits.folds):
@@ -84,8 +84,8 @@ def probabilities(
             model.fit(every[:c, inside].reshape(-1, every.shape[-1]), np.repeat(np.arange(c), inside.sum()))
             shown = every[:, outside]
             shares = model.predict_proba(shown.reshape(-1, every.shape[-1]))
-            found[repeat][:, outside] = shares.reshape(*shown.shape[:2], c)
-    return found
+            probabilities[repeat][:, outside] = shares.reshape(*shown.shape[:2], c)
+    return probabilities
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def nearest(queries: Tensor, bank: Tensor, taps: Taps, k: int, *, progress: Prog
         together, and a batch.
     """
     size = BATCH.get(torch.device(taps.pooled.device).type, 64)
-    found = torch.full((len(queries), len(taps.layers), k), torch.inf, dtype=torch.float64)
+    nearest = torch.full((len(queries), len(taps.layers), k), torch.inf, dtype=torch.float64)
     for tile in _tiles(bank, taps):
         batches = [taps(tile[start : start + size]) for start in range(0, len(tile), size)]
         maps = [torch.cat(layer).double() for layer in zip(*batches, strict=True)]
@@ -35,8 +35,8 @@ def nearest(queries: Tensor, bank: Tensor, taps: Taps, k: int, *, progress: Prog
             rows = slice(start, start + size)
             for i, layer in enumerate(taps(queries[rows])):
                 apart = _distances(layer.double(), maps[i], norms[i])
-                found[rows, i] = torch.cat([found[rows, i], apart.cpu()], 1).topk(k, largest=False).values
-    distances: Array = found.numpy()
+                nearest[rows, i] = torch.cat([nearest[rows, i], apart.cpu()], 1).topk(k, largest=False).values
+    distances: Array = nearest.numpy()
     return distances
 
 

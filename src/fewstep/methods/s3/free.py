@@ -73,8 +73,8 @@ class FreePlan(Free):
             return replace(self.form, provenance={})
         with torch.no_grad():
             values = self.values()
-        made = values.put_into(self.form, self.schedule)
-        return replace(made, provenance={})
+        plan = values.put_into(self.form, self.schedule)
+        return replace(plan, provenance={})
 
 
 def _tensor(value: Any) -> Tensor:

@@ -83,8 +83,8 @@ class Ranker(nn.Module):
 
 
 def _tokens(decisions: Decisions, i: int) -> list[int]:
-    asked = [(name, "first_step" if name == "first_step" and i == 0 else f"{name}_{i}") for name in CHOICES]
-    return [TOKENS[kind, decisions[name]] if name in decisions else 0 for kind, name in asked]
+    names = [(name, "first_step" if name == "first_step" and i == 0 else f"{name}_{i}") for name in CHOICES]
+    return [TOKENS[kind, decisions[name]] if name in decisions else 0 for kind, name in names]
 
 
 @dataclass(frozen=True)

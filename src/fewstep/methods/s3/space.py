@@ -277,8 +277,8 @@ def _scales_of_raw(points: Points, step: Step) -> Iterator[tuple[int, float]]:
     if columns:
         weights = dict(step.raw.c)
         wanted = [weights[m] - (float(base) if m == step.start else 0.0) for m in used]
-        found = np.linalg.lstsq(np.array(columns).T, np.array(wanted), rcond=None)[0]
-        yield from ((k, float(factor)) for k, factor in enumerate(found, start=1))
+        factors = np.linalg.lstsq(np.array(columns).T, np.array(wanted), rcond=None)[0]
+        yield from ((k, float(factor)) for k, factor in enumerate(factors, start=1))
 
 
 def _calls(plan: Plan) -> tuple[object, ...]:

@@ -81,8 +81,8 @@ def command(
     network = _model(model, conditions, parents, stepaware, device)
     # a plan that was found for one guidance keeps it
     tasks = [
-        Task(network, guidance if one.guidance is None else one.guidance, stepaware.batch_size)
-        for one in parents
+        Task(network, guidance if parent.guidance is None else parent.guidance, stepaware.batch_size)
+        for parent in parents
     ]
     measure = reference_and_extractor(reference, data, extractor, device, tasks[0])
     found = [

@@ -68,7 +68,7 @@ def command(
         solve_teacher,
         write_teacher,
     )
-    from fewstep.pipeline.trials import require_storage
+    from fewstep.pipeline.storage import require_storage
     from fewstep.progress import track
 
     numbers = _numbers(nfe)
@@ -93,14 +93,16 @@ def command(
     require_teacher(solutions, search, to_zero=to_zero, path=solutions_file)
     finished: list[Found] = []
     for n in numbers:
-        one, work = setup.search(n, task, solutions, *measures), kept / f"nfe{n}"
+        searched, work = setup.search(n, task, solutions, *measures), kept / f"nfe{n}"
         place = storage or str(work / "journal.log")
         if worker:
-            run_trials(one, storage=place, track=track)
+            run_trials(searched, storage=place, track=track)
             continue
         with processes.workers(workers - 1, setup, n, teacher=solutions_file, storage=place):
             neighbours = [neighbour for other in finished for neighbour in other.neighbours]
-            finished.append(run_search(one, storage=place, work=work, neighbours=neighbours, track=track))
+            finished.append(
+                run_search(searched, storage=place, work=work, neighbours=neighbours, track=track)
+            )
         typer.echo(_sentence(finished[-1]))
     if worker:
         return

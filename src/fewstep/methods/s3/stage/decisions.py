@@ -97,11 +97,18 @@ class Proposals:
             return propose(self.space, [], rng=rng)
         population = scored(self.study)
         if self.name == "s3-ranked" and len(population) >= RANKED_FROM:
-            if self._ranker is None or number - self._trained_at >= RANKED_EVERY:
-                self._ranker = fit_ranker(self.space, population, seed=self.seed)
-                self._trained_at = number
-            return propose_ranked(self.space, population, self._ranker, rng=rng)
+            return propose_ranked(self.space, population, self._ranker_of(number), rng=rng)
         return propose(self.space, population, rng=rng)
+
+    def _ranker_of(self, number: int) -> Fitted:
+        """The ranker for a trial: which trials it was trained on depends on the numbers alone, not on interruptions."""
+        completed = studies.completed(self.study)
+        first = completed[RANKED_FROM - 1].number + 1
+        at = max(first, number - (number - first) % RANKED_EVERY)
+        if self._ranker is None or self._trained_at != at:
+            known = [(trial.decisions, trial.scores[0]) for trial in completed if trial.number < at]
+            self._ranker, self._trained_at = fit_ranker(self.space, known, seed=self.seed), at
+        return self._ranker
 
 
 def _domain(allowed: Range) -> studies.Domain:

@@ -33,7 +33,7 @@ def known_samplers(search: Search) -> list[Candidate]:
 
     Where the space has an analytical first step, each of them with that, too: one step more for the same calls.
     """
-    found: dict[str, Candidate] = {}
+    candidates: dict[str, Candidate] = {}
     space = search.space
     for ending in ("", ANALYTIC) if space.analytic else ("",):
         grids: dict[str, Grid] = {name: name for name in GRIDS}
@@ -45,8 +45,8 @@ def known_samplers(search: Search) -> list[Candidate]:
             except ConfigError:  # not every preset can make every number of calls
                 continue
             if plan.nfe == space.nfe and not plan.stochastic:
-                found.setdefault(plan.hash, Candidate(f"{preset}.{grid}{ending}", plan, (plan.hash,)))
-    return list(found.values())
+                candidates.setdefault(plan.hash, Candidate(f"{preset}.{grid}{ending}", plan, (plan.hash,)))
+    return list(candidates.values())
 
 
 def best_known(search: Search, track: Track) -> list[Candidate]:
@@ -97,4 +97,4 @@ def first_decisions(
                 )
                 for step in range(other.nfe)
             ]
-    return [(name, made) for name, made in decisions if made is not None]
+    return [(name, decided) for name, decided in decisions if decided is not None]

@@ -17,6 +17,7 @@ from fewstep.metrics.loss import FrechetLoss
 from fewstep.progress import Track
 from fewstep.sampling.descent import Gradient, frechet_gradient, polish, trajectory_gradient
 from fewstep.sampling.plan import Plan
+from fewstep.sampling.task import Task
 
 Curve = list[dict[str, Any]]
 """Iteration, loss and validation at each validation of a polish."""
@@ -36,6 +37,7 @@ class Tier:
 
     Attributes:
         name: of its file and its candidate.
+        task: whose network calls are counted.
         gradient: of the loss.
         seeds: of the images of an iteration.
         judge: score on images that the gradient never sees, lower is better.
@@ -48,6 +50,7 @@ class Tier:
     """
 
     name: str
+    task: Task
     gradient: Gradient
     seeds: Callable[[int], Sequence[int]]
     judge: Callable[[Plan], float]
@@ -59,13 +62,18 @@ class Tier:
     progress: Callable[[Iterable[int]], Iterable[int]] = iter
 
     def run(self, initial: FreePlan) -> Polished:
-        """Descend from an initial plan, which stays as it is, or read where an earlier start ended."""
+        """Descend from an initial plan, which stays as it is, or read where an earlier start ended.
+
+        The network calls of that one are added to the task's, so that a search counts the same however it was started.
+        """
         free = copy.deepcopy(initial)
         key = sha256_text(canonical_json([*self.identity, initial.plan().hash]))
         kept = read_json(self.file) if self.file.exists() else {}
-        if kept.get("from") == key:
+        if kept.get("from") == key and "network_calls" in kept:
             free.load_numbers(kept["numbers"])
+            self.task.calls += kept["network_calls"]
         else:
+            before = self.task.calls
             points = polish(
                 free,
                 self.gradient,
@@ -77,7 +85,12 @@ class Tier:
                 progress=self.progress,
             )
             curve = [vars(point) for point in points if math.isfinite(point.validation)]
-            kept = {"from": key, "numbers": free.numbers_now(), "curve": curve}
+            kept = {
+                "from": key,
+                "numbers": free.numbers_now(),
+                "curve": curve,
+                "network_calls": self.task.calls - before,
+            }
             write_json(self.file, kept)
         candidate = Candidate(f"polished.{self.name}", free.plan(), (initial.origin.hash,))
         return Polished(free, candidate, kept["curve"])
@@ -114,6 +127,7 @@ def _trajectory_tier(search: Search, work: Path, track: Track) -> Tier:
 
     return Tier(
         "trajectory",
+        search.task,
         trajectory_gradient(search.task, search.distances),
         seeds,
         search.error,
@@ -138,6 +152,7 @@ def _frechet_tier(search: Search, work: Path, track: Track) -> Tier:
 
     return Tier(
         "frechet",
+        search.task,
         frechet_gradient(search.task, FrechetLoss(search.reference.statistics), search.extractor.of_unit),
         lambda i: search.seeds["polish"][i * n : (i + 1) * n],
         judge,

@@ -15,6 +15,9 @@ from fewstep.pipeline.record import Record
 from fewstep.pipeline.tables import read_table
 from fewstep.sampling.plan import Plan, load_plan, plan_from_json
 
+CLOCKED = ("seconds", "trials.lost")
+"""What of `search.nfe<N>.json` depends on the clock. All else is the same to the bit, however often a search of one
+worker was interrupted; so are the plan and, but for `fewstep.pipeline.trials.CLOCKED`, the table of trials."""
 COLUMNS = ("number", "state", "value", "network_calls", "seed")
 
 
@@ -142,16 +145,16 @@ def _preset(record: SearchRecord, path: Path) -> Plan | None:
 def records(folder: Path, stamp: Mapping[str, Any]) -> Iterator[Record]:
     """The searches of a folder in MLflow, best error at step = network calls."""
     for search in read_searches([folder]):
-        found = search.record
+        record = search.record
         yield Record(
             name=f"search nfe{search.nfe}",
             params={
                 "nfe": search.nfe,
-                "winner": found.winner,
-                "best_preset": found.best_preset,
-                "search": found.settings,
-                "teacher": found.teacher,
-                "seeds": found.seeds,
+                "winner": record.winner,
+                "best_preset": record.best_preset,
+                "search": record.settings,
+                "teacher": record.teacher,
+                "seeds": record.seeds,
             },
             points=list(_points(search)),
             files=search.files,

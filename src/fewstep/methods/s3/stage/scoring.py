@@ -111,8 +111,8 @@ class Search:
             return torch.cat([self.extractor.of_unit(self.task.images(part)) for part in parts])
 
         with torch.no_grad():
-            taught = self.teacher
-            return replace(taught, x0=features(taught.x0), validation_x0=features(taught.validation_x0))
+            teacher = self.teacher
+            return replace(teacher, x0=features(teacher.x0), validation_x0=features(teacher.validation_x0))
 
     def error(self, plan: Plan, seeds: Sequence[int] | None = None) -> float:
         """Mean distance to the fine solutions; of the validation seeds when none are given."""

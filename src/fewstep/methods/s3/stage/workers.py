@@ -113,7 +113,7 @@ def workers(count: int, setup: SearchSetup, nfe: int, *, teacher: Path, storage:
 
 
 def _work(setup: SearchSetup, nfe: int, teacher: Path, storage: str, threads: int) -> None:
-    """What a worker does; what goes wrong is one line on stderr, as the search goes on without it."""
+    """What a worker does; what goes wrong is one line on stderr, as the search continues without it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the leader, which gets it as well, ends its workers
     threading.Thread(target=_end_with_leader, daemon=True).start()
     torch.set_num_threads(threads)
@@ -128,7 +128,7 @@ def _work(setup: SearchSetup, nfe: int, teacher: Path, storage: str, threads: in
 
 
 def _end_with_leader() -> None:
-    """End this process as soon as the leader has ended, even if it was killed and could tell nobody."""
+    """End this process as soon as the leader has ended, even if it was killed."""
     leader = multiprocessing.parent_process()
     assert leader is not None
     wait([leader.sentinel])
