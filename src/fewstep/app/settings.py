@@ -107,7 +107,9 @@ class PrepareSettings(Section):
         default=False, description="leave out unreadable files and list them in the manifest"
     )
     max_pixels: int | None = Field(
-        default=None, ge=1, description="pixels of the largest image that is read; null: 179 million, Pillow's limit"
+        default=None,
+        ge=1,
+        description="pixels of the largest image that is read; null: 179 million, Pillow's limit",
     )
     workers: Positive = Field(default=2, json_schema_extra=NOT_A_RESULT, description="decoding processes")
 

@@ -258,7 +258,9 @@ def _names(folder: Path) -> list[str]:
 
 def _fingerprint(parts: Parts) -> str:
     """Sha256 of the weights file, or of the hashes of several."""
-    paths = [path for part in (parts.network, parts.decoder) if part is not None for path in _weights(part).files]
+    paths = [
+        path for part in (parts.network, parts.decoder) if part is not None for path in _weights(part).files
+    ]
     hashes = [files.sha256_file(path) for path in paths]
     return hashes[0] if len(hashes) == 1 else files.sha256_text(files.canonical_json(hashes))
 
@@ -308,7 +310,9 @@ def _decode(decoder: Any) -> Callable[[Tensor], Tensor]:
 # Schedulers
 
 
-_OTHER_SCHEDULER = "put the configuration of the scheduler that it was trained with there, such as a DDPMScheduler's"
+_OTHER_SCHEDULER = (
+    "put the configuration of the scheduler that it was trained with there, such as a DDPMScheduler's"
+)
 
 
 class _Scheduler(NamedTuple):

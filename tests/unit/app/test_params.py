@@ -274,7 +274,9 @@ def test_the_command_and_the_file_take_the_same_datasets(name: str, is_one: bool
     if is_one:
         assert callable(loader(name))
     else:
-        with pytest.raises(ConfigError, match="dataset must be one of digits, cifar10, celeba, folder, lsun-"):
+        with pytest.raises(
+            ConfigError, match="dataset must be one of digits, cifar10, celeba, folder, lsun-"
+        ):
             loader(name)
 
 

@@ -328,7 +328,8 @@ def test_what_the_scheduler_does_not_say_can_be_passed(saved, tmp_path):
     (folder / "scheduler/scheduler_config.json").unlink()
     assert load_diffusers(folder, schedule=VPLinear(), prediction="eps").prediction == "eps"
     with pytest.raises(
-        ConfigError, match="has no scheduler_config.json beside it; name the folder of the whole pipeline, with model_"
+        ConfigError,
+        match="has no scheduler_config.json beside it; name the folder of the whole pipeline, with model_",
     ):
         fs.load_model(folder)
 

@@ -16,7 +16,14 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from fewstep.checks import ConfigError, DataError
-from fewstep.files import atomic_dir, object_or_empty, read_json, require_folder, require_replaceable, write_json
+from fewstep.files import (
+    atomic_dir,
+    object_or_empty,
+    read_json,
+    require_folder,
+    require_replaceable,
+    write_json,
+)
 from fewstep.pipeline.stage.code import code_hash
 from fewstep.pipeline.stage.settings import Section
 
