@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from fewstep.app.params import Params
 from fewstep.app.stages import STAGES
-from fewstep.files import canonical_json, sha256_text, write_json
+from fewstep.files import canonical_json, object_or_empty, sha256_text, write_json
 from fewstep.pipeline.stage import Stage
 from fewstep.pipeline.stage.code import code_hash
 from fewstep.pipeline.stage.settings import RunSettings

@@ -10,12 +10,12 @@ from typing import Any, Protocol
 from fewstep.checks import ConfigError
 from fewstep.data.celeba import celeba_source
 from fewstep.data.cifar10 import cifar10_source
+from fewstep.data.dataset_names import LSUN, PATTERN
 from fewstep.data.digits import digits_source
 from fewstep.data.engine import prepare_source
 from fewstep.data.folder import folder_source
 from fewstep.data.left_out import sentence
 from fewstep.data.lsun import lsun_source
-from fewstep.data.dataset_names import LSUN, PATTERN
 from fewstep.data.source import Source
 
 log = logging.getLogger(__name__)

@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 
 from fewstep.checks import DataError
-from fewstep.files import object_or_empty
 from fewstep.diffusion.denoiser import Model
+from fewstep.files import object_or_empty
 from fewstep.interop.diffusers_model import INDEX, NETWORKS, is_diffusers, load_diffusers
 from fewstep.interop.zoo import find, verify
 from fewstep.nets import CONFIG, folder
 
 _DEEPEST, _MOST = 3, 6
-"""Levels below a folder in which models are looked for, as hub/models--ORG--NAME/snapshots/HASH; most that are named."""
+"""Levels at which models are looked for, as in hub/models--ORG--NAME/snapshots/HASH; most that are named."""
 
 
 def load_model(path: str | Path, *, device: str | torch.device = "cpu") -> Model:

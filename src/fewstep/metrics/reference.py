@@ -300,7 +300,8 @@ def _read_foreign(path: str | Path, mu: str, sigma: str) -> dict[str, NDArray[An
     arrays = _read(path, otherwise="get it again", only=(mu, sigma, "meta"))
     if SCHEMA in str(arrays.get("meta")):
         raise DataError(
-            f"{path} must be statistics of another program, but fewstep has written it; use it as it is, as --reference."
+            f"{path} must be statistics of another program, but fewstep has written it; use it as it is, as "
+            "--reference."
         )
     return arrays if mu in arrays and sigma in arrays else _read(path, otherwise="get it again")
 
