@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ from typing import Any
 from fewstep.checks import ConfigError, DataError
 
 log = logging.getLogger(__name__)
+_DIGITS = 20  # of the longest number of 64 bits
 
 
 @contextmanager
@@ -199,19 +201,61 @@ def write_json(path: str | Path, value: Any) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def read_json(path: str | Path) -> Any:
+def read_json(path: str | Path, *, constants: bool = False) -> Any:
     """Read a JSON file.
-    Raises: DataError: the file is missing, truncated or not JSON.
+
+    Args: constants: take NaN and Infinity, which other programs write, though JSON has none.
+    Raises: DataError: the file is missing, truncated or not JSON, or holds a number that is none or beyond 64 bits.
     """
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise DataError(f"{path} must exist, but there is no such file; check the path.") from None
     except (IsADirectoryError, NotADirectoryError):
         raise DataError(f"{path} must be a JSON file, but it is a folder; name the file.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise DataError(f"{path} must be a file that can be read, but: {error.strerror}; check it.") from None
+    except UnicodeDecodeError as error:
         raise DataError(f"{path} must be JSON, but it is damaged ({error}); make it again.") from None
+    return parse_json(text, str(path), constants=constants)
+
+
+def parse_json(text: str, where: str, *, constants: bool = False) -> Any:
+    """As `read_json`, of text; `where` is named by errors."""
+    try:
+        value = json.loads(
+            text,
+            parse_int=_integer,
+            parse_float=None if constants else _finite,
+            parse_constant=None if constants else _finite,
+        )
+        if "\\ud" in text.lower():  # half a character, which can be neither shown nor written
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} must be JSON, but it is damaged ({error}); make it again.") from None
+    return value
+
+
+def _integer(text: str) -> int:
+    if len(text) > _DIGITS or not -(1 << 63) <= (number := int(text)) < 1 << 64:
+        raise ValueError(f"{text:.24}... is no number of 64 bits")
+    return number
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text:.24} is no finite number")
+    return number
+
+
+def object_or_empty(path: str | Path) -> dict[str, Any]:
+    """A JSON object; empty where there is none, for a torn file must be replaced, not reported."""
+    try:
+        content = read_json(path)
+    except DataError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def canonical_json(value: Any) -> str:

@@ -14,11 +14,11 @@ from typing import IO, Any
 
 from fewstep.app.params import Params
 from fewstep.app.stages import STAGES
-from fewstep.files import canonical_json, sha256_text, write_json
+from fewstep.files import canonical_json, object_or_empty, sha256_text, write_json
 from fewstep.pipeline.stage import Stage
 from fewstep.pipeline.stage.code import code_hash
 from fewstep.pipeline.stage.settings import RunSettings
-from fewstep.pipeline.stage.spec import STAMP, Spec, stamp_or_empty
+from fewstep.pipeline.stage.spec import STAMP, Spec
 from fewstep.pipeline.stage.stages import Given, Result
 
 RUN_LOCK = Path("state/run.lock")
@@ -113,7 +113,7 @@ def sync_specs(params: Params) -> None:
 
 def _sync(want: Spec, folder: Path) -> None:
     path = spec_path(want.run, want.place)
-    have = stamp_or_empty(path)
+    have = object_or_empty(path)
     serial = have.pop("serial", 0)
     result = folder / STAMP
     stale = result.exists() and not _is_current(folder, want)
@@ -131,7 +131,7 @@ def _sync(want: Spec, folder: Path) -> None:
 
 def _is_current(folder: Path, want: Spec) -> bool:
     """Whether a finished result carries the wanted key and has all of its files."""
-    stamp = stamp_or_empty(folder / STAMP)
+    stamp = object_or_empty(folder / STAMP)
     return stamp.get("key") == want.key and all((folder / name).exists() for name in stamp.get("files", ()))
 
 

@@ -4,10 +4,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
+from fewstep.data.dataset_names import PATTERN, SAID
 from fewstep.pipeline.settings import MARGIN, DrawSettings, MeasureSettings
 from fewstep.pipeline.stage.settings import NOT_A_RESULT, OwnSeeds, Positive, Section
 
-DatasetName = Annotated[str, StringConstraints(pattern=r"^(digits|cifar10|celeba|lsun-[a-z_]+|folder)$")]
+DatasetName = Annotated[str, StringConstraints(pattern=PATTERN)]
 PresetName = Literal[
     "ddim",
     "ddim-eta",
@@ -84,9 +85,7 @@ class ModelSettings(Section):
 class PrepareSettings(Section):
     """Which images, and how they are packed."""
 
-    dataset: DatasetName = Field(
-        default="digits", description="digits, cifar10, celeba, lsun-<category> or folder"
-    )
+    dataset: DatasetName = Field(default="digits", description=SAID)
     name: str | None = Field(
         default=None,
         pattern=r"^[a-z0-9][a-z0-9_.-]*$",
@@ -106,6 +105,11 @@ class PrepareSettings(Section):
     )
     skip_corrupt: bool = Field(
         default=False, description="leave out unreadable files and list them in the manifest"
+    )
+    max_pixels: int | None = Field(
+        default=None,
+        ge=1,
+        description="pixels of the largest image that is read; null: 179 million, Pillow's limit",
     )
     workers: Positive = Field(default=2, json_schema_extra=NOT_A_RESULT, description="decoding processes")
 
@@ -239,6 +243,12 @@ class SampleSettings(DrawSettings):
 class EvaluateSettings(MeasureSettings):
     """The measurements made on samples."""
 
+    max_pixels: int | None = Field(
+        default=None,
+        ge=1,
+        json_schema_extra=NOT_A_RESULT,
+        description="pixels of the largest image file that is read; null: 179 million, Pillow's limit",
+    )
     shards: int = Field(
         default=1,
         ge=1,

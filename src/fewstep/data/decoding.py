@@ -74,6 +74,12 @@ def pixel_limit(max_pixels: int | None) -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = before
 
 
+def remedy(error: BaseException, otherwise: str) -> str:
+    """What to do about an image that cannot be read."""
+    too_large = isinstance(error, Image.DecompressionBombError)
+    return "admit it with max_pixels, if you trust it" if too_large else otherwise
+
+
 def _has_several_frames(image: Image.Image, blob: bytes) -> bool:
     """Whether there is more than the one picture; the further ones of a camera's MPO are previews of it."""
     if image.format == "MPO":

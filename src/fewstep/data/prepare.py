@@ -1,6 +1,7 @@
 """The loaders by name, and the packing of a dataset by any of them."""
 
 import logging
+import re
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 from fewstep.checks import ConfigError
 from fewstep.data.celeba import celeba_source
 from fewstep.data.cifar10 import cifar10_source
+from fewstep.data.dataset_names import LSUN, PATTERN
 from fewstep.data.digits import digits_source
 from fewstep.data.engine import prepare_source
 from fewstep.data.folder import folder_source
@@ -17,8 +19,6 @@ from fewstep.data.lsun import lsun_source
 from fewstep.data.source import Source
 
 log = logging.getLogger(__name__)
-
-_LSUN = "lsun-"
 
 
 class Loader(Protocol):
@@ -40,13 +40,9 @@ def loader(dataset: str) -> Loader:
     """The loader of a dataset by name: a key of DATASETS, or lsun-<category>.
     Raises: ConfigError: another name.
     """
-    if dataset.startswith(_LSUN) and len(dataset) > len(_LSUN):
-        return partial(lsun_source, dataset.removeprefix(_LSUN))
-    if dataset not in DATASETS:
-        raise ConfigError(
-            f"dataset must be one of {', '.join(DATASETS)}, {_LSUN}<category>; got {dataset!r}."
-        )
-    return DATASETS[dataset]
+    if not re.fullmatch(PATTERN, dataset):
+        raise ConfigError(f"dataset must be one of {', '.join(DATASETS)}, {LSUN}<category>; got {dataset!r}.")
+    return DATASETS.get(dataset) or partial(lsun_source, dataset.removeprefix(LSUN))
 
 
 def prepare(

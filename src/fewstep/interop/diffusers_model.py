@@ -1,5 +1,6 @@
 """Models that diffusers has saved, read from disk: no network access, no pickled weights, no code from the folder."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,12 @@ from fewstep.nets.folder import as_model
 from fewstep.rng import initial_weights
 
 INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+STEM = "diffusion_pytorch_model"
+WEIGHTS = f"{STEM}.safetensors"
+_VARIANTS = re.compile(
+    rf"{STEM}\.(?:(?P<whole>[^.]+)(?<!-of-\d{{5}})\.safetensors|safetensors\.index\.(?P<parts>[^.]+)\.json)"
+)
+"""The file of a variant such as fp16, or the list of its several files."""
 
 # the folders of the network and, of latent models, of the decoder
 PIPELINES: dict[str, tuple[str, str | None]] = {
@@ -69,7 +75,7 @@ def is_diffusers(path: str | Path) -> bool:
     folder = Path(path)
     if (folder / INDEX).exists():
         return True
-    config = files.read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    config = files.read_json(folder / CONFIG, constants=True) if (folder / CONFIG).exists() else {}
     return isinstance(config, dict) and "_class_name" in config
 
 
@@ -133,7 +139,7 @@ def require_diffusers() -> Any:
 def _parts(folder: Path) -> Parts:
     if not (folder / INDEX).exists():
         return _bare(folder)
-    index = files.read_json(folder / INDEX)
+    index = files.read_json(folder / INDEX, constants=True)
     kind = index.get("_class_name") if isinstance(index, dict) else None
     if not isinstance(kind, str) or kind not in PIPELINES:
         raise ConfigError(f"{folder / INDEX} must be of one of {', '.join(PIPELINES)}; got {kind!r}.")
@@ -154,7 +160,7 @@ def _parts(folder: Path) -> Parts:
 def _bare(folder: Path) -> Parts:
     if _class_name(folder) in NETWORKS and (folder.parent / INDEX).exists():
         # a network alone does not say whether a decoder belongs to it
-        return _parts(folder.parent)
+        return _parts(folder.parent)._replace(network=folder)
     if _class_name(folder) != "UNet2DModel":
         raise ConfigError(
             f"{folder} must be a UNet2DModel, or a pipeline with {INDEX}; got a {_class_name(folder)}; "
@@ -174,7 +180,7 @@ def _first(*paths: Path) -> Path | None:
 
 
 def _class_name(folder: Path) -> str:
-    config = files.read_json(folder / CONFIG)
+    config = files.read_json(folder / CONFIG, constants=True)
     return str(config.get("_class_name") if isinstance(config, dict) else None)
 
 
@@ -185,13 +191,14 @@ def _load(folder: Path, classes: dict[str, str]) -> Any:
     name = _class_name(folder)
     if name not in classes:
         raise ConfigError(f"{folder / CONFIG} must be of one of {', '.join(classes)}; got {name!r}.")
-    _weights(folder)
+    variant = _weights(folder).variant
     try:
         with initial_weights(0):
             net, found = getattr(require_diffusers(), classes[name]).from_pretrained(
                 folder,
                 local_files_only=True,
                 use_safetensors=True,
+                variant=variant,
                 low_cpu_mem_usage=False,
                 torch_dtype=torch.float32,
                 output_loading_info=True,
@@ -210,23 +217,50 @@ def _load(folder: Path, classes: dict[str, str]) -> Any:
     return net.eval().requires_grad_(False)
 
 
-def _weights(folder: Path) -> list[Path]:
-    """The safetensors files of a part, one or many."""
-    if (folder / WEIGHTS).exists():
-        return [folder / WEIGHTS]
-    shards = sorted(folder.glob(WEIGHTS.replace(".", "-*-of-*.", 1)))
-    if shards and (folder / f"{WEIGHTS}.index.json").exists():
-        return shards
-    others = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".safetensors", ".pt"))
+class _Weights(NamedTuple):
+    """The safetensors files of a part, one or many, and the variant that they are of, None for the usual one."""
+
+    files: list[Path]
+    variant: str | None
+
+
+def _weights(folder: Path) -> _Weights:
+    """The usual weights, or those of the only variant that there is."""
+    names = _names(folder)
+    variants = {match["whole"] or match["parts"] for match in map(_VARIANTS.fullmatch, names) if match}
+    there = {variant: _of_variant(folder, variant) for variant in (None, *sorted(variants))}
+    found = [_Weights(paths, variant) for variant, paths in there.items() if paths]
+    if found and (found[0].variant is None or len(found) == 1):
+        return found[0]
+    if found:
+        raise DataError(
+            f"{folder} must hold {WEIGHTS} or one variant of it, but holds {', '.join(sorted(variants))}; copy the "
+            f"folder, and keep one of them there, with {CONFIG}."
+        )
+    others = [name for name in names if name.endswith((".bin", ".safetensors", ".pt", ".ckpt"))]
     raise DataError(
         f"{folder} must hold {WEIGHTS}, as pickled weights are never opened; got {', '.join(others) or 'no weights'}; "
         "save it again with save_pretrained(..., safe_serialization=True)."
     )
 
 
+def _of_variant(folder: Path, variant: str | None) -> list[Path]:
+    infix = "" if variant is None else f".{variant}"
+    if (whole := folder / f"{STEM}{infix}.safetensors").exists():
+        return [whole]
+    listed = (folder / f"{WEIGHTS}.index{infix}.json").exists()
+    return sorted(folder.glob(f"{STEM}{infix}-*-of-*.safetensors")) if listed else []
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 def _fingerprint(parts: Parts) -> str:
     """Sha256 of the weights file, or of the hashes of several."""
-    paths = [path for part in (parts.network, parts.decoder) if part is not None for path in _weights(part)]
+    paths = [
+        path for part in (parts.network, parts.decoder) if part is not None for path in _weights(part).files
+    ]
     hashes = [files.sha256_file(path) for path in paths]
     return hashes[0] if len(hashes) == 1 else files.sha256_text(files.canonical_json(hashes))
 
@@ -276,25 +310,37 @@ def _decode(decoder: Any) -> Callable[[Tensor], Tensor]:
 # Schedulers
 
 
+_OTHER_SCHEDULER = (
+    "put the configuration of the scheduler that it was trained with there, such as a DDPMScheduler's"
+)
+
+
 class _Scheduler(NamedTuple):
-    """A scheduler as diffusers reads it, None where there is none, and what to call it."""
+    """A scheduler as diffusers reads it, None where there is none; what to call it, and what to do about it."""
 
     value: Any
     said: str
+    remedy: str
 
     @classmethod
     def read(cls, parts: Parts) -> "_Scheduler":
         if parts.scheduler is None:
-            return cls(None, f"{parts.network} has no {SCHEDULER} beside it")
-        config = files.read_json(parts.scheduler)
+            return cls(
+                None,
+                f"{parts.network} has no {SCHEDULER} beside it",
+                f"name the folder of the whole pipeline, with {INDEX}, or copy the pipeline's scheduler/{SCHEDULER} to "
+                f"{parts.network.parent / 'scheduler'}",
+            )
+        config = files.read_json(parts.scheduler, constants=True)
         name = str(config.get("_class_name")) if isinstance(config, dict) else "no object"
         diffusers = require_diffusers()
         kind: Any = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
         known = isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)
         if not known:
-            return cls(None, f"{parts.scheduler} is of {name}, which is no scheduler of diffusers")
+            said = f"{parts.scheduler} is of {name}, which is no scheduler of diffusers"
+            return cls(None, said, _OTHER_SCHEDULER)
         try:
-            return cls(kind.from_config(config), f"{parts.scheduler} is of {name}")
+            return cls(kind.from_config(config), f"{parts.scheduler} is of {name}", _OTHER_SCHEDULER)
         except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
             raise ConfigError(
                 f"{parts.scheduler} must be a configuration that {name} accepts, but: {error}"
@@ -314,8 +360,8 @@ class _Scheduler(NamedTuple):
                 return PREDICTION_TYPES[kind]
             said += f" with prediction_type {kind!r}"
         raise ConfigError(
-            f"The prediction of a model must be one of {', '.join(PREDICTION_TYPES)}, but {said}; "
-            "pass prediction to load_diffusers."
+            f"The prediction of a model must be one of {', '.join(PREDICTION_TYPES)}, but {said}; {self.remedy}; in "
+            "Python, pass prediction to load_diffusers."
         )
 
     def schedule(self) -> Schedule:
@@ -328,7 +374,7 @@ class _Scheduler(NamedTuple):
                 return self._table()
         raise ConfigError(
             "The noise schedule of a model must be a DDPM table or a flow of 1000 timesteps, "
-            f"but {self.said}; pass schedule to load_diffusers."
+            f"but {self.said}; {self.remedy}; in Python, pass schedule to load_diffusers."
         )
 
     def _table(self) -> DDPMTable:

@@ -203,11 +203,11 @@ def load_reference(path: str | Path, *, extractor: Extractor | None = None) -> R
     Args: extractor: the one that the samples will be seen through.
     Raises: DataError: the file is missing, damaged or foreign. ConfigError: it is of another extractor.
     """
-    arrays = _read(path)
+    arrays = {} if _is_pickle(path) else _read(path)
     if "meta" not in arrays:
         raise DataError(
-            f"{path} must be a statistics file of fewstep, but it has no meta; a file of another program is "
-            "read with import_reference."
+            f"{path} must be a statistics file of fewstep, but it has no meta; import statistics of another program "
+            "with fewstep stats FILE --extractor NAME --out stats.npz."
         )
     meta = _parse_meta(str(arrays["meta"]), path)
     missing = [name for name in ("mu", "sigma") if name not in arrays]
@@ -305,7 +305,12 @@ def import_reference(
 
 def _read_foreign(path: str | Path, mu: str, sigma: str) -> dict[str, NDArray[Any]]:
     """Mean and covariance, or all arrays where they are not there."""
-    arrays = _read(path, otherwise="get it again", only=(mu, sigma))
+    arrays = _read(path, otherwise="get it again", only=(mu, sigma, "meta"))
+    if SCHEMA in str(arrays.get("meta")):
+        raise DataError(
+            f"{path} must be statistics of another program, but fewstep has written it; use it as it is, as "
+            "--reference."
+        )
     return arrays if mu in arrays and sigma in arrays else _read(path, otherwise="get it again")
 
 

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What sets of images are measured by, loaded once for all of them."""
+    """What sets of images are measured by, loaded once for all of them; max_pixels: as in `open_images`."""
 
     reference: Reference
     reference_path: Path
@@ -38,10 +38,11 @@ class Evaluation:
     settings: MeasureSettings
     preset: str | None
     store: FeatureStore
+    max_pixels: int | None = None
 
     def certificate(self, path: Path, beside: Path, spec: Spec | None) -> dict[str, Any]:
         """Measure one set; `beside` is the folder in which the certificate will stand."""
-        images = open_images(path)
+        images = open_images(path, max_pixels=self.max_pixels)
         results = evaluate_samples(
             self.store.read(images, self.extractor),
             self.reference,

@@ -35,7 +35,7 @@ class Verifier:
 
     Attributes: certificate: its content, already found to have the hash that it states. folder: where it stands; its
         paths are relative to that. places: role -> path to use instead. device: of networks. features: a folder in
-        which fewstep evaluate kept features, or None to extract them again.
+        which fewstep evaluate kept features, or None to extract them again. max_pixels: as in `open_images`.
     """
 
     certificate: Mapping[str, Any]
@@ -43,6 +43,7 @@ class Verifier:
     places: Mapping[str, Path]
     device: str = "cpu"
     features: Path | None = None
+    max_pixels: int | None = None
 
     def lines(self, *, resample: bool = False) -> Iterator[Line]:
         """Each line as soon as it is known; files come first, metrics after them."""
@@ -129,7 +130,7 @@ class Verifier:
             yield Line("images", "not reached", missing or "")
             return None
         try:
-            images = open_images(place)
+            images = open_images(place, max_pixels=self.max_pixels)
         except UserError as error:
             yield Line("images", "failed", str(error))
             return None

@@ -113,6 +113,7 @@ CHANGES: dict[str, Any] = {  # for fields whose other values do not follow from 
     "detect.match": {"match": ["ddim*"]},
     "detect.classifiers": {"classifiers": ["forest"]},
     "track.uri": {"uri": "x"},
+    "prepare.max_pixels": {"max_pixels": 10**9},  # with skip_corrupt more images are kept
     "sample.guidance": None,  # needs a second field; below
 }
 NUMBERS = {  # every stage is in the run
@@ -158,7 +159,7 @@ def test_every_setting_that_can_change_a_result_is_in_some_key() -> None:
         ("prepare", {"workers": 7}),
         ("train", {"checkpoint_seconds": 7.0}),
         ("sample", {"batch_size": 7, "shards": 3}),
-        ("evaluate", {"shards": 3}),
+        ("evaluate", {"shards": 3, "max_pixels": 10**9}),
         ("track", {"live": True}),
     ],
 )

@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from fewstep.app import settings as plain
 from fewstep.app.params import Settings, load_params, merged, parse_params, schema_text, settings
 from fewstep.checks import ConfigError
+from fewstep.data.prepare import DATASETS, loader
 from fewstep.methods.aligner.objectives import OBJECTIVES
 from fewstep.methods.aligner.stage.settings import AlignSettings
 from fewstep.pipeline.stage.settings import Section
@@ -293,6 +294,40 @@ def test_choices_are_those_of_the_code() -> None:
         (plain.TrainSettings, "weighting", WEIGHTINGS),
     ):
         assert set(get_args(section.model_fields[field].annotation)) == set(names), field
+
+
+@pytest.mark.parametrize(
+    ("name", "is_one"),
+    [
+        *((name, True) for name in DATASETS),
+        ("lsun-bedroom", True),
+        ("lsun-tv-monitor", True),
+        ("lsun-church_outdoor", True),
+        ("lsun-Cat.v2", True),
+        *((name, False) for name in ("", "digit", "digits2", "folder\n", "lsun", "lsun-", "lsun- cat")),
+        *((name, False) for name in ("lsun-../cat", "lsun-.cat", "lsun--", "LSUN-cat")),
+    ],
+)
+def test_the_command_and_the_file_take_the_same_datasets(name: str, is_one: bool) -> None:
+    try:
+        in_file = parse_params(raw(prepare={"dataset": name, "source": "raw"}))
+    except ConfigError as error:
+        assert not is_one, error
+    else:
+        assert is_one and in_file.runs["digits"].prepare.dataset == name  # type: ignore[attr-defined]
+    if is_one:
+        assert callable(loader(name))
+    else:
+        with pytest.raises(
+            ConfigError, match="dataset must be one of digits, cifar10, celeba, folder, lsun-"
+        ):
+            loader(name)
+
+
+def test_what_admits_large_images_changes_a_dataset_and_no_measurement() -> None:
+    chosen = Settings(prepare={"max_pixels": 10**9}, evaluate={"max_pixels": 10**9}).result_settings()
+    assert chosen["prepare"]["max_pixels"] == 10**9  # with skip_corrupt more images are kept
+    assert "max_pixels" not in chosen["evaluate"]
 
 
 def test_reading_the_settings_imports_neither_torch_nor_a_workflow_tool() -> None:

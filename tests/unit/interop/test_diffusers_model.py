@@ -146,6 +146,95 @@ def test_layouts(saved, tmp_path):
     assert fs.load_model(shards).fingerprint != whole.fingerprint
 
 
+@pytest.mark.parametrize("variant", ["fp16", "non_ema"])
+@pytest.mark.parametrize("options", [{}, {"max_shard_size": "20KB"}], ids=["whole", "shards"])
+def test_a_variant_that_stands_alone_is_read(saved, tmp_path, variant, options):
+    """As pipe.half().save_pretrained(..., variant="fp16") leaves it, and downloads of that variant alone."""
+    folder = shutil.copytree(saved["ddim"], tmp_path / "variant")
+    shutil.rmtree(folder / "unet")
+    tiny.unet().half().save_pretrained(folder / "unet", variant=variant, **options)
+    (folder / "unet/diffusion_pytorch_model.bin").write_bytes(b"pickled")
+    model = fs.load_model(folder)
+    assert {p.dtype for p in model.net.parameters()} == {torch.float32}
+    x = torch.randn(2, 3, 8, 8, generator=generator(1))
+    expected = tiny.unet().half().float()(x, torch.tensor(499.0)).sample
+    torch.testing.assert_close(Denoiser(model).output(x, 0.5), expected, **FLOAT32)
+    assert model.fingerprint != fs.load_model(saved["ddim"]).fingerprint
+    # the usual weights go before, and of several variants none is meant
+    shutil.copy(saved["ddim"] / "unet/diffusion_pytorch_model.safetensors", folder / "unet")
+    assert fs.load_model(folder).fingerprint == fs.load_model(saved["ddim"]).fingerprint
+    weights = folder / "unet/diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bf16.safetensors"))
+    with pytest.raises(DataError, match=f"or one variant of it, but holds bf16, {variant}; copy the folder"):
+        fs.load_model(folder)
+
+
+def test_a_list_of_parts_without_the_parts(saved, tmp_path):
+    folder = shutil.copytree(saved["ddim"], tmp_path / "variant")
+    shutil.rmtree(folder / "unet")
+    tiny.unet().save_pretrained(folder / "unet", variant="fp16", max_shard_size="20KB")
+    shards = sorted((folder / "unet").glob("*.safetensors"))
+    shards[1].unlink()
+    with pytest.raises(DataError, match="must be a complete UNet2DModel"):
+        fs.load_model(folder)
+    for shard in [shards[0], *shards[2:]]:
+        shard.unlink()
+    with pytest.raises(DataError, match=r"must hold diffusion_pytorch_model\.safetensors, .* got no weights"):
+        fs.load_model(folder)
+
+
+def test_a_network_beside_that_of_the_pipeline_is_itself(saved, tmp_path):
+    """unet_ema of a training stands beside unet, with the same scheduler."""
+    folder = shutil.copytree(saved["ldm"], tmp_path / "ldm")
+    ema = tiny.unet()
+    with torch.no_grad():
+        ema.conv_out.bias += 1
+    ema.save_pretrained(folder / "unet_ema")
+    own, other = fs.load_model(folder), fs.load_model(folder / "unet_ema")
+    assert own.fingerprint != other.fingerprint and other.image_shape == own.image_shape == (3, 16, 16)
+    x = torch.randn(2, 3, 8, 8, generator=generator(3))
+    torch.testing.assert_close(Denoiser(other).output(x, 0.5), Denoiser(own).output(x, 0.5) + 1, **FLOAT32)
+
+
+def test_a_network_without_a_scheduler_says_what_to_name_or_put_there(saved, tmp_path):
+    checkpoint = tmp_path / "out/checkpoint-500"
+    shutil.copytree(saved["ddim"] / "unet", checkpoint / "unet_ema")
+    with pytest.raises(ConfigError) as refusal:
+        fs.load_model(checkpoint / "unet_ema")
+    sentence = str(refusal.value)
+    assert "name the folder of the whole pipeline, with model_index.json" in sentence
+    assert f"copy the pipeline's scheduler/scheduler_config.json to {checkpoint / 'scheduler'}" in sentence
+    shutil.copytree(saved["ddim"] / "scheduler", checkpoint / "scheduler")
+    assert fs.load_model(checkpoint / "unet_ema").fingerprint == fs.load_model(saved["ddim"]).fingerprint
+
+
+def test_folders_that_hold_models_further_down_name_them(saved, tmp_path):
+    cache = tmp_path / "hub/models--google--ddpm"
+    for hash in ("ab12", "cd34"):
+        shutil.copytree(saved["ddim"], cache / "snapshots" / hash)
+    (cache / "refs").mkdir()
+    checkpoint = tmp_path / "out/checkpoint-500"
+    for name in ("unet", "unet_ema"):
+        shutil.copytree(saved["ddim"] / "unet", checkpoint / name)
+    shutil.copytree(saved["dit"] / "vae", checkpoint / "vae")  # no model that samples
+    (checkpoint / "text").mkdir()
+    (checkpoint / "text/config.json").write_text("{")
+    for folder, inside in (
+        (cache, ["snapshots/ab12", "snapshots/cd34"]),
+        (tmp_path / "hub", ["models--google--ddpm/snapshots/ab12", "models--google--ddpm/snapshots/cd34"]),
+        (checkpoint, ["unet", "unet_ema"]),
+    ):
+        with pytest.raises(DataError) as refusal:
+            fs.load_model(folder)
+        named = ", ".join(str(folder / name) for name in inside)
+        assert str(refusal.value).endswith(f"holds them further down; name one of {named}.")
+    shutil.rmtree(cache / "snapshots/cd34")
+    with pytest.raises(DataError, match=r"further down; name /.*/snapshots/ab12\.$"):
+        fs.load_model(cache)
+    with pytest.raises(DataError, match=r"config\.json must exist"):
+        fs.load_model(cache / "refs")
+
+
 def test_dit_under_its_older_name(saved, tmp_path):
     folder = edited(
         saved["dit"], tmp_path / "dit", "transformer/config.json", _class_name="Transformer2DModel"
@@ -232,14 +321,15 @@ def test_other_ways_of_telling_the_time_are_refused(saved, tmp_path, scheduler):
 
 def test_what_the_scheduler_does_not_say_can_be_passed(saved, tmp_path):
     folder = scheduler_folder(shutil.copytree(saved["ddim"], tmp_path / "edm"), diffusers.EDMEulerScheduler())
-    with pytest.raises(ConfigError, match="EDMEulerScheduler; pass schedule to load_diffusers"):
+    with pytest.raises(ConfigError, match="EDMEulerScheduler; put the conf.* Python, pass schedule"):
         fs.load_model(folder)
     model = load_diffusers(folder, schedule=VPLinear(), prediction="v")
     assert (model.schedule, model.prediction) == (VPLinear(), "v")
     (folder / "scheduler/scheduler_config.json").unlink()
     assert load_diffusers(folder, schedule=VPLinear(), prediction="eps").prediction == "eps"
     with pytest.raises(
-        ConfigError, match="has no scheduler_config.json beside it; pass prediction to load_diff"
+        ConfigError,
+        match="has no scheduler_config.json beside it; name the folder of the whole pipeline, with model_",
     ):
         fs.load_model(folder)
 
@@ -277,7 +367,7 @@ PIPELINE, NET = "model_index.json", "unet/config.json"
         (
             "scheduler/scheduler_config.json",
             {"prediction_type": "score"},
-            "prediction_type 'score'; pass prediction",
+            "prediction_type 'score'; put the configuration .*; in Python, pass prediction",
         ),
         (
             "scheduler/scheduler_config.json",

@@ -234,6 +234,16 @@ def test_pickles_of_anything_else_are_refused(content, message, tmp_path, capsys
     assert capsys.readouterr().out == "", "no code was run"
 
 
+def test_own_statistics_are_not_imported(reference, tmp_path):
+    """They would lose their features, and the name of their extractor would be taken from the caller."""
+    save_reference(tmp_path / "ours.npz", reference)
+    with pytest.raises(DataError, match="fewstep has written it; use it as it is, as --reference"):
+        import_reference(tmp_path / "ours.npz", two(), name="toy")
+    (tmp_path / "stats.pkl").write_bytes(b"")
+    with pytest.raises(DataError, match="import statistics of another program with fewstep stats FILE"):
+        load_reference(tmp_path / "stats.pkl")
+
+
 def test_import_refuses_what_does_not_fit(tmp_path):
     np.savez(tmp_path / "wide.npz", mu=np.zeros(9), sigma=np.eye(9))
     with pytest.raises(DataError, match="9 features, but toy-net has 6"):
@@ -255,7 +265,7 @@ def test_missing_truncated_and_foreign_files_are_refused(reference, tmp_path):
     with pytest.raises(DataError, match="damaged"):
         load_reference(path)
     export_reference(path, reference)
-    with pytest.raises(DataError, match="import_reference"):
+    with pytest.raises(DataError, match="import statistics of another program with fewstep stats"):
         load_reference(path)
 
 

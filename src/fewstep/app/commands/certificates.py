@@ -30,6 +30,9 @@ def verify(
     resample: Annotated[
         bool, typer.Option("--resample", help="draw the images again from model, plan and seeds")
     ] = False,
+    max_pixels: Annotated[
+        int | None, typer.Option(min=1, help="pixels of the largest image file that is read, as in evaluate")
+    ] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Derive everything again that a certificate names and that can be reached, and say what held.
@@ -59,7 +62,12 @@ def verify(
         if not place.exists():
             raise ConfigError(f"--{role} must exist, but there is no {place}; check the path.")
     verifier = Verifier(
-        read_certificate(certificate), certificate.parent, places, chosen_device(device), features
+        read_certificate(certificate),
+        certificate.parent,
+        places,
+        chosen_device(device),
+        features,
+        max_pixels,
     )
     console, counts = Console(), dict.fromkeys(_MARKS, 0)
     for line in verifier.lines(resample=resample):

@@ -77,14 +77,21 @@ def command(
         network = load_extractor(extractor, device=chosen, backend=backend)
         statistics = load_reference(reference, extractor=network)
         store = FeatureStore(features or out.with_name(f".{out.name}.features"))
-        evaluation = Evaluation(statistics, reference, Path(extractor), network, evaluate, protocol, store)
+        evaluation = Evaluation(
+            statistics, reference, Path(extractor), network, evaluate, protocol, store, evaluate.max_pixels
+        )
         mine = parse_shard(shard)
         several = len(paths) > 1
-        sets = [open_images(path) for path in paths]
+        sets = [open_images(path, max_pixels=evaluate.max_pixels) for path in paths]
         evaluation.require_preset(sets)
         evaluation.require_measurable(sets)
         for path in track("features", unit="set")(paths) if several else paths:
-            store.make(open_images(path), network, mine, track=None if several else track)
+            store.make(
+                open_images(path, max_pixels=evaluate.max_pixels),
+                network,
+                mine,
+                track=None if several else track,
+            )
         world.wait()
         if shard is not None or not world.leads:
             typer.echo(

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from fewstep.app.settings import PrepareSettings
+from fewstep.data.dataset_names import SAID
 from fewstep.pipeline.stage import Stage, Value
 from fewstep.pipeline.stage.options import takes_settings
 from fewstep.pipeline.stage.spec import Spec, stamp
@@ -14,7 +15,7 @@ from fewstep.pipeline.stage.spec import Spec, stamp
 
 @takes_settings(hide=("dataset",))
 def command(
-    dataset: Annotated[str, typer.Argument(help="digits, cifar10, celeba, lsun-<category> or folder")],
+    dataset: Annotated[str, typer.Argument(help=SAID)],
     out: Annotated[Path, typer.Option(help="folder to write")],
     *,
     prepare: PrepareSettings,
@@ -36,6 +37,7 @@ def command(
         limit=prepare.limit,
         test_fraction=prepare.test_fraction,
         skip_corrupt=prepare.skip_corrupt,
+        max_pixels=prepare.max_pixels,
         workers=prepare.workers,
         progress=track(f"prepare {dataset}", unit="image"),
     )

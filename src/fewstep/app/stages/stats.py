@@ -18,6 +18,7 @@ from fewstep.pipeline.stage.options import (
 from fewstep.pipeline.stage.spec import Spec, require_result_folder, result_folder
 
 if TYPE_CHECKING:
+    from fewstep.metrics.extractor import Extractor
     from fewstep.metrics.reference import Baseline, Reference
 
 _BASELINES = (500, 1000, 2000, 5000, 10_000, 50_000)
@@ -26,7 +27,10 @@ _BASELINES = (500, 1000, 2000, 5000, 10_000, 50_000)
 
 @takes_settings()
 def command(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="packed dataset")],
+    data: Annotated[
+        Path,
+        typer.Argument(metavar="DATA", help="packed dataset, or statistics of another program (.npz, .pkl)"),
+    ],
     extractor: MeasuredExtractorOption,
     out: Annotated[Path, typer.Option(help="statistics file to write (.npz), or a folder for it")],
     compact: Annotated[
@@ -35,41 +39,95 @@ def command(
             "--compact", help="keep mean and covariance alone, rounded: small, for Fréchet distances"
         ),
     ] = False,
+    n: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="of how many images statistics of another program are, where they do not tell"
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="dataset of statistics of another program, in certificates (default: the file's name)"
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     backend: BackendOption = "torch",
     *,
     stats: StatsSettings,
     spec: Spec | None,
 ) -> None:
-    """Measure the reference images that samples will be compared with.
+    """Measure the reference images that samples will be compared with, or import statistics of another program.
 
     Example: fewstep stats data/digits --extractor extractor --out stats.npz
+
+    Mean and covariance of pytorch-fid, clean-fid, TTUR, ADM, EDM and EDM2 are taken as they are: you vouch for the
+    extractor. They give Fréchet distances (fewstep evaluate --metrics fd), but neither KID, precision and recall, which
+    need features, nor the distance of real images (baseline).
+
+    Example: fewstep stats cifar10-32x32.npz --extractor inception2015 --n 50000 --name cifar10 --out stats.npz
     """
     from fewstep.interop.zoo import STATISTICS
     from fewstep.metrics.extractor import load_extractor
-    from fewstep.metrics.reference import build_reference, save_reference
+    from fewstep.metrics.reference import save_reference
     from fewstep.pipeline.devices import chosen_device
-    from fewstep.pipeline.recorded import record_dataset
-    from fewstep.progress import track
 
+    is_foreign = data.is_file()
+    if not is_foreign and (n is not None or name is not None):
+        raise ConfigError(
+            f"--n and --name are for statistics of another program, a file, but {data} is none; leave them out."
+        )
     to_file = out.suffix == ".npz"
     if to_file and spec:
         raise ConfigError(f"--out must be a folder for a spec, got the file {out}.")
     if not to_file:
         require_result_folder(out, spec, {".npz"})
     network = load_extractor(extractor, device=chosen_device(device), backend=backend)
-    heldout = "test" if stats.split == "train" else "train"
-    reference = build_reference(
-        data, network, split=stats.split, heldout=heldout, progress=track("stats", unit="batch")
-    )
-    reference.meta["dataset"]["files"] = record_dataset(data, beside=out.parent if to_file else out)
+    beside = out.parent if to_file else out
+    if is_foreign:
+        reference = _imported(data, network, beside, name=name or data.stem, split=stats.split, n=n)
+    else:
+        reference = _measured(data, network, beside, split=stats.split)
     baselines = _baselines(reference) if compact else None
     if to_file:
         save_reference(out, reference, baselines=baselines, compact=compact)
     else:
         with result_folder(out, spec) as folder:
             save_reference(folder / STATISTICS, reference, baselines=baselines, compact=compact)
-    typer.echo(f"{out}: {network.id} features of {reference.meta['n']} images of the {stats.split} split")
+    of = reference.meta
+    if is_foreign and reference.statistics.features is None:
+        typer.echo(
+            f"{out}: mean and covariance of {data} as {network.id} features of {of['n'] or 'an unknown number of'} "
+            f"images of {of['dataset']['name']}; for Fréchet distances alone, without baseline: evaluate --metrics fd"
+        )
+    else:
+        split = f"{of['dataset']['name']}" if is_foreign else f"the {stats.split} split"
+        typer.echo(f"{out}: {network.id} features of {of['n']} images of {split}")
+
+
+def _measured(data: Path, network: "Extractor", beside: Path, *, split: str) -> "Reference":
+    from fewstep.metrics.reference import build_reference
+    from fewstep.pipeline.recorded import record_dataset
+    from fewstep.progress import track
+
+    heldout = "test" if split == "train" else "train"
+    reference = build_reference(
+        data, network, split=split, heldout=heldout, progress=track("stats", unit="batch")
+    )
+    reference.meta["dataset"]["files"] = record_dataset(data, beside=beside)
+    return reference
+
+
+def _imported(
+    file: Path, network: "Extractor", beside: Path, *, name: str, split: str, n: int | None
+) -> "Reference":
+    """Statistics of another program; certificates name the file and its hash."""
+    from fewstep.metrics.reference import import_reference
+    from fewstep.pipeline.recorded import record
+
+    reference = import_reference(file, network, name=name, split=split, n=n)
+    reference.meta["dataset"]["files"] = record(file, beside=beside)
+    return reference
 
 
 def _baselines(reference: "Reference") -> "dict[int, Baseline]":

@@ -16,7 +16,15 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from fewstep.checks import ConfigError, DataError
-from fewstep.files import atomic_dir, is_hidden, read_json, require_folder, require_replaceable, write_json
+from fewstep.files import (
+    atomic_dir,
+    is_hidden,
+    object_or_empty,
+    read_json,
+    require_folder,
+    require_replaceable,
+    write_json,
+)
 from fewstep.pipeline.stage.code import code_hash
 from fewstep.pipeline.stage.settings import Section
 
@@ -150,14 +158,5 @@ def result_folder(out: Path, spec: Spec | None) -> Iterator[Path]:
         yield folder
         if spec:
             stamp(spec, folder)
-        elif stamp_or_empty(out / STAMP).get("schema") == SCHEMA:
+        elif object_or_empty(out / STAMP).get("schema") == SCHEMA:
             (out / STAMP).unlink()  # not all here is what the run made any more
-
-
-def stamp_or_empty(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none, for a torn file must be replaced, not reported."""
-    try:
-        content = read_json(path)
-    except DataError:
-        return {}
-    return content if isinstance(content, dict) else {}
