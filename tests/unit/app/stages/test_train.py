@@ -13,7 +13,7 @@ from fewstep.app.keys import make_specs
 from fewstep.app.params import Settings
 from fewstep.app.stages import train
 from fewstep.app.tracking import live
-from fewstep.data import prepare
+from fewstep.data.prepare import prepare
 from fewstep.files import write_json
 from fewstep.nets import WEIGHTS
 
