@@ -17,14 +17,17 @@ shares = st.floats(0, 1, exclude_max=True)
 changes = st.lists(
     st.tuples(
         shares,
-        st.sampled_from(("delete", "rename", "put", "put", "put", "wrap", "unwrap", "repeat", "swap", "text")),
+        st.sampled_from(
+            ("delete", "rename", "put", "put", "put", "wrap", "unwrap", "repeat", "swap", "text")
+        ),
         shares,
     ),
     min_size=1,
     max_size=2,
 )
 damages = st.tuples(
-    st.sampled_from(("cut", "flip", "bom", "utf-16", "latin-1", "empty", "twice", "deep", "null", "nul")), shares
+    st.sampled_from(("cut", "flip", "bom", "utf-16", "latin-1", "empty", "twice", "deep", "null", "nul")),
+    shares,
 )
 
 

@@ -1,4 +1,4 @@
-"""Files that commands read, damaged in every way: the command does its work, or says one sentence and leaves nothing."""
+"""Files that commands read, damaged in every way: the work is done, or one sentence is said and nothing is left."""
 
 import json
 import os
@@ -100,7 +100,7 @@ COMMANDS = {
 def checked(valid, file, content, *arguments):
     """Run a command on a folder in which one file holds something else."""
     path, new = valid / file, valid / "new"
-    kept, before = path.read_bytes(), {p for p in valid.rglob("*")}
+    kept, before = path.read_bytes(), set(valid.rglob("*"))
     path.write_bytes(content)
     try:
         done = fewstep(*arguments, cwd=valid)
@@ -203,7 +203,9 @@ def test_conditions(valid, tmp_path_factory, file):
     folder = tmp_path_factory.mktemp("conditions")
     net = UNet(8, 1, 8, multipliers=(1,), blocks=1, attention=(), context=4, maps={"map": 1})
     save_model(folder / "model", net, schedule=VPLinear(), prediction="v", shape=(1, 8, 8), name="m", card={})
-    save_conditions(folder / "rows", Condition({"context": torch.ones(5, 3, 4), "map": torch.ones(5, 1, 8, 8)}))
+    save_conditions(
+        folder / "rows", Condition({"context": torch.ones(5, 3, 4), "map": torch.ones(5, 1, 8, 8)})
+    )
     command = ("sample", "model", valid / "plan.json", "--force", "--conditions", "rows", "--seeds", "0-1", "--out",
                "new/out.npz")  # fmt: skip
     kept = (folder / "rows" / file).read_bytes()
@@ -240,7 +242,12 @@ def test_models_of_the_zoo(valid, tmp_path_factory, monkeypatch):
 def test_pipelines_of_diffusers(pipelines, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pipelines")
     shutil.copytree(pipelines["ldm"], folder / "ldm")
-    for file in ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json", "vqvae/config.json"):
+    for file in (
+        "model_index.json",
+        "unet/config.json",
+        "scheduler/scheduler_config.json",
+        "vqvae/config.json",
+    ):
         document = json.loads((folder / "ldm" / file).read_bytes())
 
         @few
@@ -284,7 +291,9 @@ def test_params(tmp_path):
         if is_damaged:
             path.write_bytes(damaged(text, *damage))
         else:
-            path.write_text(yaml.safe_dump(changed(document, changes)), encoding="utf-8", errors="surrogatepass")
+            path.write_text(
+                yaml.safe_dump(changed(document, changes)), encoding="utf-8", errors="surrogatepass"
+            )
         try:
             load_params(path)
         except ConfigError as error:

@@ -143,7 +143,9 @@ class DDPMTable(_VariancePreserving):
     def __init__(self, alpha_bar: Sequence[float] | Tensor, *, config: dict[str, Any] | None = None) -> None:
         table = torch.as_tensor(alpha_bar, dtype=torch.float64)
         if table.ndim != 1 or len(table) < 2:
-            raise ConfigError(f"A DDPM table needs at least 2 values in a row; got the shape {tuple(table.shape)}.")
+            raise ConfigError(
+                f"A DDPM table needs at least 2 values in a row; got the shape {tuple(table.shape)}."
+            )
         if not bool(((table > 0) & (table < 1)).all()):
             raise ConfigError(
                 f"A DDPM table needs at least 2 values in (0, 1); got {len(table)} of which the extremes are "

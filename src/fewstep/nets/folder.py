@@ -101,20 +101,31 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> Mod
     ):
         if not holds:
             raise DataError(f"{folder / CONFIG}: {key} must be {what}; got {config[key]!r:.60}.")
-    if config["prediction"] not in PREDICTIONS:
+    if not isinstance(config["prediction"], str) or config["prediction"] not in PREDICTIONS:
         raise DataError(
             f"{folder / CONFIG}: prediction must be one of {', '.join(PREDICTIONS)}; "
             f"got {config['prediction']!r}."
         )
     return as_model(
         net.to(device),
-        schedule=schedule_from_config(config["schedule"]),
+        schedule=_read_schedule(config["schedule"], folder / CONFIG),
         prediction=config["prediction"],
         shape=tuple(config["shape"]),
         name=config["name"],
         fingerprint=files.sha256_file(folder / WEIGHTS),
         widths=_read_widths(config.get("widths", [1.0]), net, folder / CONFIG),
     )
+
+
+def _read_schedule(found: Any, path: Path) -> Schedule:
+    try:
+        return schedule_from_config(found)
+    except ConfigError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def _is_name(found: Any) -> bool:
+    return isinstance(found, str) and found != ""
 
 
 def _is_shape(found: Any) -> bool:
@@ -163,7 +174,11 @@ def load_classifier(folder: str | Path, *, device: str | torch.device = "cpu") -
     """
     folder = Path(folder)
     net, config = read_folder(folder, CLASSIFIER_SCHEMA)
-    if not isinstance(net, Classifier) or len(config.get("shape", ())) != 3 or not config.get("name"):
+    if (
+        not isinstance(net, Classifier)
+        or not _is_shape(config.get("shape"))
+        or not _is_name(config.get("name"))
+    ):
         raise DataError(f"{folder / CONFIG} must describe a classifier with shape and name; train it again.")
     channels, height, width = config["shape"]
     net = net.eval().requires_grad_(False).to(device)
@@ -227,7 +242,7 @@ def architecture(net: nn.Module) -> dict[str, Any]:
 
 
 def build(
-    config: Mapping[str, Any], *, seed: int = 0, check: Callable[[nn.Module], None] | None = None
+    config: Mapping[str, Any], *, seed: int = 0, check: Callable[[nn.Module], object] | None = None
 ) -> nn.Module:
     """The untrained network of an architecture entry, its random weights decided by `seed` alone.
 

@@ -7,6 +7,7 @@ import typer
 
 from fewstep.app.settings import ExtractorSettings
 from fewstep.checks import ConfigError
+from fewstep.files import require_folder
 from fewstep.pipeline.stage import Stage
 from fewstep.pipeline.stage.options import DeviceOption, takes_settings
 from fewstep.pipeline.stage.spec import Spec, stamp
@@ -34,6 +35,7 @@ def command(
     from fewstep.rng import initial_weights
     from fewstep.train.classifier import accuracy, train_classifier
 
+    require_folder(out)
     dataset = load_dataset(data, "train")
     if dataset.classes is None:
         raise ConfigError(

@@ -7,6 +7,7 @@ import typer
 
 from fewstep.app.settings import StatsSettings
 from fewstep.checks import ConfigError
+from fewstep.files import require_file
 from fewstep.pipeline.stage import Stage
 from fewstep.pipeline.stage import extractor as extractor_of
 from fewstep.pipeline.stage.options import (
@@ -79,6 +80,7 @@ def command(
             f"--n and --name are for statistics of another program, a file, but {data} is none; leave them out."
         )
     out = out if out.suffix == ".npz" else out / STATISTICS
+    require_file(out)
     network = load_extractor(extractor, device=chosen_device(device), backend=backend)
     if is_foreign:
         reference = _imported(data, network, out.parent, name=name or data.stem, split=stats.split, n=n)

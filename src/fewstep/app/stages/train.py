@@ -10,7 +10,7 @@ import typer
 
 from fewstep.app.settings import ModelSettings, TrackSettings, TrainSettings
 from fewstep.checks import ConfigError
-from fewstep.files import atomic_file, sha256_file
+from fewstep.files import atomic_file, require_folder, sha256_file
 from fewstep.pipeline.conditions import conditions_of_images
 from fewstep.pipeline.stage import Stage
 from fewstep.pipeline.stage.options import DeviceOption, takes_settings
@@ -66,6 +66,7 @@ def command(
     from fewstep.train.sandwich import Sandwich
     from fewstep.train.world import joined
 
+    require_folder(out)
     dataset = load_dataset(data, "train")
     channels, height, width = dataset.shape
     if height != width:
