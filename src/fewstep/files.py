@@ -158,6 +158,12 @@ def require_folder(path: str | Path) -> None:
         raise ConfigError(f"{path} must be a folder or new, but is a file; name another.")
 
 
+def require_file(path: str | Path) -> None:
+    """Raise ConfigError where there is a folder at `path`, at which a file is to be written."""
+    if Path(path).is_dir():
+        raise ConfigError(f"{path} must be a file or new, but is a folder; name a file in it.")
+
+
 def require_replaceable(folder: str | Path, suffixes: Set[str], *, names: Set[str] = frozenset()) -> None:
     """Refuse to put a new folder in the place of one that holds anything else than its like.
 

@@ -6,8 +6,10 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from functools import cache
 
 import typer
+from typer.main import get_command
 
 import fewstep
 from fewstep.checks import UserError
@@ -48,8 +50,11 @@ def _options(
     """For this diffusion model and this step budget: what is the best sampler, and how sure are we?"""
 
 
-def commands() -> typer.Typer:
+@cache
+def commands() -> Callable[[], None]:
     """The command line: a command for each stage, in their order, and those that are no part of the workflow.
+
+    It is built once: a command that is added to `app` twice is there twice.
 
     Raises:
         ConfigError: The list of stages is wrong.
@@ -67,7 +72,7 @@ def commands() -> typer.Typer:
     }
     for name, command in ({stage.name: stage.command for stage in STAGES} | others).items():
         app.command(name)(command)
-    return app
+    return get_command(app)
 
 
 def main() -> None:

@@ -132,7 +132,9 @@ def _sync(want: Spec, folder: Path) -> None:
 def _is_current(folder: Path, want: Spec) -> bool:
     """Whether a finished result carries the wanted key and has all of its files."""
     stamp = object_or_empty(folder / STAMP)
-    return stamp.get("key") == want.key and all((folder / name).exists() for name in stamp.get("files", ()))
+    files = stamp.get("files", [])
+    is_list = isinstance(files, list) and all(isinstance(name, str) for name in files)
+    return stamp.get("key") == want.key and is_list and all((folder / name).exists() for name in files)
 
 
 def leftovers(run: str, settings: RunSettings) -> list[Path]:

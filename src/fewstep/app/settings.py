@@ -40,7 +40,7 @@ PresetName = Literal[
 ]
 GridName = Literal["uniform-t", "quadratic-t", "uniform-lambda", "karras"]
 
-_WITHOUT_SOURCE = ("digits", "cifar10")  # one comes with scikit-learn, the other is downloaded
+WITHOUT_SOURCE = ("digits", "cifar10")  # one comes with scikit-learn, the other is downloaded
 
 
 class ScheduleSettings(Section):
@@ -115,7 +115,7 @@ class PrepareSettings(Section):
 
     @model_validator(mode="after")
     def _source_is_given(self) -> Self:
-        if self.dataset not in _WITHOUT_SOURCE and self.source is None:
+        if self.dataset not in WITHOUT_SOURCE and self.source is None:
             raise ValueError(f"source: must name the file or folder that holds {self.dataset}, got nothing")
         return self
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from io import BytesIO
 from typing import IO, NamedTuple
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 # What Pillow and the archive modules raise on damaged, unknown or too large images.
 UNREADABLE = (
@@ -72,6 +72,11 @@ def pixel_limit(max_pixels: int | None) -> Iterator[None]:
             yield
         finally:
             Image.MAX_IMAGE_PIXELS = before
+
+
+def said(error: BaseException) -> str:
+    """Why an image cannot be read, without the address in memory that Pillow says."""
+    return "it is of no kind that Pillow knows" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
 def remedy(error: BaseException, otherwise: str) -> str:

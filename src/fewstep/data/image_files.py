@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fewstep.checks import DataError
 from fewstep.data.archives import list_folder
-from fewstep.data.decoding import UNREADABLE, Header, open_image, pixel_limit, read_header, remedy
+from fewstep.data.decoding import UNREADABLE, Header, open_image, pixel_limit, read_header, remedy, said
 from fewstep.data.folder import require_images
 from fewstep.data.left_out import Record
 from fewstep.data.transforms import to_mode
@@ -127,4 +127,4 @@ def _decode(path: Path, *, grey: bool) -> NDArray[np.uint8]:
 
 def _unreadable(path: Path, error: BaseException) -> DataError:
     what = remedy(error, "replace it or leave it out")
-    return DataError(f"{path} must be an image, but cannot be read ({error}); {what}.")
+    return DataError(f"{path} must be an image, but cannot be read ({said(error)}); {what}.")

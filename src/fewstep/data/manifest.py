@@ -55,6 +55,8 @@ def manifest_problem(manifest: Any) -> str | None:
         return f"classes is {classes!r} instead of a list of names or null"
     if not _is_hashes(manifest["sha256"]):
         return f"sha256 is {manifest['sha256']!r} instead of the hex digests of the arrays"
+    if manifest["sha256"].get("attributes") and not isinstance(manifest.get("attributes"), list):
+        return f"attributes is {manifest.get('attributes')!r:.60} instead of a list of names"
     return _splits_problem(manifest["splits"], n)
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from fewstep import process
 from fewstep.checks import DataError
-from fewstep.data.decoding import SEVERAL_FRAMES, UNREADABLE, pixel_limit, remedy
+from fewstep.data.decoding import SEVERAL_FRAMES, UNREADABLE, pixel_limit, remedy, said
 from fewstep.data.source import Item, Read, Source
 from fewstep.data.transforms import Transform
 from fewstep.files import read_json, write_json
@@ -237,7 +237,7 @@ def decode(
         array = transform(pixels)
     except UNREADABLE as error:
         raise CorruptImageError(
-            f"{item.name} must be a readable image, but is not ({error}); "
+            f"{item.name} must be a readable image, but is not ({said(error)}); "
             f"{remedy(error, 'repair it, or skip corrupt images')}."
         ) from error
     if several_frames is not None and isinstance(pixels, Image.Image) and SEVERAL_FRAMES in pixels.info:

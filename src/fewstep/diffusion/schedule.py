@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from fewstep.checks import ConfigError
+from fewstep.checks import ConfigError, UserError
 
 
 def _tensor(value: Tensor | float) -> Tensor:
@@ -142,7 +142,11 @@ class DDPMTable(_VariancePreserving):
 
     def __init__(self, alpha_bar: Sequence[float] | Tensor, *, config: dict[str, Any] | None = None) -> None:
         table = torch.as_tensor(alpha_bar, dtype=torch.float64)
-        if table.ndim != 1 or len(table) < 2 or not bool(((table > 0) & (table < 1)).all()):
+        if table.ndim != 1 or len(table) < 2:
+            raise ConfigError(
+                f"A DDPM table needs at least 2 values in a row; got the shape {tuple(table.shape)}."
+            )
+        if not bool(((table > 0) & (table < 1)).all()):
             raise ConfigError(
                 f"A DDPM table needs at least 2 values in (0, 1); got {len(table)} of which the extremes are "
                 f"{float(table.min()):.4g} and {float(table.max()):.4g}; a last row of 0 must be dropped."
@@ -300,6 +304,9 @@ class Flow(Schedule):
         return {"type": "flow"}
 
 
+_MOST_ROWS = 1_000_000
+
+
 def _ddpm(
     *, table: str | None = None, alpha_bar: Sequence[float] | None = None, **values: float
 ) -> DDPMTable:
@@ -314,8 +321,10 @@ def _ddpm(
         "scaled_linear": DDPMTable.scaled_linear,
         "cosine": DDPMTable.cosine,
     }
-    if table not in tables:
+    if not isinstance(table, str) or table not in tables:
         raise ConfigError(f"A ddpm table must be one of {', '.join(tables)}; got {table!r}.")
+    if not 2 <= values.get("n_rows", 2) <= _MOST_ROWS:
+        raise ConfigError(f"n_rows of a ddpm table must lie in 2..{_MOST_ROWS}; got {values['n_rows']!r}.")
     make: Any = tables[table]
     result: DDPMTable = make(**values)
     return result
@@ -342,8 +351,11 @@ def schedule_from_config(config: dict[str, Any]) -> Schedule:
         raise ConfigError(f"A schedule's type must be one of {', '.join(SCHEDULES)}; got {kind!r}.")
     try:
         schedule: Schedule = SCHEDULES[kind](**values)
-    except TypeError as error:
+    except UserError:
+        raise
+    except (TypeError, ValueError, ArithmeticError, RuntimeError, LookupError) as error:
+        reason = " ".join(str(error).split())
         raise ConfigError(
-            f"The schedule {kind!r} does not take these fields: {sorted(values)} ({error})."
+            f"The schedule {kind!r} does not take these fields: {sorted(values)} ({reason:.200})."
         ) from None
     return schedule

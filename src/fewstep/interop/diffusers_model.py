@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fewstep import files
-from fewstep.checks import ConfigError, DataError
+from fewstep.checks import ConfigError, DataError, UserError
 from fewstep.diffusion.condition import LABEL, Classes, Condition
 from fewstep.diffusion.denoiser import Model
 from fewstep.diffusion.schedule import DDPMTable, Flow, Schedule
@@ -40,6 +40,11 @@ NETWORKS = {
     "Transformer2DModel": "DiTTransformer2DModel",
 }
 DECODERS = {"VQModel": "VQModel", "AutoencoderKL": "AutoencoderKL"}
+# what libraries raise on values that they did not expect
+_FAILS = (
+    OSError, ValueError, TypeError, RuntimeError, AttributeError, LookupError, ArithmeticError, AssertionError,
+    SafetensorError,
+)  # fmt: skip
 PREDICTION_TYPES = {"epsilon": "eps", "v_prediction": "v", "sample": "x0", "flow_prediction": "u"}
 TABLES: dict[str, Callable[[Any], DDPMTable]] = {
     "linear": lambda of: DDPMTable.linear(of.beta_start, of.beta_end, of.num_train_timesteps),
@@ -203,7 +208,7 @@ def _load(folder: Path, classes: dict[str, str]) -> Any:
                 torch_dtype=torch.float32,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+    except _FAILS as error:
         reason = " ".join(str(error).split())
         raise DataError(
             f"{folder} must be a complete {name}, but reading it fails ({reason:.200}); copy or save it again."
@@ -276,7 +281,14 @@ def _form(config: Any, parts: Parts) -> tuple[tuple[int, int, int], int]:
             f"{place}: out_channels must be in_channels, or twice that with a learned variance; "
             f"got {config.in_channels} in and {n_out} out."
         )
-    height, width = (size, size) if isinstance(size, int) else size
+    sides = [size, size] if isinstance(size, int) else size
+    if not (
+        isinstance(sides, list | tuple)
+        and len(sides) == 2
+        and all(isinstance(n, int) and n > 0 for n in sides)
+    ):
+        raise ConfigError(f"{place}: sample_size must be one side of an image, or two; got {size!r:.60}.")
+    height, width = sides
     n_classes = config.get("num_embeds_ada_norm") or 0
     if not n_classes:
         _check_unet(config, place)
@@ -298,10 +310,15 @@ def _check_unet(config: Any, place: Path) -> None:
 
 def _decode(decoder: Any) -> Callable[[Tensor], Tensor]:
     config = decoder.config
-    shift = config.get("shift_factor") or 0.0
+    shift, scale = config.get("shift_factor") or 0.0, config.get("scaling_factor")
+    if not all(isinstance(value, int | float) for value in (shift, scale)) or not scale:
+        raise ConfigError(
+            f"The decoder's scaling_factor and shift_factor must be numbers, the first not 0; got {scale!r:.60} and "
+            f"{shift!r:.60}."
+        )
 
     def decode(latent: Tensor) -> Tensor:
-        image: Tensor = decoder.decode(latent / config.scaling_factor + shift, return_dict=False)[0]
+        image: Tensor = decoder.decode(latent / scale + shift, return_dict=False)[0]
         return image
 
     return decode
@@ -341,9 +358,10 @@ class _Scheduler(NamedTuple):
             return cls(None, said, _OTHER_SCHEDULER)
         try:
             return cls(kind.from_config(config), f"{parts.scheduler} is of {name}", _OTHER_SCHEDULER)
-        except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
+        except _FAILS as error:
+            reason = " ".join(str(error).split())
             raise ConfigError(
-                f"{parts.scheduler} must be a configuration that {name} accepts, but: {error}"
+                f"{parts.scheduler} must be a configuration that {name} accepts, but: {reason:.200}"
             ) from None
 
     @property
@@ -356,7 +374,7 @@ class _Scheduler(NamedTuple):
         if self.value is not None:
             default = "flow_prediction" if self.is_flow else None
             kind = self.value.config.get("prediction_type", default)
-            if kind in PREDICTION_TYPES:
+            if isinstance(kind, str) and kind in PREDICTION_TYPES:
                 return PREDICTION_TYPES[kind]
             said += f" with prediction_type {kind!r}"
         raise ConfigError(
@@ -371,7 +389,14 @@ class _Scheduler(NamedTuple):
                 if config.num_train_timesteps == 1000 and not config.get("invert_sigmas"):
                     return Flow()
             elif hasattr(self.value, "alphas_cumprod") and config.get("timestep_type") != "continuous":
-                return self._table()
+                try:
+                    return self._table()
+                except UserError:
+                    raise
+                except _FAILS as error:
+                    raise ConfigError(
+                        f"{self.said}, of which no table can be made ({error!s:.100})."
+                    ) from None
         raise ConfigError(
             "The noise schedule of a model must be a DDPM table or a flow of 1000 timesteps, "
             f"but {self.said}; {self.remedy}; in Python, pass schedule to load_diffusers."

@@ -121,6 +121,7 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Difference]
     for name in sorted(a["results"].keys() & b["results"].keys()):
         one, other = a["results"][name], b["results"][name]
         if "replicates" in one and "replicates" in other:
+            _require_paired(name, one, other)
             found[name] = paired_difference(
                 one["value"],
                 other["value"],
@@ -134,6 +135,17 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Difference]
             "Certificates must share a distance to be compared; evaluate both with the metric fd or kid."
         )
     return found
+
+
+def _require_paired(name: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    """Raise DataError where replicates of two certificates cannot be compared, as fewstep never writes them."""
+    n, m = len(one["replicates"]), len(other["replicates"])
+    methods = {one.get("interval_method"), other.get("interval_method")}
+    if n != m or n < 2 or len(methods) > 1 or not methods <= SPREADS.keys() or "level" not in one:
+        raise DataError(
+            f"Replicates of {name} must be as many on both sides, with the level and the method of their interval; got "
+            f"{n} and {m}, by {' and '.join(sorted(map(str, methods)))}; evaluate again."
+        )
 
 
 def _difference(a: Any, b: Any, name: str) -> str | None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,7 +16,7 @@ from fewstep._typing import AnyArray, Float
 from fewstep.checks import ConfigError, DataError
 from fewstep.data.cifar10 import load_arrays
 from fewstep.data.packed import load_dataset
-from fewstep.files import atomic_file, canonical_json, require_space, sha256_file
+from fewstep.files import atomic_file, canonical_json, parse_json, require_space, sha256_file
 from fewstep.metrics.extractor import Extractor, extract, feature_batches
 from fewstep.metrics.statistics import CHUNK, Accumulator, Array, Statistics
 from fewstep.progress import Progress
@@ -219,6 +219,8 @@ def load_reference(path: str | Path, *, extractor: Extractor | None = None) -> R
     dim = len(arrays["mu"])
     for name, columns in (("features", True), ("heldout", True), ("sqrt_factor", False)):
         array = arrays.get(name)
+        if array is not None and array.dtype.kind != "f":
+            raise DataError(f"{path}: {name} must be real numbers, got {array.dtype}; make it again.")
         if array is not None and (array.ndim != 2 or array.shape[1 if columns else 0] != dim):
             raise DataError(
                 f"{path}: {name} must belong to {dim} features, got {array.shape}; make it again."
@@ -361,8 +363,12 @@ def _read(
 ) -> dict[str, NDArray[Any]]:
     """All arrays of a file, or some of them."""
     try:
-        with Path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files if not only or name in only}
+        with Path(path).open("rb") as opened:
+            if opened.read(2) != b"PK":
+                raise ValueError("it is no .npz")
+            opened.seek(0)
+            with np.load(opened, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files if not only or name in only}
     except FileNotFoundError:
         raise DataError(f"{path} must exist, but there is no such file; {otherwise}.") from None
     except Exception as error:  # numpy raises zipfile, zlib, OS and value errors for damaged archives
@@ -372,10 +378,7 @@ def _read(
 
 
 def _parse_meta(text: str, path: str | Path) -> dict[str, Any]:
-    try:
-        meta = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: meta must be JSON, but it is damaged ({error}); make it again.") from None
+    meta = parse_json(text, f"{path}: meta")
     if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
         found = meta.get("schema") if isinstance(meta, dict) else type(meta).__name__
         raise DataError(
@@ -386,7 +389,40 @@ def _parse_meta(text: str, path: str | Path) -> dict[str, Any]:
         raise DataError(
             f"{path}: meta has missing or unknown fields ({wrong}); make it again with fewstep stats."
         )
+    for name, holds in _HOLD.items():
+        if not holds(meta[name]):
+            raise DataError(
+                f"{path}: meta has {meta[name]!r:.60} as {name}; make it again with fewstep stats."
+            )
     return meta
+
+
+def _is_dataset(value: Any) -> bool:
+    """Whether it names a dataset, and a record of files where there is one."""
+    if not isinstance(value, dict) or not value.keys() >= {"name", "fingerprint", "split", "heldout_split"}:
+        return False
+    files = value.get("files", {"path": "", "sha256": {}})
+    return (
+        all(isinstance(value[field], str) and value[field] for field in ("name", "split"))
+        and all(
+            value[field] is None or isinstance(value[field], str)
+            for field in ("fingerprint", "heldout_split")
+        )
+        and isinstance(files, dict)
+        and isinstance(files.get("path"), str)
+        and isinstance(files.get("sha256"), dict)
+    )
+
+
+_HOLD: dict[str, Callable[[Any], bool]] = {
+    "extractor": lambda value: (
+        isinstance(value, dict) and all(isinstance(value.get(name), str) for name in ("id", "dtype"))
+    ),
+    "dataset": _is_dataset,
+    "n": lambda value: (
+        value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 2)
+    ),
+}
 
 
 def _baselines(meta: dict[str, Any], path: str | Path) -> dict[int, Baseline | None]:
@@ -403,6 +439,8 @@ def _baselines(meta: dict[str, Any], path: str | Path) -> dict[int, Baseline | N
 
 
 def _check_moments(mu: Array, sigma: Array, path: str | Path) -> None:
+    if mu.dtype.kind not in "fiu" or sigma.dtype.kind not in "fiu":
+        raise DataError(f"{path} must hold real numbers as mu and sigma, got {mu.dtype} and {sigma.dtype}.")
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
         raise DataError(f"{path} must hold mu (D,) and sigma (D, D), got {mu.shape} and {sigma.shape}.")
     if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fewstep import files
-from fewstep.checks import ConfigError, DataError
+from fewstep.checks import ConfigError, DataError, UserError
 from fewstep.diffusion.condition import Condition
 from fewstep.diffusion.denoiser import Model
 from fewstep.diffusion.prediction import PREDICTIONS
@@ -106,20 +106,31 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> Mod
     ):
         if not holds:
             raise DataError(f"{folder / CONFIG}: {key} must be {what}; got {config[key]!r:.60}.")
-    if config["prediction"] not in PREDICTIONS:
+    if not isinstance(config["prediction"], str) or config["prediction"] not in PREDICTIONS:
         raise DataError(
             f"{folder / CONFIG}: prediction must be one of {', '.join(PREDICTIONS)}; "
             f"got {config['prediction']!r}."
         )
     return as_model(
         net.to(device),
-        schedule=schedule_from_config(config["schedule"]),
+        schedule=_read_schedule(config["schedule"], folder / CONFIG),
         prediction=config["prediction"],
         shape=tuple(config["shape"]),
         name=config["name"],
         fingerprint=files.sha256_file(folder / WEIGHTS),
         widths=_read_widths(config.get("widths", [1.0]), net, folder / CONFIG),
     )
+
+
+def _read_schedule(found: Any, path: Path) -> Schedule:
+    try:
+        return schedule_from_config(found)
+    except ConfigError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def _is_name(found: Any) -> bool:
+    return isinstance(found, str) and found != ""
 
 
 def _is_shape(found: Any) -> bool:
@@ -174,7 +185,11 @@ def load_classifier(folder: str | Path, *, device: str | torch.device = "cpu") -
     """
     folder = Path(folder)
     net, config = read_folder(folder, CLASSIFIER_SCHEMA)
-    if not isinstance(net, Classifier) or len(config.get("shape", ())) != 3 or not config.get("name"):
+    if (
+        not isinstance(net, Classifier)
+        or not _is_shape(config.get("shape"))
+        or not _is_name(config.get("name"))
+    ):
         raise DataError(f"{folder / CONFIG} must describe a classifier with shape and name; train it again.")
     channels, height, width = config["shape"]
     net = net.eval().requires_grad_(False).to(device)
@@ -237,21 +252,35 @@ def architecture(net: nn.Module) -> dict[str, Any]:
     raise ConfigError(f"a model folder holds one of {', '.join(NETS)}; got {type(net).__name__}.")
 
 
-def build(config: Mapping[str, Any], *, seed: int = 0) -> nn.Module:
+def build(
+    config: Mapping[str, Any], *, seed: int = 0, check: Callable[[nn.Module], object] | None = None
+) -> nn.Module:
     """The untrained network of an architecture entry, its random weights decided by `seed` alone.
+
+    Args:
+        config: Type and values.
+        seed: Of the weights.
+        check: Called with the network without memory for its weights, before there is any.
 
     Raises:
         ConfigError: An unknown type, or values that the type does not take.
     """
     values = dict(config)
     kind = values.pop("type", None)
-    if kind not in NETS:
+    if not isinstance(kind, str) or kind not in NETS:
         raise ConfigError(f"architecture type must be one of {', '.join(NETS)}; got {kind!r}.")
     with initial_weights(seed):
         try:
+            with torch.device("meta"):
+                net = NETS[kind](**values)  # shapes alone, which may be too large for memory
+            if check is not None:
+                check(net)
             return NETS[kind](**values)
-        except TypeError as error:
-            raise ConfigError(f"architecture {kind!r} does not take these values: {error}.") from error
+        except UserError:
+            raise
+        except (TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError, LookupError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"architecture {kind!r} does not take these values: {reason:.200}.") from error
 
 
 def write_folder(
@@ -288,11 +317,14 @@ def read_folder(folder: str | Path, schema: str) -> tuple[nn.Module, dict[str, A
         raise DataError(f"{folder / CONFIG} must have schema {schema!r}; got {found!r}.")
     if not isinstance(config.get("architecture"), dict):
         raise DataError(f"{folder / CONFIG} lacks its architecture; save the model again.")
+    weights = read_weights(folder / WEIGHTS)
     try:
-        net = build(config["architecture"])
+        net = build(
+            config["architecture"], check=lambda net: require_fit(net, weights, source=folder / WEIGHTS)
+        )
     except ConfigError as error:
         raise DataError(f"{folder / CONFIG}: {error}") from error
-    fill(net, read_weights(folder / WEIGHTS), source=folder / WEIGHTS)
+    fill(net, weights, source=folder / WEIGHTS)
     return net, config
 
 
@@ -329,6 +361,14 @@ def fill(
     Raises:
         DataError: Names or shapes that differ from the network's.
     """
+    kept = require_fit(net, weights, source=source, may_lack=may_lack)
+    net.load_state_dict({**kept, **weights})
+
+
+def require_fit(
+    net: nn.Module, weights: Mapping[str, Tensor], *, source: Path, may_lack: tuple[str, ...] = ()
+) -> dict[str, Tensor]:
+    """Raise DataError where `fill` would; returns the network's own tensors that would stay."""
     own = net.state_dict()
     kept = {key: value for key, value in own.items() if key.startswith(may_lack) and key not in weights}
     absent, unknown = sorted(own.keys() - weights.keys() - kept.keys()), sorted(weights.keys() - own.keys())
@@ -339,7 +379,7 @@ def fill(
             f"{len(unknown)} unknown, {len(unlike)} of another shape "
             f"(first: {(absent + unknown + unlike)[0]})."
         )
-    net.load_state_dict({**kept, **weights})
+    return kept
 
 
 def _stored(value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -157,10 +157,10 @@ class UNet(nn.Module):
     def _check(self) -> None:
         """Refuse values that would fail later with an obscure message."""
         levels = len(self.multipliers)
-        if levels == 0 or min(self.multipliers) < 1 or self.blocks < 1 or self.in_channels < 1:
+        if levels == 0 or min(self.multipliers) < 1 or not 1 <= self.blocks <= 256 or self.in_channels < 1:
             raise ConfigError(
-                "a U-Net needs positive multipliers, blocks and in_channels; got "
-                f"{self.multipliers}, {self.blocks} and {self.in_channels}."
+                "a U-Net needs positive multipliers and in_channels, and 1 to 256 blocks; got "
+                f"{self.multipliers}, {self.in_channels} and {self.blocks}."
             )
         if self.channels < 4 or self.channels % 4:
             raise ConfigError(f"channels must be a positive multiple of 4; got {self.channels}.")

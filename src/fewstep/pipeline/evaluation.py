@@ -20,7 +20,7 @@ from fewstep.pipeline.environment import environment
 from fewstep.pipeline.features import FeatureStore
 from fewstep.pipeline.images import ImageSet, open_images
 from fewstep.pipeline.recorded import record, seen_from
-from fewstep.pipeline.samples import parse_seeds
+from fewstep.pipeline.samples import parse_seeds, require_facts
 from fewstep.pipeline.settings import MeasureSettings
 from fewstep.pipeline.stage.spec import Spec
 
@@ -88,6 +88,8 @@ class Evaluation:
         for images in sets:
             if isinstance(images.images, ImageFiles) and images.images.left_out:
                 log.warning("%s, left out: %s", images.path, sentence(images.images.left_out))
+            if images.meta is not None:
+                require_facts(images.path, images.meta)
             height, width, channels = images.shape
             self.extractor.require_shape((channels, height, width))
             require_measurable(self.settings.metrics, self.reference, self.extractor, len(images.images))

@@ -6,7 +6,7 @@ import math
 import re
 import struct
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewstep.checks import ConfigError, DataError
-from fewstep.files import atomic_file, is_hidden
+from fewstep.files import atomic_file, is_hidden, parse_json
 
 SCHEMA = "fewstep.samples/2"
 FACTS = ("model", "plan", "plan_hash", "plan_name", "nfe", "guidance", "batch_size", "dtype", "costs")
@@ -61,7 +61,9 @@ def read_samples(path: Path) -> Samples:
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            seeds, meta = arrays["seeds"], json.loads(str(arrays["meta"]))
+            seeds, meta = arrays["seeds"], parse_json(str(arrays["meta"]), "meta")
+        if not isinstance(meta, dict) or not isinstance(meta.get("seeds", ""), str):
+            raise ValueError("meta is no object with seeds")
         stated = parse_seeds(meta["seeds"])
         if len(stated) != seeds.size or not np.array_equal(seeds, stated):
             raise ValueError(f"its seeds are not {meta['seeds']}")
@@ -90,6 +92,35 @@ def read_samples(path: Path) -> Samples:
             f"{path} must be written by fewstep sample, but it lacks {', '.join(missing)}; make it again."
         )
     return samples
+
+
+def require_facts(path: Path, meta: Mapping[str, Any]) -> None:
+    """Raise DataError where the facts of images are not such as a certificate can be made of."""
+    for name, holds in _HOLD.items():
+        if name in meta and not holds(meta[name]):
+            raise DataError(
+                f"{path} must say of its images what fewstep sample says, but {name} is {meta[name]!r:.60}; "
+                "make it again."
+            )
+
+
+def _has(*fields: str) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and value.keys() >= set(fields)
+
+
+_HOLD: dict[str, Callable[[Any], bool]] = {
+    "model": _has("fingerprint", "name", "ema"),
+    "plan": lambda value: _has("provenance")(value) and isinstance(value["provenance"], dict),
+    "costs": _has("nfe", "network_calls", "network_ms_per_image", "wall_seconds", "device"),
+    "conditions": lambda value: value is None or _has("sha256", "rows")(value),
+    "files": lambda value: (
+        isinstance(value, dict)
+        and all(
+            _has("path", "sha256")(one) and isinstance(one["path"], str) and isinstance(one["sha256"], dict)
+            for one in value.values()
+        )
+    ),
+}
 
 
 def mapped_array(path: Path, name: str) -> NDArray[Any]:
@@ -147,7 +178,7 @@ def parse_seeds(text: str) -> range:
     """Read `0-49999`, both ends included, or a single seed.
     Raises: ConfigError: anything else.
     """
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text.strip())
+    match = re.fullmatch(r"([0-9]{1,19})(?:-([0-9]{1,19}))?", text.strip())
     first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
     if last < first or last >= 1 << 63:
         raise ConfigError(f"--seeds must be FIRST-LAST such as 0-49999, below 2^63; got {text!r}.")

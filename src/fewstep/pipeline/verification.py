@@ -21,7 +21,7 @@ from fewstep.pipeline.drawing import Drawing
 from fewstep.pipeline.evaluation import certified_protocol, require_preset
 from fewstep.pipeline.features import FeatureStore
 from fewstep.pipeline.images import ImageSet, open_images
-from fewstep.pipeline.samples import parse_seeds
+from fewstep.pipeline.samples import parse_seeds, require_facts
 from fewstep.pipeline.seeds import require_unseen, require_unseen_rows
 from fewstep.pipeline.settings import DrawSettings, MeasureSettings
 from fewstep.sampling.plan import plan_from_json
@@ -131,6 +131,7 @@ class Verifier:
             return None
         try:
             images = open_images(place, max_pixels=self.max_pixels)
+            require_facts(place, images.meta or {})
         except UserError as error:
             yield Line("images", "failed", str(error))
             return None

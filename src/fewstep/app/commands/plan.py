@@ -7,6 +7,7 @@ import typer
 
 from fewstep.app.stages.plans import known
 from fewstep.checks import ConfigError
+from fewstep.files import require_file
 
 
 def plan(
@@ -36,8 +37,13 @@ def plan(
 
     if grid is not None and timesteps is not None:
         raise ConfigError("--timesteps and --grid both say where the times are; leave out one of the two.")
+    require_file(out)
     schedule = load_model(model).schedule
-    spacing = (grid or "uniform-lambda") if timesteps is None else of_rows(schedule, _rows(timesteps))
+    spacing = (
+        ("uniform-lambda" if grid is None else grid)
+        if timesteps is None
+        else of_rows(schedule, _rows(timesteps))
+    )
     made = known(preset, schedule, nfe, spacing, to_zero)
     made.save(out)
     typer.echo(f"{out}: {made.name}, {made.nfe} network calls per image")

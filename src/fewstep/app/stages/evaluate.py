@@ -7,6 +7,7 @@ import typer
 
 from fewstep.app.settings import EvaluateSettings
 from fewstep.checks import ConfigError
+from fewstep.files import require_file
 from fewstep.pipeline.parts import PATIENCE, parse_shard
 from fewstep.pipeline.samples import files_in, require_distinct_names, stem_of
 from fewstep.pipeline.stage import REFERENCE, Stage, extractor
@@ -68,6 +69,8 @@ def command(
     to_folder = out.suffix != ".json"
     if not to_folder and len(paths) > 1:
         raise ConfigError(f"--out must be a folder for {len(paths)} sets of images, got the file {out}.")
+    if not to_folder:
+        require_file(out)
     if to_folder:
         require_distinct_names(paths)
         require_result_folder(out, spec, {".json"})

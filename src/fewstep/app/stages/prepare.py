@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from fewstep.app.settings import PrepareSettings
+from fewstep.app.settings import WITHOUT_SOURCE, PrepareSettings
+from fewstep.checks import ConfigError
 from fewstep.data.dataset_names import SAID
 from fewstep.pipeline.stage import Stage, Value
 from fewstep.pipeline.stage.options import takes_settings
@@ -25,9 +26,13 @@ def command(
 
     Example: fewstep prepare folder --source images.tar.xz --size 32 --out data/mine
     """
+    from fewstep.data.prepare import loader
     from fewstep.data.prepare import prepare as pack
     from fewstep.progress import track
 
+    loader(dataset)  # another name is said before what it lacks
+    if dataset not in WITHOUT_SOURCE and prepare.source is None:
+        raise ConfigError(f"--source must name the file or folder that holds {dataset}, got nothing; add it.")
     manifest = pack(
         dataset,
         out,

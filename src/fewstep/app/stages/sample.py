@@ -8,7 +8,7 @@ import typer
 
 from fewstep.app.settings import SampleSettings
 from fewstep.checks import ConfigError
-from fewstep.files import require_space
+from fewstep.files import require_file, require_space
 from fewstep.pipeline.conditions import identity_of, with_conditions
 from fewstep.pipeline.parts import PATIENCE, parse_shard
 from fewstep.pipeline.samples import files_in, parse_seeds, require_distinct_names
@@ -62,6 +62,8 @@ def command(
     to_folder = out.suffix != ".npz"
     if not to_folder and len(files) > 1:
         raise ConfigError(f"--out must be a folder for {len(files)} plans, got the file {out}.")
+    if not to_folder:
+        require_file(out)
     if to_folder:
         require_distinct_names(files)
         require_result_folder(out, spec, {".npz", ".json"})

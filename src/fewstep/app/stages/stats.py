@@ -7,6 +7,7 @@ import typer
 
 from fewstep.app.settings import StatsSettings
 from fewstep.checks import ConfigError
+from fewstep.files import require_file
 from fewstep.pipeline.stage import Stage
 from fewstep.pipeline.stage import extractor as extractor_of
 from fewstep.pipeline.stage.options import (
@@ -80,7 +81,9 @@ def command(
     to_file = out.suffix == ".npz"
     if to_file and spec:
         raise ConfigError(f"--out must be a folder for a spec, got the file {out}.")
-    if not to_file:
+    if to_file:
+        require_file(out)
+    else:
         require_result_folder(out, spec, {".npz"})
     network = load_extractor(extractor, device=chosen_device(device), backend=backend)
     beside = out.parent if to_file else out

@@ -31,6 +31,7 @@ from fewstep.pipeline.stage.settings import Section
 SCHEMA = "fewstep.spec/2"
 STAMP = "spec.json"
 _KEY = re.compile(r"[0-9a-f]{16}")
+_MODULE = re.compile(r"fewstep(\.\w+)*")
 _SectionT = TypeVar("_SectionT", bound=Section)
 
 
@@ -105,6 +106,11 @@ def load_spec(path: str | Path) -> Spec:
         or content.get("schema") != SCHEMA
         or not all(field in content for field in fields)
         or not _KEY.fullmatch(str(content["key"]))
+        or not all(isinstance(content[name], str) for name in ("stage", "run", "place", "code"))
+        or not all(isinstance(content[name], dict) for name in ("settings", "upstream"))
+        or not all(isinstance(values, dict) for values in content["settings"].values())
+        or not isinstance(content["roots"], list)
+        or not all(isinstance(root, str) and _MODULE.fullmatch(root) for root in content["roots"])
     ):
         raise DataError(
             f"{path} must be a spec written by the workflow ({SCHEMA}); run snakemake to write it"
