@@ -426,7 +426,6 @@ _HOLD: dict[str, Callable[[Any], bool]] = {
 
 
 def _baselines(meta: dict[str, Any], path: str | Path) -> dict[int, Baseline | None]:
-
     try:
         return {
             int(n): Baseline(float(found["value"]), str(found["source"]))

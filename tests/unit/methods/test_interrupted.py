@@ -65,7 +65,10 @@ def test_a_search_that_was_killed_at_a_batch(tmp_path, whole, shift):
 
 
 def started(kind, folder):
-    return subprocess.Popen([sys.executable, interrupted.__file__, kind, str(folder)])
+    return subprocess.Popen(
+        [sys.executable, interrupted.__file__, kind, str(folder)],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
 
 
 @pytest.mark.slow
