@@ -36,10 +36,11 @@ def test_a_file_is_no_folder_and_a_folder_no_file(study, tmp_path):
     (tmp_path / "taken.json").mkdir()
     plans = ("--model", study / "model", "--nfe", 4)
     assert "must be a folder or new" in refused("plans", *plans, "--out", tmp_path / "file")
-    for out in ("taken.json", "file/plan.json"):
-        assert f"Writing at {tmp_path / out.split('/')[0]}" in refused(
-            "plan", "ddim", *plans, "--out", tmp_path / out
-        )
+    for out, must in (
+        ("taken.json", f"{tmp_path / 'taken.json'} must be a file or new"),
+        ("file/plan.json", f"Writing at {tmp_path / 'file'}"),
+    ):
+        assert must in refused("plan", "ddim", *plans, "--out", tmp_path / out)
     assert (tmp_path / "file").read_text() == "precious"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "taken.json"]
 

@@ -70,7 +70,8 @@ def test_seeds_of_different_purposes_never_meet(name, data):
     try:
         blocks = seeds(section(seed=first, **drawn, **fixed))
     except ConfigError as error:
-        assert max(drawn.values()) * max(1, drawn.get("refine_iterations", 1)) > BLOCK, error
+        iterations = max((drawn[key] for key, is_count in sizes.items() if not is_count), default=0)
+        assert max(drawn.values()) * max(1, iterations) > BLOCK, error
         return
     for a, b in combinations(filter(len, blocks.values()), 2):
         assert a[-1] < b[0] or b[-1] < a[0]
