@@ -66,7 +66,7 @@ def load_params(path: str | Path) -> Params:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: must be a readable file; {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: must be YAML; {' '.join(str(error).split())}") from error
     return parse_params(raw, name=path.name)
 
