@@ -22,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+_LONGEST = 1200  # characters of a line of an error
 _MENDABLE = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -89,10 +90,16 @@ def main() -> None:
         _fail(f"Writing{place} must be possible, but: {error.strerror}; free space or choose another place.")
 
 
+def _shortened(line: str) -> str:
+    """A line without its middle, where a damaged file made it too long to read."""
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 300]} [...] {line[-300:]}"
+
+
 def _fail(sentence: str) -> None:
     if os.environ.get("FEWSTEP_TRACEBACK"):
         traceback.print_exc()
-    print(f"fewstep: {sentence}", file=sys.stderr)
+    lines = "\n".join(map(_shortened, sentence.splitlines()))
+    print(f"fewstep: {lines}", file=sys.stderr)
     sys.exit(2)
 
 

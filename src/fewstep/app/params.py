@@ -68,7 +68,7 @@ def load_params(path: str | Path) -> Params:
         raw = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: must be a readable file; {error.strerror or error}") from error
-    except (YAMLError, ValueError) as error:
+    except (YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: must be YAML; {' '.join(str(error).split())}") from error
     return parse_params(raw, name=path.name)
 

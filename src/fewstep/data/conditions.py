@@ -140,5 +140,5 @@ def _form(value: Tensor) -> dict[str, Any]:
 
 def _said(forms: Mapping[str, Mapping[str, Any]]) -> str:
     return " and ".join(
-        f"{name} {form['dtype']} {tuple(form['shape'])}" for name, form in sorted(forms.items())
+        f"{name} {form['dtype']} {tuple(form['shape'])!s:.60}" for name, form in sorted(forms.items())
     )

@@ -50,6 +50,17 @@ def build_certificate(
     return certificate
 
 
+def require_parts(where: str, **parts: Any) -> None:
+    """Raise DataError where a certificate of these parts would not be valid, before there are results.
+
+    Args: where: what they are of. parts: of `build_certificate`, as many as are known.
+    """
+    found = (_check(value, _FORM[name], name) for name, value in parts.items())
+    problem = next((problem for problem in found if problem is not None), None)
+    if problem is not None:
+        raise DataError(f"{where} must make a valid certificate, but {problem}; make it again.")
+
+
 def content_sha256(certificate: Mapping[str, Any]) -> str:
     """Hash of all but the hash itself."""
     return sha256_text(canonical_json({key: value for key, value in certificate.items() if key != "sha256"}))
@@ -88,7 +99,7 @@ def certificate_problem(value: Any) -> str | None:
     """What is wrong with a certificate's content; None when nothing is."""
     schema = value.get("schema") if isinstance(value, dict) else None
     if schema != SCHEMA:
-        return f"its schema is {schema!r}"
+        return f"its schema is {schema!r:.80}"
     return _problem(value, _FORM, "")
 
 
@@ -312,13 +323,13 @@ _FORM: dict[str, Any] = {
 
 def _problem(value: Any, form: dict[str, Any], name: str) -> str | None:
     if not isinstance(value, dict):
-        return f"{name.rstrip('.')} is {value!r} instead of an object"
+        return f"{name.rstrip('.')} is {value!r:.80} instead of an object"
     optional = form.get("optional", _Optional())
     required = {key: check for key, check in form.items() if key != "optional"}
     missing, unknown = required.keys() - value.keys(), value.keys() - required.keys() - optional.keys()
     if missing or unknown:
         word, fields = ("lacks", missing) if missing else ("has unknown", unknown)
-        return f"it {word} {', '.join(name + field for field in sorted(fields))}"
+        return f"it {word} {', '.join(name + field for field in sorted(fields)):.200}"
     for key, check in {**required, **optional}.items():
         if key not in value:
             continue
@@ -344,4 +355,4 @@ def _check(value: Any, check: Any, name: str) -> str | None:
         return None
     if isinstance(check, dict):
         return _problem(value, check, f"{name}.")
-    return None if check(value) else f"{name} is {value!r}"
+    return None if check(value) else f"{name} is {value!r:.80}"

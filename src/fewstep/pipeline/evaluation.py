@@ -11,7 +11,7 @@ from fewstep.checks import ConfigError
 from fewstep.data.image_files import ImageFiles
 from fewstep.data.left_out import sentence
 from fewstep.files import canonical_json
-from fewstep.metrics.certificate import QUANTISATION, UNKNOWN_BYTES, build_certificate
+from fewstep.metrics.certificate import QUANTISATION, UNKNOWN_BYTES, build_certificate, require_parts
 from fewstep.metrics.evaluate import evaluate_samples, require_measurable
 from fewstep.metrics.extractor import Extractor
 from fewstep.metrics.protocols import check, find_protocol
@@ -53,7 +53,7 @@ class Evaluation:
             seed=self.settings.seed,
         )
         return build_certificate(
-            subject=_subject(images, self.reference),
+            subject=_subject(images, self.reference, images.sha256),
             protocol=self.protocol_of(images),
             results=results,
             costs=images.meta["costs"] if images.meta else None,
@@ -88,11 +88,22 @@ class Evaluation:
         for images in sets:
             if isinstance(images.images, ImageFiles) and images.images.left_out:
                 log.warning("%s, left out: %s", images.path, sentence(images.images.left_out))
-            if images.meta is not None:
-                require_facts(images.path, images.meta)
+            self._require_described(images)
             height, width, channels = images.shape
             self.extractor.require_shape((channels, height, width))
             require_measurable(self.settings.metrics, self.reference, self.extractor, len(images.images))
+
+    def _require_described(self, images: ImageSet) -> None:
+        """Raise DataError where what is stated beside images and reference makes no certificate."""
+        meta, data = images.meta or {}, self.reference.meta["dataset"].get("files")
+        require_facts(images.path, meta)
+        require_parts(
+            f"{images.path}, measured against {self.reference_path},",
+            subject=_subject(images, self.reference, "0" * 64),
+            protocol=self.protocol_of(images),
+            costs=meta.get("costs"),
+            files={**meta.get("files", {}), **({"data": data} if data else {})},
+        )
 
     def _files(self, images: ImageSet, beside: Path) -> dict[str, Any]:
         files = {
@@ -109,14 +120,14 @@ class Evaluation:
         return files
 
 
-def _subject(images: ImageSet, reference: Reference) -> dict[str, Any]:
+def _subject(images: ImageSet, reference: Reference, sha256: str) -> dict[str, Any]:
     meta, dataset = images.meta, reference.meta["dataset"]
     subject: dict[str, Any] = {
         "model": None,
         "plan": None,
         "draw": None,
         "data": {"name": dataset["name"], "fingerprint": dataset["fingerprint"]},
-        "images_sha256": images.sha256,
+        "images_sha256": sha256,
     }
     if meta is None:
         return subject

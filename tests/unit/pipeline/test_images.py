@@ -1,7 +1,6 @@
 import io
 import os
 import zipfile
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from fewstep.metrics.reference import from_features
 from fewstep.pipeline.evaluation import Evaluation
 from fewstep.pipeline.images import arrays_in, open_images
 from fewstep.pipeline.samples import FACTS, Samples, write_samples
+from fewstep.pipeline.settings import MeasureSettings
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
 
@@ -150,7 +150,7 @@ def evaluation(metrics, shape=None):
     features = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
     dataset = {"name": "toy", "fingerprint": None, "split": "train", "heldout_split": None}
     reference = from_features(features, network.protocol, dataset=dataset)
-    settings = SimpleNamespace(metrics=metrics)
+    settings = MeasureSettings.model_construct(metrics=metrics)  # also of no name
     return Evaluation(reference, None, None, network, settings, None, None)
 
 
