@@ -225,6 +225,8 @@ def load_reference(path: str | Path, *, extractor: Extractor | None = None) -> R
             raise DataError(
                 f"{path}: {name} must belong to {dim} features, got {array.shape}; make it again."
             )
+        if array is not None and not np.isfinite(array).all():
+            raise DataError(f"{path}: {name} must be finite, but holds NaN or infinity; make it again.")
     statistics = Statistics(
         meta["n"],
         arrays["mu"].astype(np.float64, copy=False),
