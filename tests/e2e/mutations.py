@@ -45,7 +45,7 @@ def changed(document, changes):
     for where, how, what in changes:
         places = list(_places(document))
         if not places:
-            return VALUES[int(what * len(VALUES))]
+            return copy.deepcopy(VALUES[int(what * len(VALUES))])
         # places near the top are few: half of the changes are made there
         top = [place for place in places if len(place) <= 2]
         places = top if int(where * 1e6) % 2 else places
@@ -76,7 +76,7 @@ def _change(owner, key, how, what):
         case "text":
             owner[key] = str(owner[key])
         case _:
-            owner[key] = VALUES[int(what * len(VALUES))]
+            owner[key] = copy.deepcopy(VALUES[int(what * len(VALUES))])
 
 
 def damaged(data, how, where):

@@ -129,3 +129,37 @@ def test_a_cache_of_the_hub_is_told_which_folder_to_name(pipelines, tmp_path):
     (cache / "snapshots/ab12/scheduler/scheduler_config.json").unlink()
     sentence = refused(*plan, cache / "snapshots/ab12/unet")
     assert "copy the pipeline's scheduler/scheduler_config.json to" in sentence
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("prepare", "folder", "--out", "new"), "--source must name the file or folder that holds folder, got nothing"),
+        (("prepare", "lsun-cat", "--out", "new"), "--source must name the file or folder that holds lsun-cat"),
+        (("prepare", "lsun-../cat", "--out", "new"), "lsun-<category>; got 'lsun-../cat'"),
+        (("extractor", "--data", "data", "--out", "text.txt"), "text.txt must be a folder or new, but is a file"),
+        (("train", "--data", "data", "--out", "text.txt", "--checkpoints", "new"), "text.txt must be a folder or new"),
+        (("plan", "ddim", "--model", "model", "--nfe", 3, "--out", "empty"), "empty must be a file or new, but is a"),
+        (("plan", "ddim", "--model", "model", "--nfe", 3, "--grid", "", "--out", "new"), "uniform-lambda"),
+        (("plan", "ddim", "--model", ".", "--nfe", 3, "--out", "new"), "holds them further down; name"),
+        (("sample", "model", "plans", "--seeds", "\u0663", "--out", "new"), "--seeds must be FIRST-LAST"),
+        (("stats", "text.txt", "--extractor", "extractor", "--out", "new"), "but it is damaged (it is no .npz)"),
+        (("stats", "data", "--extractor", "extractor", "--out", "dir.npz"), "dir.npz must be a file or new"),
+        (("verify", "loop"), "loop must be a file that can be read, but: Too many levels of symbolic links"),
+        (("evaluate", "broken", "--reference", "stats.npz", "--extractor", "extractor", "--out", "new"),
+         "broken/a.png must be an image, but cannot be read (it is of no kind that Pillow knows)"),
+        (("evaluate", f"samples/{NAME}.npz", "--reference", "stats.npz", "--extractor", "extractor", "--out",
+          "dir.json"), "dir.json must be a file or new, but is a folder"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_sentence_before_any_work(study, tmp_path, arguments, words):
+    for name in ("data", "model", "extractor", "plans", "samples", "stats.npz"):
+        (tmp_path / name).symlink_to(study / name)
+    for name in ("empty", "dir.json", "dir.npz", "broken"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "text.txt").write_text("hello")
+    (tmp_path / "broken/a.png").write_text("hello")
+    (tmp_path / "loop").symlink_to("loop")
+    before = set(tmp_path.rglob("*"))
+    assert words in refused(*arguments, cwd=tmp_path)
+    assert set(tmp_path.rglob("*")) == before

@@ -162,3 +162,32 @@ def test_a_second_holder_of_a_lock_is_told_who_the_first_is(tmp_path):
             )
             with pytest.raises(ConfigError, match=expected), locked(tmp_path / "work" / "lock", "bakes"):
                 pass
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"n": NaN}', "NaN is no finite number"),
+        (b'{"n": -Infinity}', "-Infinity is no finite number"),
+        (b'{"n": 1e999}', "1e999 is no finite number"),
+        (b'{"n": 18446744073709551616}', "is no number of 64 bits"),
+        (b'{"n": ' + b"1" * 5000 + b"}", "is no number of 64 bits"),
+        (b'{"n": "\\ud800"}', "surrogates not allowed"),
+        (b"[" * 5000, "recursion"),
+        (b"\xef\xbb\xbf{}", "BOM"),
+        (b'"\xe9"', "can't decode"),
+    ],
+)
+def test_what_cannot_be_json_is_damaged(tmp_path, content, message):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="must be JSON, but it is damaged") as refusal:
+        read_json(path)
+    assert message in str(refusal.value)
+
+
+def test_numbers_that_json_has_not_can_be_admitted(tmp_path):
+    """diffusers writes the lower bound of a log-SNR as -Infinity; numbers of 64 bits are always read."""
+    path = tmp_path / "a.json"
+    path.write_text('{"low": -Infinity, "n": [18446744073709551615, -9223372036854775808]}')
+    assert read_json(path, constants=True) == {"low": float("-inf"), "n": [2**64 - 1, -(2**63)]}

@@ -42,8 +42,8 @@ NETWORKS = {
 DECODERS = {"VQModel": "VQModel", "AutoencoderKL": "AutoencoderKL"}
 # what libraries raise on values that they did not expect
 _FAILS = (
-    OSError, ValueError, TypeError, RuntimeError, AttributeError, LookupError, ArithmeticError, AssertionError,
-    SafetensorError,
+    OSError, ValueError, TypeError, RuntimeError, AttributeError, NameError, LookupError, ArithmeticError,
+    AssertionError, SafetensorError,
 )  # fmt: skip
 PREDICTION_TYPES = {"epsilon": "eps", "v_prediction": "v", "sample": "x0", "flow_prediction": "u"}
 TABLES: dict[str, Callable[[Any], DDPMTable]] = {

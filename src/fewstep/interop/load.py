@@ -53,7 +53,7 @@ def _require_model(found: Path) -> None:
 def _models_in(found: Path) -> list[str]:
     """The folders within one that can be named instead, by name."""
     models = []
-    for place, folders, _ in os.walk(found):
+    for place, folders, _ in os.walk(found, followlinks=True):
         here = Path(place)
         if here != found and _is_model(here):
             models.append(place)

@@ -219,14 +219,21 @@ def load_reference(path: str | Path, *, extractor: Extractor | None = None) -> R
     dim = len(arrays["mu"])
     for name, columns in (("features", True), ("heldout", True), ("sqrt_factor", False)):
         array = arrays.get(name)
-        if array is not None and array.dtype.kind != "f":
-            raise DataError(f"{path}: {name} must be real numbers, got {array.dtype}; make it again.")
+        if array is not None and (array.dtype.kind != "f" or not np.isfinite(array).all()):
+            raise DataError(
+                f"{path}: {name} must hold finite numbers, got others, of {array.dtype}; make it again."
+            )
         if array is not None and (array.ndim != 2 or array.shape[1 if columns else 0] != dim):
             raise DataError(
                 f"{path}: {name} must belong to {dim} features, got {array.shape}; make it again."
             )
         if array is not None and not np.isfinite(array).all():
             raise DataError(f"{path}: {name} must be finite, but holds NaN or infinity; make it again.")
+    for name, rows in (("features", meta["n"]), ("heldout", meta["n_heldout"])):
+        if name in arrays and len(arrays[name]) != rows:
+            raise DataError(
+                f"{path}: {name} must be of {rows} images, as meta says, got {len(arrays[name])}; make it again."
+            )
     statistics = Statistics(
         meta["n"],
         arrays["mu"].astype(np.float64, copy=False),
@@ -370,7 +377,8 @@ def _read(
                 raise ValueError("it is no .npz")
             opened.seek(0)
             with np.load(opened, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files if not only or name in only}
+                found = {name: file[name] for name in file.files if not only or name in only}
+        return {name: array for name, array in found.items() if isinstance(array, np.ndarray)}
     except FileNotFoundError:
         raise DataError(f"{path} must exist, but there is no such file; {otherwise}.") from None
     except Exception as error:  # numpy raises zipfile, zlib, OS and value errors for damaged archives
