@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fewstep.checks import DataError
 from fewstep.nets.quantised import SMALLEST_SCALE, Ranges
 
 Scope = Literal["all", "tib", "none"]
-SHRINKS = 24  # factors on the range, from 1 to 0.3
-SAMPLE = 4096  # values of a call that a range is chosen by, beside the least and the largest
+SHRINKS, LEAST = 24, 0.3  # factors on the range, from 1 to the least
+BINS = 1024  # of the histograms that ranges are chosen by: a sample would miss the rare large values
 POWER = 2.4
 ZEROS = 8  # zero points that are tried, about
 
@@ -28,11 +29,15 @@ class RangeError(DataError):
 
 @dataclass(frozen=True)
 class Seen:
-    """What is kept of the values that enter a layer at one call: the ends, and some of them, (SAMPLE,)."""
+    """What is kept of the values that enter a layer at one call: the ends, and a histogram.
+
+    Attributes: values: middles of the bins, (n,). counts: float32 (n,).
+    """
 
     low: float
     high: float
-    sample: Tensor
+    values: Tensor
+    counts: Tensor
 
     @classmethod
     def of(cls, values: Tensor, *, where: str, call: int) -> Self:
@@ -46,18 +51,21 @@ class Seen:
                 f"Activations must be finite to be quantised, but {bad} of {values.numel()} that enter {where} at call "
                 f"{call} are not; check the model in floats with fewstep sample."
             )
-        flat = values.flatten()
-        rows = torch.linspace(0, len(flat) - 1, SAMPLE, dtype=torch.float64).round().long()
-        return cls(low, high, flat[rows.to(flat.device)].float().cpu())
+        if low == high:
+            return cls(low, high, torch.full((BINS,), low), torch.full((BINS,), values.numel() / BINS))
+        counts = torch.histc(values.float(), BINS, low, high).cpu()
+        middles = low + (torch.arange(BINS) + 0.5) * ((high - low) / BINS)
+        return cls(low, high, middles, counts)
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
         """What was seen in several looks at one call."""
-        if len(parts) == 1:
-            return parts[0]
-        sample = torch.cat([part.sample for part in parts])
-        rows = torch.linspace(0, len(sample) - 1, SAMPLE, dtype=torch.float64).round().long()
-        return cls(min(part.low for part in parts), max(part.high for part in parts), sample[rows])
+        return cls(
+            min(part.low for part in parts),
+            max(part.high for part in parts),
+            torch.cat([part.values for part in parts]),
+            torch.cat([part.counts for part in parts]),
+        )
 
 
 def ranges_of(seen: Sequence[Seen], bits: int, *, per_call: bool, exact: bool) -> Ranges:
@@ -69,15 +77,22 @@ def ranges_of(seen: Sequence[Seen], bits: int, *, per_call: bool, exact: bool) -
         exact: from the least to the largest value, where all there can be are given; else by the least error.
     """
     low, high = torch.tensor([one.low for one in seen]), torch.tensor([one.high for one in seen])
-    sample, n = torch.stack([one.sample for one in seen]), len(seen)
-    if not per_call:
-        low, high, sample = low.min()[None], high.max()[None], sample.reshape(1, -1)
+    n = len(seen)
+    if per_call:
+        length = max(len(one.values) for one in seen)
+        values, counts = (
+            torch.stack([F.pad(v, (0, length - len(v))) for v in of])
+            for of in ([one.values for one in seen], [one.counts for one in seen])
+        )
+    else:
+        low, high = low.min()[None], high.max()[None]
+        values, counts = (torch.cat(of)[None] for of in zip(*((s.values, s.counts) for s in seen), strict=True))
     low, high, top = low.clamp(max=0), high.clamp(min=0), 2**bits - 1
     if exact:
         zero = _shared_zero(low, high, top)
         scale = _scales(low, high, zero, top)
     else:
-        scale, zero = _searched(sample, low, high, top)
+        scale, zero = _searched(values, counts / counts.sum(1, keepdim=True), low, high, top)
     return Ranges(scale.expand(n).clone(), zero, bits)
 
 
@@ -95,18 +110,21 @@ def _shared_zero(low: Tensor, high: Tensor, top: int) -> int:
     )
 
 
-def _searched(sample: Tensor, low: Tensor, high: Tensor, top: int) -> tuple[Tensor, int]:
-    """Scales and zero point of least error |x - Q(x)|^2.4, relative to each call's own."""
-    power = sample.abs().pow(POWER).mean(1).clamp_min(1e-30)
-    shares = torch.linspace(1, 0.3, SHRINKS)
+def _searched(values: Tensor, share: Tensor, low: Tensor, high: Tensor, top: int) -> tuple[Tensor, int]:
+    """Scales and zero point of least error |x - Q(x)|^2.4, relative to each call's own mean of |x|^2.4.
+
+    Args: values: (K, n). share: of all values that each stands for, (K, n).
+    """
+    power = (values.abs().pow(POWER) * share).sum(1).clamp_min(1e-30)
+    factors = torch.linspace(1, LEAST, SHRINKS)
     best, chosen = torch.inf, (_scales(low, high, 0, top), 0)
     for zero in _zeros(low, high, top):
         base = _scales(low, high, zero, top)
-        errors = torch.stack([_error(sample, base * share, zero, top) for share in shares])  # (shrinks, K)
+        errors = torch.stack([_error(values, share, base * factor, zero, top) for factor in factors])
         least = errors.min(0)
         total = float((least.values / power).sum())
         if total < best:
-            best, chosen = total, (base * shares[least.indices], zero)
+            best, chosen = total, (base * factors[least.indices], zero)
     return chosen[0].clamp_min(SMALLEST_SCALE), chosen[1]
 
 
@@ -118,7 +136,8 @@ def _zeros(low: Tensor, high: Tensor, top: int) -> list[int]:
     return sorted({*found, _shared_zero(low, high, top)})
 
 
-def _error(sample: Tensor, scale: Tensor, zero: int, top: int) -> Tensor:
+def _error(values: Tensor, share: Tensor, scale: Tensor, zero: int, top: int) -> Tensor:
     """Mean error of each call, (K,)."""
-    integers = (sample / scale[:, None]).round_().add_(zero).clamp_(0, top)
-    return integers.sub_(zero).mul_(scale[:, None]).sub_(sample).abs_().pow_(POWER).mean(1)
+    integers = (values / scale[:, None]).round_().add_(zero).clamp_(0, top)
+    off = integers.sub_(zero).mul_(scale[:, None]).sub_(values).abs_()
+    return off.pow_(POWER).mul_(share).sum(1)
