@@ -25,6 +25,7 @@ from fewstep.diffusion.schedule import Schedule, schedule_from_config
 from fewstep.nets import CARD, CONFIG, WEIGHTS
 from fewstep.nets.classifier import Classifier
 from fewstep.nets.slim import check_widths, sub_networks
+from fewstep.nets.transformer import Transformer
 from fewstep.nets.unet import UNet
 from fewstep.rng import initial_weights
 
@@ -34,7 +35,7 @@ Finish = Callable[[Path], object]
 SCHEMA = "fewstep.model/1"
 CLASSIFIER_SCHEMA = "fewstep.classifier/1"
 
-NETS: dict[str, type[nn.Module]] = {"unet": UNet, "classifier": Classifier}
+NETS: dict[str, type[nn.Module]] = {"unet": UNet, "transformer": Transformer, "classifier": Classifier}
 
 
 def save_model(
