@@ -57,7 +57,10 @@ class Integers:
             place = f"{width}/{layer}"
             packs = self.bits.weights <= 4
             found[f"{place}/integers"] = _packed(codes.integers) if packs else codes.integers.contiguous()
-            found[f"{place}/scale"], found[f"{place}/zero"] = codes.scale.contiguous(), codes.zero.contiguous()
+            found[f"{place}/scale"], found[f"{place}/zero"] = (
+                codes.scale.contiguous(),
+                codes.zero.contiguous(),
+            )
         for (width, layer), ranges in self.ranges.items():
             found[f"{width}/{layer}/input_scale"] = ranges.scale.contiguous()
             found[f"{width}/{layer}/input_zero"] = torch.tensor(ranges.zero, dtype=torch.uint8)
@@ -107,7 +110,7 @@ class IntegersFile:
         try:
             with safe_open(path, framework="pt") as file:
                 facts = file.metadata() or {}
-                self.tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                self.tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except FileNotFoundError:
             raise DataError(
                 f"{path} must stand beside the plan, whose integers it holds, but there is no such file; copy it there."
@@ -130,7 +133,7 @@ class IntegersFile:
 
     def _take(self, name: str, dtype: torch.dtype, shape: tuple[int, ...] | None = None) -> Tensor:
         value = self.tensors.get(name)
-        if value is None or value.dtype != dtype or (shape is not None and tuple(value.shape) != shape):
+if value is None or value.dtype != dtype or (shape is not None and tuple(value.shape) != shape):
             said = "is missing" if value is None else f"is {value.dtype} {tuple(value.shape)}"
             raise self._damaged(f"{name} {said} where {dtype} {shape or ''} is expected")
         if value.is_floating_point() and not bool((value.isfinite() & (value > 0)).all()):
@@ -144,8 +147,8 @@ class IntegersFile:
         """
         if self.fingerprint != model.fingerprint:
             raise ConfigError(
-                f"{self.path} is for the model with fingerprint {self.fingerprint or 'none'!s:.16}, but {model.name} has "
-                f"{model.fingerprint or 'none'!s:.16}; quantise this model."
+                f"{self.path} is for the model with fingerprint {self.fingerprint or 'none'!s:.16}, but {model.name} "
+                f"has {model.fingerprint or 'none'!s:.16}; quantise this model."
             )
         times = self._take("times", torch.float64)
         n = times.numel()
@@ -216,13 +219,13 @@ def require_times(integers: Integers, times: list[float], where: str) -> None:
     """Raise ConfigError where a plan's conditioning timesteps are not those that the integers were made for."""
     if len(times) != len(integers.times):
         raise ConfigError(
-            f"{where} calls the network {len(times)} times, but its integers are for {len(integers.times)} calls; quantise "
-            "the plan as it is."
+            f"{where} calls the network {len(times)} times, but its integers are for {len(integers.times)} calls; "
+            "quantise the plan as it is."
         )
     for k, (t, known) in enumerate(zip(times, integers.times, strict=True)):
         if abs(t - known) > _TIME_TOLERANCE * max(abs(known), 1e-12):
             nearest = min(integers.times, key=lambda other: abs(other - t))
             raise ConfigError(
-                f"{where} gives call {k} the timestep {t:.9g}, but its integers are for {known:.9g} there (the nearest of "
-                f"all is {nearest:.9g}); quantise the plan as it is."
+                f"{where} gives call {k} the timestep {t:.9g}, but its integers are for {known:.9g} there (the nearest "
+                f"of all is {nearest:.9g}); quantise the plan as it is."
             )

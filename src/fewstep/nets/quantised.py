@@ -91,7 +91,7 @@ class Ranges:
         )
 
     def among(self, calls: list[int], n_calls: int) -> Self:
-        """As ranges of all calls of a plan, of which these are some; the others have a scale of 1, and are never used."""
+        """As ranges of all calls of a plan, of which these are some; the scales of the others, 1, are never used."""
         scale = torch.ones(n_calls)
         scale[calls] = self.scale
         return replace(self, scale=scale)
@@ -124,10 +124,16 @@ class QuantisedLayer(nn.Module):
         self.codes: Codes | None = None
         self.ranges: Ranges | None = None
         self.conv = (
-            {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation, "groups": layer.groups}
+            {
+                "stride": layer.stride,
+                "padding": layer.padding,
+                "dilation": layer.dilation,
+                "groups": layer.groups,
+            }
             if isinstance(layer, nn.Conv2d)
             else None
         )
+        self.in_features = layer.in_features if isinstance(layer, nn.Linear) else None
         self.register_buffer("weight", layer.weight.detach().clone())
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
 
@@ -147,7 +153,9 @@ class QuantisedLayer(nn.Module):
         return F.conv2d(x, self.weight, self.bias, **self.conv)  # type: ignore[arg-type]
 
 
-def with_quantised(net: nn.Module, names: Mapping[str, object]) -> tuple[nn.Module, dict[str, QuantisedLayer], Cursor]:
+def with_quantised(
+    net: nn.Module, names: Mapping[str, object]
+) -> tuple[nn.Module, dict[str, QuantisedLayer], Cursor]:
     """A copy of a network in which some layers are `QuantisedLayer`s, those layers by name, and their cursor."""
     made, cursor = copy.deepcopy(net), Cursor()
     layers: dict[str, QuantisedLayer] = {}

@@ -55,8 +55,8 @@ def roles_of(net: nn.Module | None, name: str) -> dict[str, Role]:
     unknown = [path for path, module in net.named_modules() if path not in found and _multiplies(module)]
     if unknown:
         raise ConfigError(
-            f"Every layer with weights must have a role, one of {', '.join(ROLES)}, but {len(unknown)} layers of {name} "
-            f"have none{_few(unknown)}; name them in {type(net).__name__}.roles."
+            f"Every layer with weights must have a role, one of {', '.join(ROLES)}, but {len(unknown)} layers of "
+            f"{name} have none{_few(unknown)}; name them in {type(net).__name__}.roles."
         )
     odd = [path for path in found if not isinstance(net.get_submodule(path), _SUPPORTED)]
     if odd:
@@ -66,8 +66,8 @@ def roles_of(net: nn.Module | None, name: str) -> dict[str, Role]:
         )
     if not any(role == "time_proj" for role in found.values()):
         raise ConfigError(
-            f"A quantised network must have layers of role time_proj, through which blocks see the time, but {name} has "
-            f"none; name them in {type(net).__name__}.roles."
+            f"A quantised network must have layers of role time_proj, through which blocks see the time, but {name} "
+            f"has none; name them in {type(net).__name__}.roles."
         )
     return found
 

@@ -158,7 +158,7 @@ class Plan:
         stepaware: of a plan with searched widths, these, their cost, and their error.
         align: of a plan that an alignment has tried, whether or not it moved: the record of the alignment.
         composed: what the final comparison measured.
-        quantize: of a quantised plan, how it was quantised, and how far its features and images are from those of floats.
+        quantize: of a quantised plan, how it was quantised, and how far features and images are from those in floats.
     """
 
     schedule: Mapping[str, Any] = field(hash=False)

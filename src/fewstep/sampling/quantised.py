@@ -35,8 +35,8 @@ def read_integers(path: str | Path, plan: Plan, model: Model) -> Integers:
     file = IntegersFile(integers_path(path))
     if file.plan != plan.hash:
         raise ConfigError(
-            f"{file.path} belongs to the plan {file.plan:.16}, but {path} is {plan.hash:.16}; keep a plan and its integers "
-            "together, or quantise again."
+            f"{file.path} belongs to the plan {file.plan:.16}, but {path} is {plan.hash:.16}; keep a plan and "
+            "its integers together, or quantise again."
         )
     integers = file.of(model)
     if integers.sha256 != plan.integers:
@@ -58,7 +58,8 @@ def require_fit(integers: Integers, plan: Plan, where: str) -> None:
         )
     if odd := {plan.nodes[i].quant for i in network_nodes(plan)} - {str(integers.bits)}:
         raise ConfigError(
-            f"Every call of {where} must have the bits of its integers, {integers.bits}; got {odd.pop()}; quantise again."
+            f"Every call of {where} must have the bits of its integers, {integers.bits}; got {odd.pop()}; quantise "
+            "again."
         )
 
 

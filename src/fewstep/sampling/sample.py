@@ -306,8 +306,8 @@ def _check_fit(
         raise ConfigError("A plan with eval afs_mean needs data_mean, the mean of the training data.")
     if plan.changes_network and select is None:
         raise ConfigError(
-            "A plan that sets quant or skip_scale needs a model that can change; pass select, or a model with the plan's "
-            "integers, which stand in the file beside it (fewstep.sampling.quantised.with_integers)."
+            "A plan that sets quant or skip_scale needs a model that can change; pass select, or a model with the "
+            "plan's integers, which stand in the file beside it (fewstep.sampling.quantised.with_integers)."
         )
     for width in {node.width for node in plan.nodes}:
         model.network(width)

@@ -43,7 +43,9 @@ def record(task: Task, plan: Plan, seeds: Sequence[int]) -> list[Call]:
         )
     model, nodes = task.model, network_nodes(plan)
     if not nodes:
-        raise ConfigError(f"{plan.name or 'The plan'} must call the network to be quantised, but has no such node.")
+        raise ConfigError(
+            f"{plan.name or 'The plan'} must call the network to be quantised, but has no such node."
+        )
     kept: dict[int, list[tuple[Tensor, Tensor, Condition | None]]] = {i: [] for i in nodes}
     number = {plan.nodes[i].t: i for i in nodes}
 
@@ -66,9 +68,7 @@ def record(task: Task, plan: Plan, seeds: Sequence[int]) -> list[Call]:
     ]
 
 
-def _joined(
-    parts: Sequence[tuple[Tensor, Tensor, Condition | None]], t: float, width: int, k: int
-) -> Call:
+def _joined(parts: Sequence[tuple[Tensor, Tensor, Condition | None]], t: float, width: int, k: int) -> Call:
     x, time = torch.cat([x for x, _, _ in parts]), torch.cat([time for _, time, _ in parts])
     if not bool(x.isfinite().all()):
         raise DataError(

@@ -37,7 +37,9 @@ def error_variances(model: Model, plan: Plan, calls: Sequence[Call], *, rows: in
         for network in (None, select(node)):
             denoiser = Denoiser(model, condition=condition)
             with torch.no_grad():
-                outputs.append(denoiser.output(x, node.t, t_cond=node.t_cond, width=node.width, network=network))
+                outputs.append(
+                    denoiser.output(x, node.t, t_cond=node.t_cond, width=node.width, network=network)
+                )
         read = weights(model.prediction, model.schedule, torch.tensor(node.t, dtype=torch.float64))
         error = (outputs[1] - outputs[0]).double() * float(read.x0_of_output)
         found.append(float(error.var()))

@@ -23,7 +23,7 @@ class Kept:
     identity: str = ""
 
     def read(self, part: str, like: Mapping[str, Codes]) -> dict[str, Codes] | None:
-        """The codes of a part, whose scales are those of `like`; None where it is not there, of other settings or torn."""
+        """The codes of a part, with the scales of `like`; None where it is not there, of other settings or torn."""
         if self.folder is None or not (path := self._path(part)).exists():
             return None
         try:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from fewstep.checks import ConfigError, DataError
@@ -95,7 +94,12 @@ class Report:
         """For the plan's provenance."""
         return {
             "temporal": [
-                {"width": w, "calls": list(self.calls[w]), "cosine": list(d.cosine), "nearest": list(d.nearest)}
+                {
+                    "width": w,
+                    "calls": list(self.calls[w]),
+                    "cosine": list(d.cosine),
+                    "nearest": list(d.nearest),
+                }
                 for w, d in self.drift.items()
             ],
             "units": [asdict(fitted) | {"kept": fitted.kept} for fitted in self.fitted],
@@ -119,6 +123,7 @@ def quantise(
     Args:
         task: model, guidance and batch size; its network stays as it is.
         plan: in floats.
+        recipe: how.
         seeds: of the noises along whose trajectories ranges and roundings are chosen.
         kept: where finished parts are left, and read at a later start.
         calls: what `record` gives for these seeds, where it is there already.
@@ -158,11 +163,13 @@ def quantise(
         ranges,
         model.fingerprint,
     )
-    collapsed = tuple(f"{w}/{name}" for (w, name), own in ranges.items() if float(own.scale.min()) <= SMALLEST_SCALE)
+    collapsed = tuple(
+        f"{w}/{name}" for (w, name), own in ranges.items() if float(own.scale.min()) <= SMALLEST_SCALE
+    )
     if len(collapsed) > MOST_COLLAPSED * len(ranges):
         raise DataError(
-            f"Activations must have a range, but those of {len(collapsed)} of {len(ranges)} layers are constant (first: "
-            f"{collapsed[0]}); check the model's weights."
+            f"Activations must have a range, but those of {len(collapsed)} of {len(ranges)} layers are constant "
+            f"(first: {collapsed[0]}); check the model's weights."
         )
     return integers, Report(drift, numbers, tuple(fitted), collapsed, (len(codes), total))
 
@@ -180,7 +187,13 @@ class _Work:
         kept: Kept,
         progress: Callable[[str, Iterable[Any]], Iterable[Any]],
     ) -> None:
-        self.recipe, self.calls, self.n_calls, self.kept, self.progress = recipe, calls, n_calls, kept, progress
+        self.recipe, self.calls, self.n_calls, self.kept, self.progress = (
+            recipe,
+            calls,
+            n_calls,
+            kept,
+            progress,
+        )
         self.net: nn.Module = task.model.module(width)
         self.roles = roles_of(self.net, task.model.name)
         names = recipe.names(self.roles)

@@ -73,6 +73,7 @@ def ranges_of(seen: Sequence[Seen], bits: int, *, per_call: bool, exact: bool) -
 
     Args:
         seen: of each call.
+        bits: of the integers.
         per_call: one scale each; else one for all.
         exact: from the least to the largest value, where all there can be are given; else by the least error.
     """
@@ -86,7 +87,9 @@ def ranges_of(seen: Sequence[Seen], bits: int, *, per_call: bool, exact: bool) -
         )
     else:
         low, high = low.min()[None], high.max()[None]
-        values, counts = (torch.cat(of)[None] for of in zip(*((s.values, s.counts) for s in seen), strict=True))
+        values, counts = (
+            torch.cat(of)[None] for of in zip(*((s.values, s.counts) for s in seen), strict=True)
+        )
     low, high, top = low.clamp(max=0), high.clamp(min=0), 2**bits - 1
     if exact:
         zero = _shared_zero(low, high, top)

@@ -157,9 +157,7 @@ class Pass:
     def _of_rows(self, given: Unit, rows: slice | Tensor) -> Unit:
         def cut(value: Any) -> Any:
             return (
-                value[rows]
-                if isinstance(value, Tensor) and value.ndim and len(value) == self.size
-                else value
+                value[rows] if isinstance(value, Tensor) and value.ndim and len(value) == self.size else value
             )
 
         return tuple(map(cut, given[0])), {key: cut(value) for key, value in given[1].items()}
@@ -182,9 +180,7 @@ class Pass:
         """Quantised layers of a unit: name within it -> name in the network; of a lone layer itself "" -> its name."""
         if unit in self.layers:
             return {"": unit}
-        return {
-            name.removeprefix(f"{unit}."): name for name in self.layers if name.startswith(f"{unit}.")
-        }
+        return {name.removeprefix(f"{unit}."): name for name in self.layers if name.startswith(f"{unit}.")}
 
     def _round(
         self, name: str, unit: nn.Module, learns: Mapping[str, str], given: Unit, target: Tensor
@@ -238,7 +234,7 @@ class Pass:
 
     def _error(self, unit: nn.Module, given: Unit, target: Tensor, rows: Tensor) -> float:
         parts = []
-        for part in rows.split(_ROWS):
+        for part in torch.split(rows, _ROWS):
             args, kwargs = self._of_rows(given, part)
             parts.append(squared(unit(*args, **kwargs), target[part]))
         return float(torch.cat(parts).mean())

@@ -1,6 +1,6 @@
 """Scales of weights, and the learned rounding of AdaRound [nagel2020adaround] as [huang2024tfmq] uses it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -41,7 +41,12 @@ def weight_codes(weight: Tensor, bits: int, *, scheme: Scheme, search: Search = 
         off = (codes.weight() - flat).abs().pow(POWER).mean(1)
         better = off < error
         error = torch.where(better, off, error)
-        best = Codes(*(torch.where(per_channel(better, new), new, old) for new, old in zip(_all(codes), _all(best), strict=True)))
+        best = Codes(
+            *(
+                torch.where(per_channel(better, new), new, old)
+                for new, old in zip(_all(codes), _all(best), strict=True)
+            )
+        )
     return Codes(best.integers.reshape(weight.shape), best.scale, best.zero)
 
 
@@ -110,14 +115,15 @@ def learn(
     rows: Sequence[Tensor],
     *,
     lr: float,
+    progress: Callable[[Iterable[Tensor]], Iterable[Tensor]] = iter,
 ) -> None:
     """Descend in the roundings.
 
     Args: roundings: `Rounding`s, changed in place. losses: of rows (b,) to the loss of each, (b,). rows: of each
-        iteration. lr: of Adam.
+        iteration. lr: of Adam. progress: wraps the iterations.
     """
     optimiser: Optimizer = torch.optim.Adam(roundings.parameters(), lr=lr)
-    for i, batch in enumerate(rows):
+    for i, batch in enumerate(progress(rows)):
         beta = beta_at(i, len(rows))
 
         def loss(part: slice, batch: Tensor = batch, beta: float | None = beta) -> Tensor:

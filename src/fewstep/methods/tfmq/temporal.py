@@ -101,7 +101,7 @@ def reconstruct_temporal(
         return torch.stack(terms).sum(0)
 
     everything = torch.arange(len(times.time))
-    learn(roundings, losses, list(progress([everything] * iterations)), lr=lr)
+    learn(roundings, losses, [everything] * iterations, lr=lr, progress=progress)
     for name, layer in layers.items():
         layer.set_codes(cast(Rounding, roundings[name.replace(".", "/")]).hard())
 
@@ -130,6 +130,9 @@ def temporal_drift(net: nn.Module, quantised: nn.Module, cursor: Cursor, times: 
         made = [torch.cat([row[j] for row in rows]) for j in range(len(exact))]
         # (R, R): of integers by row, of floats by column
         similar = torch.stack(
-            [F.normalize(a.double(), dim=1) @ F.normalize(b.double(), dim=1).T for a, b in zip(made, exact, strict=True)]
+            [
+                F.normalize(a.double(), dim=1) @ F.normalize(b.double(), dim=1).T
+                for a, b in zip(made, exact, strict=True)
+            ]
         ).mean(0)
     return Drift(tuple((1 - similar.diagonal()).tolist()), tuple(similar.argmax(1).tolist()))

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 @takes_settings(hide=("nfe",))
 def command(
     model: ModelOption,
-    plan: Annotated[list[Path], typer.Option(help="plan to quantise, or a folder of plans; may be given again")],
+    plan: Annotated[
+        list[Path], typer.Option(help="plan to quantise, or a folder of plans; may be given again")
+    ],
     out: Annotated[Path, typer.Option(help="folder to write: plans, and the integers of each")],
     nfe: Annotated[
         int | None,
@@ -86,7 +88,9 @@ def _check(network: "Model", parents: Sequence["Plan"], settings: QuantizeSettin
     from fewstep.sampling.sample import check_fingerprint
 
     if not parents:
-        raise ConfigError("There must be a plan in floats to quantise; those given have bits already, or there is none.")
+        raise ConfigError(
+            "There must be a plan in floats to quantise; those given have bits already, or there is none."
+        )
     if settings.noises < FEWEST:
         raise ConfigError(f"--noises must be at least {FEWEST}, better 32 or more; got {settings.noises}.")
     require_distinct_plans(parents)

@@ -78,7 +78,9 @@ class Quantising:
     Raises: ConfigError: the plan has no more than a few trajectories to be calibrated on.
     """
 
-    def __init__(self, task: Task, plan: Plan, settings: QuantizeSettings, work: Path, *, track: Track) -> None:
+    def __init__(
+        self, task: Task, plan: Plan, settings: QuantizeSettings, work: Path, *, track: Track
+    ) -> None:
         self.task, self.plan, self.settings, self.track = task, plan, settings, track
         self.seeds, self.work, self.name = quantisation_seeds(settings), work, plan.name or "plan"
 
@@ -128,7 +130,13 @@ class Quantising:
 
     def _identity(self, recipe: Recipe) -> str:
         task = self.task
-        made_of = [task.model.fingerprint, self.plan.hash, task.guidance, self.settings.noises, task.batch_size]
+        made_of = [
+            task.model.fingerprint,
+            self.plan.hash,
+            task.guidance,
+            self.settings.noises,
+            task.batch_size,
+        ]
         return f"{canonical_json(made_of)} {recipe}"
 
     # the coefficients again
@@ -165,11 +173,14 @@ class Quantising:
         return found
 
     def _polished(self, task: Task, plain: Plan, recipe: Recipe) -> Plan:
-        """All coefficients and node times moved by gradients towards the parent's images; the timesteps that the network
-        is given stay, for which it was quantised."""
+        """All coefficients and node times moved by gradients towards the parent's images.
+
+        The conditioning timesteps stay, for which the network was quantised.
+        """
         settings = self.settings
         nodes = tuple(
-            replace(n, t_cond=n.t if n.t_cond is None else n.t_cond) if n.eval == "net" else n for n in plain.nodes
+            replace(n, t_cond=n.t if n.t_cond is None else n.t_cond) if n.eval == "net" else n
+            for n in plain.nodes
         )
         free = FreePlan(replace(plain, nodes=nodes), task.model.schedule)
         key = sha256_text(f"{self._identity(recipe)} {plain.hash} {settings.model_dump(mode='json')}")
@@ -230,7 +241,8 @@ class Quantising:
             "fsc_scope": recipe._scope,
             "mse": fits[fits["chosen"]]["squared"] / dim,
             "fits": {
-                name: ({**f, "mse": f["squared"] / dim} if isinstance(f, dict) else f) for name, f in fits.items()
+                name: ({**f, "mse": f["squared"] / dim} if isinstance(f, dict) else f)
+                for name, f in fits.items()
             },
             **report.as_json(),
             "bytes": _bytes(model, integers),
@@ -243,7 +255,9 @@ class Quantising:
             plan,
             name=f"{self.name}.{suffix}",
             fingerprint=model.fingerprint,
-            guidance=self.task.guidance if parent.guidance is None and self.task.guidance != 1 else parent.guidance,
+            guidance=self.task.guidance
+            if parent.guidance is None and self.task.guidance != 1
+            else parent.guidance,
             provenance={
                 **parent.provenance,
                 "sampler": f"{parent.sampler}+{suffix.replace('.', '-')}",
@@ -290,7 +304,8 @@ def chosen_parent(plans: Iterable[Plan], nfe: int | None) -> list[Plan]:
     fitting = [plan for plan in floats if plan.nfe == nfe]
     if not fitting:
         raise ConfigError(
-            f"There must be a plan of {nfe} network calls to quantise; got {', '.join(p.name for p in floats) or 'none'}."
+            f"There must be a plan of {nfe} network calls to quantise; got "
+            f"{', '.join(one.name for one in floats) or 'none'}."
         )
 
     def rank(plan: Plan) -> tuple[bool, float]:

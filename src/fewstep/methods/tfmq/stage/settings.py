@@ -24,8 +24,8 @@ class QuantizeSettings(OwnSeeds):
     methods: list[Literal["naive", "block", "tfmq", "table"]] = Field(
         default=["tfmq"],
         min_length=1,
-        description="naive: nearest integers; block: reconstruction block by block; tfmq: the layers of the time first, "
-        "ranges of each call; table: the same, with the features of the plan's times in floats",
+        description="naive: nearest integers; block: reconstruction block by block; tfmq: the layers of the time "
+        "first, ranges of each call; table: the same, with the features of the plan's times in floats",
     )
     fsc_scope: Literal["all", "tib", "none"] = Field(
         default="all",
@@ -34,9 +34,11 @@ class QuantizeSettings(OwnSeeds):
     weight_scheme: Literal["auto", "symmetric", "affine"] = Field(
         default="auto", description="zero points of weights; auto: none at 8 bits, one a channel below"
     )
-    range_search: Literal["mse", "minmax"] = Field(default="mse", description="how scales of weights are chosen")
-    keep: list[Literal["time_mlp", "time_proj", "first", "last", "shortcut", "resample", "attn", "body"]] = Field(
-        default=["first", "last"], description="roles of layers that stay floats"
+    range_search: Literal["mse", "minmax"] = Field(
+        default="mse", description="how scales of weights are chosen"
+    )
+    keep: list[Literal["time_mlp", "time_proj", "first", "last", "shortcut", "resample", "attn", "body"]] = (
+        Field(default=["first", "last"], description="roles of layers that stay floats")
     )
     noises: int = Field(default=64, ge=1, description="trajectories of the calibration")
     iterations: int = Field(default=300, ge=0, description="steps of a block's reconstruction")
@@ -64,7 +66,8 @@ class QuantizeSettings(OwnSeeds):
         self.require_distinct("nfe", "bits", "methods", "keep")
         if odd := [bits for bits in self.bits if re.fullmatch(BITS, bits) is None]:
             raise ValueError(
-                f"bits: must be of the form w8a8, with 2 to 8 bits of weights and 4, 8 or 32 of activations, got {odd[0]!r}"
+                f"bits: must be of the form w8a8, with 2 to 8 bits of weights and 4, 8 or 32 of activations, got "
+                f"{odd[0]!r}"
             )
         if self.weight_scheme == "affine" and any(re.fullmatch(r"w8a[48]", bits) for bits in self.bits):
             raise ValueError(
