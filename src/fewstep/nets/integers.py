@@ -133,7 +133,7 @@ class IntegersFile:
 
     def _take(self, name: str, dtype: torch.dtype, shape: tuple[int, ...] | None = None) -> Tensor:
         value = self.tensors.get(name)
-if value is None or value.dtype != dtype or (shape is not None and tuple(value.shape) != shape):
+        if value is None or value.dtype != dtype or (shape is not None and tuple(value.shape) != shape):
             said = "is missing" if value is None else f"is {value.dtype} {tuple(value.shape)}"
             raise self._damaged(f"{name} {said} where {dtype} {shape or ''} is expected")
         if value.is_floating_point() and not bool((value.isfinite() & (value > 0)).all()):
