@@ -52,7 +52,10 @@ def roles_of(net: nn.Module | None, name: str) -> dict[str, Role]:
             f"{len(layers)} unknown layers{_few(layers)}; give its class the methods of fewstep.nets.roles.HasRoles."
         )
     found = dict(net.roles())
-    unknown = [path for path, module in net.named_modules() if path not in found and _multiplies(module)]
+    known = {id(net.get_submodule(path)) for path in found}  # a module may have two names
+    unknown = [
+        path for path, module in net.named_modules() if id(module) not in known and _multiplies(module)
+    ]
     if unknown:
         raise ConfigError(
             f"Every layer with weights must have a role, one of {', '.join(ROLES)}, but {len(unknown)} layers of "
