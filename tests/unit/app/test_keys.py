@@ -113,6 +113,8 @@ CHANGES: dict[str, Any] = {  # for fields whose other values do not follow from 
     "detect.match": {"match": ["ddim*"]},
     "detect.classifiers": {"classifiers": ["forest"]},
     "track.uri": {"uri": "x"},
+    "disturb.resamples": {"resamples": 50},
+    "claims.runs": None,  # makes a run of another kind; below
     "prepare.max_pixels": {"max_pixels": 10**9},  # with skip_corrupt more images are kept
     "sample.guidance": None,  # needs a second field; below
 }
@@ -122,6 +124,7 @@ NUMBERS = {  # every stage is in the run
     "stepaware": {"nfe": [5]},
     "align": {"nfe": [5]},
     "detect": {"nfe": [5]},
+    "disturb": {"images": 10},
 }
 
 

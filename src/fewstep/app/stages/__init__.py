@@ -21,6 +21,7 @@ from fewstep.methods.multilid.stage import STAGE as DETECT
 from fewstep.methods.s3.stage import STAGE as SEARCH
 from fewstep.methods.s3.stage import TEACHER
 from fewstep.methods.tfmq.stage import STAGE as QUANTIZE
+from fewstep.methods.ttur.stage import STAGE as DISTURB
 from fewstep.pipeline.stage.stages import Stages
 
 STAGES = Stages(
@@ -40,6 +41,7 @@ STAGES = Stages(
         sample.STAGE,
         evaluate.STAGE,
         DETECT,
+        DISTURB,
         claims.STAGE,
         report.STAGE,
         track.STAGE,

@@ -1,5 +1,6 @@
 """The board as files: `claims.json` with all that a verdict depends on, a table as text, and the figures behind it."""
 
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -118,13 +119,19 @@ def _record(paper: JudgedPaper) -> dict[str, Any]:
             | {
                 "verdict": one.verdict,
                 "measurements": [
-                    measured._asdict() | {"verdict": verdict}
+                    {name: _finite(value) for name, value in measured._asdict().items()}
+                    | {"verdict": verdict}
                     for measured, verdict in zip(one.measurements, one.verdicts, strict=True)
                 ],
             }
             for one in paper.claims
         ],
     }
+
+
+def _finite(value: Any) -> Any:
+    """None for a bound that is none, for which JSON has no number."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _table(record: Mapping[str, Any]) -> str:
@@ -146,10 +153,5 @@ def _table(record: Mapping[str, Any]) -> str:
 
 def spelled(one: Mapping[str, Any], unit: str = "") -> str:
     """`0.61 [0.52, 0.70]`, with its unit."""
-    exact = one["low"] == one["high"]
-    text = (
-        number(one["value"])
-        if exact
-        else f"{number(one['value'])} [{number(one['low'])}, {number(one['high'])}]"
-    )
-    return f"{text} {unit}".strip()
+    value, low, high = ("∞" if one[name] is None else number(one[name]) for name in ("value", "low", "high"))
+    return f"{value if low == high else f'{value} [{low}, {high}]'} {unit}".strip()
