@@ -22,7 +22,7 @@ from fewstep.diffusion.denoiser import Model
 from fewstep.nets.quantised import Bits, Codes, Ranges, with_quantised
 from fewstep.nets.roles import roles_of
 
-SCHEMA = "fewstep.integers/1"
+SCHEMA, FACTS = "fewstep.integers/1", "fewstep"
 SUFFIX = ".safetensors"
 _TIME_TOLERANCE = 1e-6  # relative; conditioning timesteps are stored in float64
 
@@ -82,9 +82,10 @@ class Integers:
 
     def save(self, path: Path, *, plan: str) -> None:
         """Write the file by rename; `plan` is the hash of the plan that it belongs to."""
-        facts = {"schema": SCHEMA, "bits": str(self.bits), "plan": plan, "model": self.fingerprint or ""}
+        facts = {"schema": SCHEMA, "bits": str(self.bits), "plan": plan, "model": self.fingerprint}
+        # one text, as the library writes several in any order
         with files.atomic_file(path) as temporary:
-            save_file(self._tensors, temporary, metadata=facts)
+            save_file(self._tensors, temporary, metadata={FACTS: files.canonical_json(facts)})
 
 
 def _packed(integers: Tensor) -> Tensor:
@@ -109,7 +110,7 @@ class IntegersFile:
         self.path = path
         try:
             with safe_open(path, framework="pt") as file:
-                facts = file.metadata() or {}
+                said = (file.metadata() or {}).get(FACTS, "{}")
                 self.tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except FileNotFoundError:
             raise DataError(
@@ -120,9 +121,13 @@ class IntegersFile:
                 f"{path} must hold the integers of a plan, but it is damaged ({' '.join(str(error).split()):.200}); "
                 "quantise again."
             ) from None
-        if facts.get("schema") != SCHEMA or not {"bits", "plan", "model"} <= facts.keys():
-            raise DataError(f"{path} must be of {SCHEMA}; got {facts.get('schema')!r:.60}.")
-        self.plan, self.fingerprint = facts["plan"], facts["model"] or None
+        facts = files.parse_json(said, f"the metadata of {path}")
+        texts = isinstance(facts, dict) and all(isinstance(facts.get(name), str) for name in ("bits", "plan"))
+        if not texts or facts.get("schema") != SCHEMA or not isinstance(facts.get("model"), str | None):
+            raise DataError(
+                f"{path} must hold the integers of a plan ({SCHEMA}), but does not; quantise again."
+            )
+        self.plan, self.fingerprint = facts["plan"], facts["model"]
         try:
             self.bits = Bits.parse(facts["bits"])
         except ConfigError as error:

@@ -13,7 +13,13 @@ from fewstep.methods.tfmq.kept import Kept
 from fewstep.methods.tfmq.ranges import Scope
 from fewstep.methods.tfmq.reconstruct import Fitted, Pass, Reconstruction
 from fewstep.methods.tfmq.rounding import Scheme, Search, weight_codes
-from fewstep.methods.tfmq.temporal import Drift, reconstruct_temporal, temporal_drift, times_of
+from fewstep.methods.tfmq.temporal import (
+    Drift,
+    reconstruct_temporal,
+    set_temporal_ranges,
+    temporal_drift,
+    times_of,
+)
 from fewstep.nets.integers import Integers
 from fewstep.nets.quantised import SMALLEST_SCALE, Bits, Codes, QuantisedLayer, Ranges, with_quantised
 from fewstep.nets.roles import TIME, Role, roles_of
@@ -217,6 +223,16 @@ class _Work:
             except DataError as error:
                 raise DataError(f"{name}: {error}") from None
         frozen = self._temporal() if recipe.method == "tfmq" else frozenset[str]()
+        if recipe.bits.activations < 32:
+            set_temporal_ranges(
+                self.quantised,
+                self._temporal_layers,
+                self.cursor,
+                self.times,
+                bits=recipe.bits.activations,
+                scope=recipe._scope,
+                n_calls=self.n_calls,
+            )
         units = Pass(
             self.net,
             self.quantised,
@@ -224,7 +240,6 @@ class _Work:
             self.cursor,
             self.calls,
             self.n_calls,
-            self.roles,
             Reconstruction(
                 recipe.bits.weights,
                 recipe.bits.activations,
@@ -245,11 +260,13 @@ class _Work:
         self.fitted = units.fitted
         self.drift = temporal_drift(self.net, self.quantised, self.cursor, self.times)
 
+    @property
+    def _temporal_layers(self) -> dict[str, QuantisedLayer]:
+        return {name: layer for name, layer in self.layers.items() if self.roles[name] in TIME}
+
     def _temporal(self) -> frozenset[str]:
         """Round the temporal information block, and freeze it."""
-        layers: dict[str, QuantisedLayer] = {
-            name: layer for name, layer in self.layers.items() if self.roles[name] in TIME
-        }
+        layers = self._temporal_layers
         nearest = {name: layer.codes for name, layer in layers.items() if layer.codes is not None}
         rounded = self.kept.read("temporal", nearest)
         if rounded is None:

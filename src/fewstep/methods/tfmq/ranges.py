@@ -5,16 +5,17 @@ per call, which takes a graph per call.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.checks import DataError
-from fewstep.nets.quantised import SMALLEST_SCALE, Ranges
+from fewstep.nets.quantised import SMALLEST_SCALE, Cursor, QuantisedLayer, Ranges
 
 Scope = Literal["all", "tib", "none"]
 SHRINKS, LEAST = 24, 0.3  # factors on the range, from 1 to the least
@@ -66,6 +67,28 @@ class Seen:
             torch.cat([part.values for part in parts]),
             torch.cat([part.counts for part in parts]),
         )
+
+
+@contextmanager
+def looking_at(
+    layers: Mapping[str, QuantisedLayer], cursor: Cursor
+) -> Iterator[dict[str, dict[int, list[Seen]]]]:
+    """Note what enters layers while the network is called: layer -> number of the call -> looks."""
+    seen: dict[str, dict[int, list[Seen]]] = {path: {} for path in layers}
+
+    def look(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            looks = seen[path].setdefault(cursor.call, [])
+            looks.append(Seen.of(inputs[0], where=path, call=cursor.call))
+
+        return hook
+
+    handles = [layer.register_forward_pre_hook(look(path)) for path, layer in layers.items()]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def ranges_of(seen: Sequence[Seen], bits: int, *, per_call: bool, exact: bool) -> Ranges:

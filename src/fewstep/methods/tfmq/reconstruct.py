@@ -9,7 +9,7 @@ Differs: later units see the quantised activations of earlier ones, which they a
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from fewstep.diffusion.condition import Condition
 from fewstep.methods.tfmq.calibration import Call
 from fewstep.methods.tfmq.kept import Kept
-from fewstep.methods.tfmq.ranges import Scope, Seen, ranges_of
+from fewstep.methods.tfmq.ranges import Scope, Seen, looking_at, ranges_of
 from fewstep.methods.tfmq.rounding import Rounding, learn
 from fewstep.nets.quantised import Codes, Cursor, QuantisedLayer
-from fewstep.nets.roles import TIME, Role
 from fewstep.rng import generator
 
 log = logging.getLogger(__name__)
@@ -67,11 +66,10 @@ class Pass:
 
     Attributes:
         net: in floats, which stays as it is.
-        quantised: its copy, whose `layers` have codes.
+        quantised: its copy, whose `layers` have codes, and those of the time ranges.
         calls: number and inputs of each call of this network.
         n_calls: of the whole plan.
         frozen: layers whose codes stay.
-        roles: of the layers.
         kept: where finished units are left for a later start.
         fitted: what became of the units that were reconstructed.
     """
@@ -82,7 +80,6 @@ class Pass:
     cursor: Cursor
     calls: Sequence[tuple[int, Call]]
     n_calls: int
-    roles: Mapping[str, Role]
     how: Reconstruction
     kept: Kept
     frozen: frozenset[str] = frozenset()
@@ -139,7 +136,8 @@ class Pass:
         layers = self._layers_in(name)
         learns = {layer: path for layer, path in layers.items() if path not in self.frozen}
         if self.how.iterations and learns:
-            self._round(name, unit, learns, given, target)
+            with self._without_ranges(layers.values()):  # rows of all calls are mixed
+                self._round(name, unit, learns, given, target)
         if self.how.activation_bits < 32:
             self._set_ranges(unit, layers, given)
         self.progress(name)
@@ -181,6 +179,17 @@ class Pass:
         if unit in self.layers:
             return {"": unit}
         return {name.removeprefix(f"{unit}."): name for name in self.layers if name.startswith(f"{unit}.")}
+
+    @contextmanager
+    def _without_ranges(self, paths: Iterable[str]) -> Iterator[None]:
+        ranges = {path: self.layers[path].ranges for path in paths}
+        for path in ranges:
+            self.layers[path].ranges = None
+        try:
+            yield
+        finally:
+            for path, own in ranges.items():
+                self.layers[path].ranges = own
 
     def _round(
         self, name: str, unit: nn.Module, learns: Mapping[str, str], given: Unit, target: Tensor
@@ -240,31 +249,14 @@ class Pass:
         return float(torch.cat(parts).mean())
 
     def _set_ranges(self, unit: nn.Module, layers: Mapping[str, str], given: Unit) -> None:
-        """Look at what enters each layer of a unit at each call, and choose its ranges."""
-        seen: dict[str, dict[int, list[Seen]]] = {path: {} for path in layers.values()}
-
-        def look(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-            def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                k = self.cursor.call
-                seen[path].setdefault(k, []).append(Seen.of(inputs[0], where=path, call=k))
-
-            return hook
-
-        handles = [self.layers[path].register_forward_pre_hook(look(path)) for path in layers.values()]
-        try:
+        """Look at what enters each layer of a unit at each call, and choose its ranges, where it has none."""
+        mine = {path: self.layers[path] for path in layers.values() if self.layers[path].ranges is None}
+        with looking_at(mine, self.cursor) as seen:
             self._outputs(unit, given)
-        finally:
-            for handle in handles:
-                handle.remove()
         for path, by_call in seen.items():
-            temporal = self.roles[path] in TIME
-            ranges = ranges_of(
-                [Seen.joined(parts) for parts in by_call.values()],
-                self.how.activation_bits,
-                per_call=self.how.scope == "all" or (self.how.scope == "tib" and temporal),
-                exact=temporal and self.how.scope != "none",
-            )
-            self.layers[path].ranges = ranges.among(list(by_call), self.n_calls)
+            looks = [Seen.joined(parts) for parts in by_call.values()]
+            ranges = ranges_of(looks, self.how.activation_bits, per_call=self.how.scope == "all", exact=False)
+            mine[path].ranges = ranges.among(list(by_call), self.n_calls)
 
 
 def squared(made: Tensor, target: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fewstep.checks import ConfigError
 from fewstep.diffusion.condition import LABEL, Condition
 from fewstep.methods.tfmq.calibration import Call
+from fewstep.methods.tfmq.ranges import Scope, Seen, looking_at, ranges_of
 from fewstep.methods.tfmq.rounding import Rounding, learn
 from fewstep.nets.quantised import Cursor, QuantisedLayer
 from fewstep.nets.roles import HasRoles
@@ -104,6 +105,32 @@ def reconstruct_temporal(
     learn(roundings, losses, [everything] * iterations, lr=lr, progress=progress)
     for name, layer in layers.items():
         layer.set_codes(cast(Rounding, roundings[name.replace(".", "/")]).hard())
+
+
+def set_temporal_ranges(
+    quantised: nn.Module,
+    layers: dict[str, QuantisedLayer],
+    cursor: Cursor,
+    times: Times,
+    *,
+    bits: int,
+    scope: Scope,
+    n_calls: int,
+) -> None:
+    """Choose the ranges of the temporal information block from everything that it is ever given.
+
+    With ranges of each call, its own are from the least to the largest value: there are no others.
+    """
+    block, calls = Temporal(quantised), sorted(set(times.call.tolist()))
+    with torch.no_grad(), looking_at(layers, cursor) as seen:
+        for call in calls:
+            cursor.call = call
+            rows = times.call == call
+            block(times.time[rows], None if times.condition is None else times.condition[rows])
+    for path, by_call in seen.items():
+        looks = [Seen.joined(by_call[call]) for call in calls]
+        each = scope != "none"
+        layers[path].ranges = ranges_of(looks, bits, per_call=each, exact=each).among(calls, n_calls)
 
 
 @dataclass(frozen=True)

@@ -194,5 +194,6 @@ def _polish(plans: Sequence[Plan]) -> list[str]:
     gains = [_said(p)["fits"]["plain"]["mse"] / _said(p)["mse"] for p in moved]
     return [
         f"Coefficients that were fitted again to the integers are better for sure in {len(moved)} of {len(plans)} "
-        f"plans, whose squared distance to the images in floats falls by a factor of {min(gains):.2f} to {max(gains):.2f}."
+        f"plans, whose squared distance to the images in floats falls by a factor of "
+        f"{min(gains):.2f} to {max(gains):.2f}."
     ]
