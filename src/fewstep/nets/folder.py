@@ -238,6 +238,7 @@ def as_model(
         net=net,
         widths=widths,
         at_width=None if narrow is None else lambda width: called(narrow(width)),
+        net_at_width=narrow,
     )
 
 

@@ -112,6 +112,12 @@ CHANGES: dict[str, Any] = {  # for fields whose other values do not follow from 
     "evaluate.resamples": {"resamples": 50},
     "detect.match": {"match": ["ddim*"]},
     "detect.classifiers": {"classifiers": ["forest"]},
+    "quantize.bits": {"bits": ["w4a8"]},
+    "quantize.methods": {"methods": ["naive"]},
+    "quantize.fsc_scope": {"fsc_scope": "tib"},
+    "quantize.weight_scheme": {"weight_scheme": "symmetric"},
+    "quantize.range_search": {"range_search": "minmax"},
+    "quantize.keep": {"keep": ["first"]},
     "track.uri": {"uri": "x"},
     "disturb.resamples": {"resamples": 50},
     "claims.runs": None,  # makes a run of another kind; below
@@ -123,6 +129,7 @@ NUMBERS = {  # every stage is in the run
     "search": {"nfe": [5]},
     "stepaware": {"nfe": [5]},
     "align": {"nfe": [5]},
+    "quantize": {"nfe": [5]},
     "detect": {"nfe": [5]},
     "disturb": {"images": 10},
 }

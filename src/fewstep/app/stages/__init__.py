@@ -20,6 +20,7 @@ from fewstep.methods.ddsm.stage import STAGE as STEPAWARE
 from fewstep.methods.multilid.stage import STAGE as DETECT
 from fewstep.methods.s3.stage import STAGE as SEARCH
 from fewstep.methods.s3.stage import TEACHER
+from fewstep.methods.tfmq.stage import STAGE as QUANTIZE
 from fewstep.methods.ttur.stage import STAGE as DISTURB
 from fewstep.pipeline.stage.stages import Stages
 
@@ -36,6 +37,7 @@ STAGES = Stages(
         STEPAWARE,
         ALIGN,
         compose.STAGE,
+        QUANTIZE,
         sample.STAGE,
         evaluate.STAGE,
         DETECT,

@@ -52,6 +52,7 @@ def command(
     from fewstep.pipeline.devices import chosen_device
     from fewstep.pipeline.drawing import Drawing
     from fewstep.sampling.plan import load_plan
+    from fewstep.sampling.quantised import with_integers
     from fewstep.train.world import joined
 
     files = files_in(plans, ".json")
@@ -69,7 +70,7 @@ def command(
         require_result_folder(out, spec, {".npz", ".json"})
     with joined(patience=PATIENCE) as world:
         network = load_model(model, device=chosen_device(device, local_rank=world.local_rank))
-        network = with_conditions(network, conditions)
+        network = with_integers(with_conditions(network, conditions), list(zip(files, loaded, strict=True)))
         for one in loaded:
             require_unseen_rows(one, chosen, identity_of(network))
         require_space(out, len(chosen) * math.prod(network.image_shape) * len(files))

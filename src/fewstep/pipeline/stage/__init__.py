@@ -36,7 +36,7 @@ class Of:
 
 @dataclass(frozen=True)
 class Every:
-    """The results of all stages that make something of a kind, but some."""
+    """The results of all stages before the reader in the list that make something of a kind, but some."""
 
     kind: Kind
     but: tuple[str, ...] = ()
