@@ -32,6 +32,7 @@ class Model:
             latents, of which `shape` speaks.
         widths: of a slimmable network, the share of its channels that each sub-network has, the full one first.
         at_width: of a slimmable network, what to call instead of `fn`, by index into `widths`.
+        most_calls: network calls of a plan for it; 1 for a generator, whose input must be noise; None for any number.
     """
 
     fn: Callable[..., Tensor]
@@ -45,6 +46,7 @@ class Model:
     decode: Callable[[Tensor], Tensor] | None = field(default=None, compare=False)
     widths: tuple[float, ...] = (1.0,)
     at_width: Callable[[int], Callable[..., Tensor]] | None = field(default=None, compare=False)
+    most_calls: int | None = None
 
     def __post_init__(self) -> None:
         if self.prediction not in PREDICTIONS:
