@@ -1,4 +1,4 @@
-"""Generator and discriminator of DCGAN [radford2016dcgan], at any side that halves to 2 or 4 pixels.
+"""Generator and discriminator of DCGAN [radford2016dcgan], at any side that is halved up to four times.
 
 As in the experiments of [heusel2017ttur]: 5 x 5 convolutions of stride 2, batch normalisation, uniform latent vectors.
 """

@@ -54,17 +54,16 @@ class Generator(nn.Module, ABC):
 
 
 def halvings(side: int, most: int = 4) -> int:
-    """How often the side of images is halved down to 2 to 4 pixels, but `most` times.
+    """How often the side of images is halved: while it is even and 4 pixels or more, at most so often.
 
     Raises:
-        ConfigError: A side that is odd on the way.
+        ConfigError: It cannot be halved at all.
     """
-    n = min(most, int(math.log2(side)) - 1) if side >= 4 else 0
-    if n < 1 or side % 2**n:
-        raise ConfigError(
-            f"networks that halve the side of images {max(n, 1)} times need a multiple of {2 ** max(n, 1)} pixels, "
-            f"4 or more; got {side}."
-        )
+    n = 0
+    while n < most and side % 2 == 0 and side >= 4:
+        side, n = side // 2, n + 1
+    if not n:
+        raise ConfigError(f"images must have an even side of 4 pixels or more to be halved; got {side}.")
     return n
 
 
