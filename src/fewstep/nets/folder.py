@@ -28,6 +28,7 @@ from fewstep.nets.dcgan import DCGANGenerator
 from fewstep.nets.generator import Generator
 from fewstep.nets.resnet_gan import ResNetGenerator
 from fewstep.nets.slim import check_widths, sub_networks
+from fewstep.nets.transformer import Transformer
 from fewstep.nets.unet import UNet
 from fewstep.rng import initial_weights
 
@@ -39,6 +40,7 @@ CLASSIFIER_SCHEMA = "fewstep.classifier/1"
 
 NETS: dict[str, type[nn.Module]] = {
     "unet": UNet,
+    "transformer": Transformer,
     "classifier": Classifier,
     "dcgan": DCGANGenerator,
     "resnet-gan": ResNetGenerator,

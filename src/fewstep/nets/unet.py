@@ -135,16 +135,7 @@ class UNet(nn.Module):
     @property
     def conditions(self) -> Conditions | None:
         """What the network takes; the null condition has the label `n_classes`, and zeros elsewhere."""
-        if not self.maps and not self.context:
-            return Classes(self.n_classes) if self.n_classes else None
-        side = self.image_size
-        entries = {name: Entry((channels, side, side)) for name, channels in self.maps.items()}
-        null = {name: torch.zeros(1, channels, 1, 1) for name, channels in self.maps.items()}
-        if self.context:
-            entries[CONTEXT], null[CONTEXT] = Entry((None, self.context)), torch.zeros(1, 1, self.context)
-        if self.n_classes:
-            entries[LABEL], null[LABEL] = Entry((), torch.int64), torch.tensor([self.n_classes])
-        return Stored(None, Condition(null), entries)
+        return conditions_of(self.image_size, self.n_classes, self.maps, self.context)
 
     def condition_parts(self) -> tuple[str, ...]:
         """Prefixes of the names of those weights that a network without maps and context has not."""
@@ -229,34 +220,14 @@ class UNet(nn.Module):
 
     def tokens(self, condition: Condition | None, *, like: Tensor) -> Tensor | None:
         """What blocks attend to, `(B, T, context)`: one token of zeros for the null condition; None without context."""
-        if not self.context:
-            return None
-        if condition is None:
-            return torch.zeros(1, 1, self.context, dtype=like.dtype, device=like.device).expand(
-                len(like), 1, -1
-            )
-        return condition.values[CONTEXT]
+        return context_tokens(self.context, condition, like=like)
 
     def embed(self, time: Tensor | float, condition: Condition | None = None, *, like: Tensor) -> Tensor:
         """The time and class of every block: `(1, D)`, `(B, D)`, or `(B, H, W, D)` for a map of times.
 
         `like` gives the device. The sinusoids are float32 in any case: half precision loses whole time steps.
         """
-        if not isinstance(time, Tensor):
-            time = torch.full((1,), float(time), dtype=torch.float32, device=like.device)
-        time = time.to(device=like.device, dtype=torch.float32)
-        time = time[:, 0] if time.ndim == 4 else time.reshape(-1)
-        emb = sinusoids(time, self.time_channels // 2).to(self.time_in.weight.dtype)
-        emb = cast(Tensor, self.time_out(F.silu(self.time_in(emb))))
-        if self.label is None:
-            return emb
-        if condition is None:
-            label = torch.full((1,), self.n_classes, dtype=torch.int64, device=like.device)
-        else:
-            label = condition.values[LABEL]
-        classes = self.label(label)
-        both: Tensor = emb + (classes[:, None, None, :] if emb.ndim == 4 else classes)
-        return both
+        return time_and_class(self.time_in, self.time_out, self.label, time, condition, like=like)
 
     def encode(
         self, x: Tensor, emb: Tensor, condition: Condition | None = None
@@ -380,6 +351,64 @@ class CrossAttention(nn.Module):
         h = attend(q, k, v).transpose(1, 2).reshape(b, height * width, c)
         h = self.proj(h).reshape(b, height, width, c).permute(0, 3, 1, 2)
         return x + cast(Tensor, h)
+
+
+def conditions_of(side: int, n_classes: int, maps: Mapping[str, int], context: int) -> Conditions | None:
+    """What a network of images of some side takes; null are the label `n_classes`, and zeros elsewhere."""
+    if not maps and not context:
+        return Classes(n_classes) if n_classes else None
+    entries = {name: Entry((channels, side, side)) for name, channels in maps.items()}
+    null = {name: torch.zeros(1, channels, 1, 1) for name, channels in maps.items()}
+    if context:
+        entries[CONTEXT], null[CONTEXT] = Entry((None, context)), torch.zeros(1, 1, context)
+    if n_classes:
+        entries[LABEL], null[LABEL] = Entry((), torch.int64), torch.tensor([n_classes])
+    return Stored(None, Condition(null), entries)
+
+
+def context_tokens(width: int, condition: Condition | None, *, like: Tensor) -> Tensor | None:
+    """What a network attends to, `(B, T, width)`: one token of zeros for the null condition; None for width 0."""
+    if not width:
+        return None
+    if condition is None:
+        return torch.zeros(1, 1, width, dtype=like.dtype, device=like.device).expand(len(like), 1, -1)
+    return condition.values[CONTEXT]
+
+
+def time_and_class(
+    time_in: nn.Linear,
+    time_out: nn.Linear,
+    classes: nn.Embedding | None,
+    time: Tensor | float,
+    condition: Condition | None,
+    *,
+    like: Tensor,
+) -> Tensor:
+    """The embedding of time and class: `(1, D)`, `(B, D)`, or `(B, H, W, D)` for a map of times.
+
+    Args:
+        time_in: From the sinusoids of the time.
+        time_out: To the embedding, after a SiLU.
+        classes: Of each class, and last of none; None: the network has no classes.
+        time: A number, `()`, `(B,)` or a map `(B, 1, H, W)`.
+        condition: Its label is used; None means no class.
+        like: Gives the device. The sinusoids are float32 in any case: half precision loses whole time steps.
+    """
+    if not isinstance(time, Tensor):
+        time = torch.full((1,), float(time), dtype=torch.float32, device=like.device)
+    time = time.to(device=like.device, dtype=torch.float32)
+    time = time[:, 0] if time.ndim == 4 else time.reshape(-1)
+    emb = sinusoids(time, time_in.in_features // 2).to(time_in.weight.dtype)
+    emb = cast(Tensor, time_out(F.silu(time_in(emb))))
+    if classes is None:
+        return emb
+    if condition is None:
+        label = torch.full((1,), classes.num_embeddings - 1, dtype=torch.int64, device=like.device)
+    else:
+        label = condition.values[LABEL]
+    of_class = classes(label)
+    both: Tensor = emb + (of_class[:, None, None, :] if emb.ndim == 4 else of_class)
+    return both
 
 
 def n_heads(width: int, head_channels: int) -> int:

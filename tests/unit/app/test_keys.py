@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[3]
 
 def specs(**sections: Any) -> dict[str, Spec]:
     sections = {**sections, "search": {"nfe": [5], **sections.get("search", {})}}
-    return make_specs("digits", Settings.model_validate(sections))
+    return make_specs("digits", {"digits": Settings.model_validate(sections)})
 
 
 def all_keys(**sections: Any) -> dict[str, str]:
@@ -267,7 +267,7 @@ def result(folder: Path, *, spec_key: str, mtime: float, files: tuple[str, ...] 
 
 
 def test_the_date_of_a_spec_says_whether_its_result_fits(folder: Path) -> None:
-    fits = make_specs("digits", Settings())[PLACE].key
+    fits = make_specs("digits", {"digits": Settings()})[PLACE].key
     path = spec_path("digits", PLACE)
 
     old = result(folder, spec_key=fits, mtime=1e9)
@@ -290,7 +290,7 @@ def test_the_date_of_a_spec_says_whether_its_result_fits(folder: Path) -> None:
 
 
 def test_a_result_that_has_lost_a_file_does_not_fit(folder: Path) -> None:
-    fits = make_specs("digits", Settings())[PLACE].key
+    fits = make_specs("digits", {"digits": Settings()})[PLACE].key
     stamped = result(folder, spec_key=fits, mtime=1e9, files=("a.json",))
     sync_specs(params())
     assert spec_path("digits", PLACE).stat().st_mtime > stamped.stat().st_mtime

@@ -2,6 +2,7 @@
 
 from fewstep.app.settings import ModelSettings
 from fewstep.app.stages import (
+    claims,
     compose,
     evaluate,
     extractor,
@@ -41,6 +42,7 @@ STAGES = Stages(
         sample.STAGE,
         evaluate.STAGE,
         DETECT,
+        claims.STAGE,
         report.STAGE,
         track.STAGE,
     ),
