@@ -30,6 +30,7 @@ from fewstep.nets.resnet_gan import ResNetGenerator
 from fewstep.nets.slim import check_widths, sub_networks
 from fewstep.nets.transformer import Transformer
 from fewstep.nets.unet import UNet
+from fewstep.nets.vitgan import ViTGenerator
 from fewstep.rng import initial_weights
 
 Finish = Callable[[Path], object]
@@ -44,6 +45,7 @@ NETS: dict[str, type[nn.Module]] = {
     "classifier": Classifier,
     "dcgan": DCGANGenerator,
     "resnet-gan": ResNetGenerator,
+    "vitgan": ViTGenerator,
 }
 
 

@@ -1,4 +1,4 @@
-"""The residual generator and critic of WGAN-GP [gulrajani2017wgangp, App. C], for sides that are halved up to four times.
+"""The residual generator and critic of WGAN-GP [gulrajani2017wgangp, App. C], for sides that halve up to four times.
 
 The critic normalises each image by itself, over all its channels and pixels: batch normalisation would couple images,
 and the gradient penalty would mean nothing.

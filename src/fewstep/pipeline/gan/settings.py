@@ -23,6 +23,13 @@ class GanSettings(Section):
     depth: Positive = Field(default=2, description="blocks of each transformer")
     heads: Positive = Field(default=4, description="attention heads of each transformer")
     patch: Positive = Field(default=2, description="side of the patches of transformers, in pixels")
+    attention: Literal["l2", "dot"] = Field(
+        default="l2", description="of a transformer discriminator: by distances, or by dot products"
+    )
+    keeps_norms: bool = Field(
+        default=True, description="keep the spectral norms of a transformer discriminator's layers"
+    )
+    overlap: bool = Field(default=True, description="let the patches of a transformer discriminator overlap")
     steps: Positive = Field(default=1500, description="optimiser steps of the generator")
     batch_size: int = Field(default=64, ge=1, le=65536, description="real images of a discriminator step")
     lr_g: float = Field(default=5e-4, gt=0, le=1, description="learning rate of the generator")

@@ -9,6 +9,7 @@ from torch import nn
 from fewstep.nets.dcgan import DCGANDiscriminator, DCGANGenerator
 from fewstep.nets.generator import Generator
 from fewstep.nets.resnet_gan import ResNetCritic, ResNetGenerator
+from fewstep.nets.vitgan import ViTDiscriminator, ViTGenerator
 from fewstep.pipeline.gan.settings import GanSettings
 from fewstep.rng import initial_weights
 from fewstep.train.adversarial import TTUR, AdversarialRecipe, train_adversarial
@@ -37,7 +38,26 @@ def _resnet(settings: GanSettings, shape: Shape) -> Pair:
     return Pair(ResNetGenerator(shape, settings.width, settings.latent), ResNetCritic(shape, settings.width))
 
 
-NETWORKS: dict[str, Callable[[GanSettings, Shape], Pair]] = {"dcgan": _dcgan, "resnet": _resnet}
+def _vitgan(settings: GanSettings, shape: Shape) -> Pair:
+    size = {"depth": settings.depth, "heads": settings.heads, "patch": settings.patch}
+    return Pair(
+        ViTGenerator(shape, settings.width, settings.latent, **size),
+        ViTDiscriminator(
+            shape,
+            settings.width,
+            **size,
+            overlap=None if settings.overlap else 0,
+            attention=settings.attention,
+            keeps_norms=settings.keeps_norms,
+        ),
+    )
+
+
+NETWORKS: dict[str, Callable[[GanSettings, Shape], Pair]] = {
+    "dcgan": _dcgan,
+    "resnet": _resnet,
+    "vitgan": _vitgan,
+}
 
 
 def untrained(settings: GanSettings, shape: Shape) -> Pair:
