@@ -22,6 +22,7 @@ from fewstep.methods.ddsm.stage import STAGE as STEPAWARE
 from fewstep.methods.multilid.stage import STAGE as DETECT
 from fewstep.methods.s3.stage import STAGE as SEARCH
 from fewstep.methods.s3.stage import TEACHER
+from fewstep.methods.ttur.stage import STAGE as TTUR
 from fewstep.pipeline.stage.stages import Stages
 
 STAGES = Stages(
@@ -42,6 +43,7 @@ STAGES = Stages(
         sample.STAGE,
         evaluate.STAGE,
         DETECT,
+        TTUR,
         claims.STAGE,
         report.STAGE,
         track.STAGE,

@@ -21,4 +21,5 @@ STAGE = Stage(
     panel="fewstep.app.stages.gan.panel",
     record="fewstep.app.stages.curve",
     threads=0,
+    first=True,
 )
