@@ -190,8 +190,8 @@ class ViTDiscriminator(nn.Module):
             )
         window = patch + 2 * self.overlap
         self.embed = nn.Linear(self.shape[0] * window**2, width)
-        self.class_token = nn.Parameter(torch.randn(1, 1, width))
-        self.positions = nn.Parameter(torch.randn(1, (side // patch) ** 2 + 1, width))
+        self.class_token = nn.Parameter(nn.init.normal_(torch.empty(1, 1, width)))
+        self.positions = nn.Parameter(nn.init.normal_(torch.empty(1, (side // patch) ** 2 + 1, width)))
         self.blocks = nn.ModuleList(
             [
                 TransformerBlock(
@@ -262,7 +262,7 @@ class _Mapping(nn.Module):
 
     def __init__(self, channels: int, out: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(out, channels) / self.slowness)
+        self.weight = nn.Parameter(nn.init.normal_(torch.empty(out, channels), std=1 / self.slowness))
         self.bias = nn.Parameter(torch.zeros(out))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from fewstep.methods.multilid.stage import STAGE as DETECT
 from fewstep.methods.s3.stage import STAGE as SEARCH
 from fewstep.methods.s3.stage import TEACHER
 from fewstep.methods.ttur.stage import STAGE as TTUR
+from fewstep.methods.vitgan.stage import STAGE as VITGAN
 from fewstep.pipeline.stage.stages import Stages
 
 STAGES = Stages(
@@ -32,18 +33,19 @@ STAGES = Stages(
         zoo.STAGE,
         extractor.STAGE,
         stats.STAGE,
-        gan.STAGE,
-        onecall.STAGE,
         plans.STAGE,
         TEACHER,
         SEARCH,
         STEPAWARE,
         ALIGN,
         compose.STAGE,
+        gan.STAGE,
+        onecall.STAGE,
         sample.STAGE,
         evaluate.STAGE,
         DETECT,
         TTUR,
+        VITGAN,
         claims.STAGE,
         report.STAGE,
         track.STAGE,

@@ -142,6 +142,20 @@ def curves(outcomes: Sequence[Outcome]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["arm", "seed", *columns])
 
 
+def read_table(path: Path) -> pd.DataFrame:
+    """A table that was written as a file of comma-separated values.
+    Raises: DataError: it is missing or damaged.
+    """
+    try:
+        frame = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} must be a table of trainings, but {error!r} came up; make it again."
+        ) from error
+    # of no text pandas makes not a number
+    return frame.assign(stopped=frame["stopped"].fillna("")) if "stopped" in frame else frame
+
+
 def summary(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """A row per arm of `table`, best first: trainings, stopped ones, geometric mean of FD and its range, minutes."""
     rows = []

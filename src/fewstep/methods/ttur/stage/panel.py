@@ -11,8 +11,7 @@ from matplotlib.lines import Line2D
 from fewstep.checks import ConfigError, DataError
 from fewstep.files import read_json
 from fewstep.methods.ttur.stage.command import CURVES, RECORD, TRAININGS, TRIALS
-from fewstep.methods.ttur.stage.measures import read_trainings
-from fewstep.pipeline.gan.contest import fd_ratio, summary
+from fewstep.pipeline.gan.contest import fd_ratio, read_table, summary
 from fewstep.pipeline.gan.figure import distance_figure
 from fewstep.pipeline.report.figures import COLOURS, WIDTH, house_style
 from fewstep.pipeline.report.panel import Panel, rendered
@@ -31,8 +30,8 @@ def panel(folders: Sequence[Path], results: Results) -> Panel:
     if len(folders) != 1:
         raise ConfigError(f"A report shows one search of learning rates, got {', '.join(map(str, folders))}.")
     (folder,) = folders
-    record, trainings = read_json(folder / RECORD), read_trainings(folder / TRAININGS)
-    curves, trials = _csv(folder / CURVES), _csv(folder / TRIALS)
+    record, trainings = read_json(folder / RECORD), read_table(folder / TRAININGS)
+    curves, trials = read_table(folder / CURVES), read_table(folder / TRIALS)
     by_arm = {
         row["arm"]: [part for _, part in curves[curves["arm"] == row["arm"]].groupby("seed")]
         for row in summary(trainings)
@@ -99,12 +98,3 @@ def _ratios(trainings: pd.DataFrame) -> list[dict[str, Any]]:
         except DataError:
             continue
     return found
-
-
-def _csv(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path} must be a table of the search, but {error!r} came up; make it again."
-        ) from error
