@@ -154,6 +154,12 @@ class TrainSettings(Section):
     checkpoint_seconds: float = Field(
         default=60.0, gt=0, json_schema_extra=NOT_A_RESULT, description="seconds between checkpoints"
     )
+    threads: int = Field(
+        default=0,
+        ge=0,
+        json_schema_extra=NOT_A_RESULT,
+        description="cores of the job that trains; 0: all, which a small network has no use for",
+    )
     log_every: Positive = Field(default=10, description="steps between lines of metrics.jsonl")
     seed: int = Field(default=0, ge=0, description="seed of weights, order and noise")
 

@@ -113,6 +113,8 @@ CHANGES: dict[str, Any] = {  # for fields whose other values do not follow from 
     "detect.match": {"match": ["ddim*"]},
     "detect.classifiers": {"classifiers": ["forest"]},
     "track.uri": {"uri": "x"},
+    "disturb.resamples": {"resamples": 50},
+    "claims.runs": None,  # makes a run of another kind; below
     "gan.network": {"network": "resnet"},
     "gan.heads": {"heads": 2},
     "gan.width": {"width": 64},
@@ -136,6 +138,7 @@ NUMBERS = {  # every stage is in the run
     "stepaware": {"nfe": [5]},
     "align": {"nfe": [5]},
     "detect": {"nfe": [5]},
+    "disturb": {"images": 10},
     "gan": {"network": "vitgan"},
     "ttur": {"network": "dcgan"},
     "vitgan": {"variants": ["full"]},

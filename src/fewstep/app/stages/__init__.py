@@ -22,7 +22,8 @@ from fewstep.methods.ddsm.stage import STAGE as STEPAWARE
 from fewstep.methods.multilid.stage import STAGE as DETECT
 from fewstep.methods.s3.stage import STAGE as SEARCH
 from fewstep.methods.s3.stage import TEACHER
-from fewstep.methods.ttur.stage import STAGE as TTUR
+from fewstep.methods.ttur.stage import STAGE as DISTURB
+from fewstep.methods.ttur.stage.rates import STAGE as TTUR
 from fewstep.methods.vitgan.stage import STAGE as VITGAN
 from fewstep.pipeline.stage.stages import Stages
 
@@ -44,6 +45,7 @@ STAGES = Stages(
         sample.STAGE,
         evaluate.STAGE,
         DETECT,
+        DISTURB,
         TTUR,
         VITGAN,
         claims.STAGE,

@@ -53,6 +53,8 @@ def command(
     Example: fewstep train --data data/digits --out model --checkpoints checkpoints --steps 2000
     Several GPUs or cores: torchrun --nproc-per-node 2 --no-python -- fewstep train --data D --out M --checkpoints C
     """
+    import torch
+
     from fewstep.data.packed import load_dataset
     from fewstep.diffusion.condition import Stored
     from fewstep.diffusion.schedule import DDPMTable, schedule_from_config
@@ -88,6 +90,8 @@ def command(
         if spec:
             stamp(spec, made)
 
+    if train.threads:
+        torch.set_num_threads(train.threads)
     started = time.time()
     with joined() as world, initial_weights(train.seed):
         net = UNet(
@@ -184,5 +188,5 @@ STAGE = Stage(
     applies=lambda settings, before: settings.model.zoo is None,
     keeps="checkpoints",
     record="fewstep.app.stages.curve",
-    threads=0,
+    threads=lambda settings: settings.train.threads,
 )

@@ -1,4 +1,5 @@
-"""The two time-scale update rule [heusel2017ttur]: two learning rates, tuned apart, instead of several critic steps.
+"""Two time-scale update rule and Fréchet inception distance [heusel2017ttur].
 
-The rule itself is in `fewstep.train.adversarial`. Here are the arms of its experiments and a search over both rates.
+The rule itself is in `fewstep.train.adversarial`, the distance in `fewstep.metrics.frechet`. Here are the arms of the
+paper's experiments with a search over both rates, and disturbed images.
 """

@@ -71,6 +71,12 @@ class GanSettings(Section):
     checkpoint_seconds: float = Field(
         default=60.0, gt=0, json_schema_extra=NOT_A_RESULT, description="seconds between checkpoints"
     )
+    threads: int = Field(
+        default=0,
+        ge=0,
+        json_schema_extra=NOT_A_RESULT,
+        description="cores of the job that trains; 0: all, which a small network has no use for",
+    )
     seed: int = Field(default=0, ge=0, description="seed of weights, order, latent vectors and augmentation")
 
     @model_validator(mode="after")

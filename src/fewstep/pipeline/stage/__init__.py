@@ -130,7 +130,7 @@ class Stage:
         record: module with `records(folder, stamp) -> Iterator[Record]`, its runs in MLflow; without one, a stage that
             has a panel is recorded with its settings and files.
         measures: module with what claims may name as their metric, functions `(run, **setting) -> [Measurement]`.
-        threads: cores of a job; 0: all.
+        threads: cores of a job, by the settings of the run; 0: all.
         gpu: whether a job uses an accelerator where there is one.
         first: whether its jobs start before others, as part of the longest chain.
         root: folder of its results; "state" for a local view that is no result.
@@ -155,7 +155,7 @@ class Stage:
     panel: str | None = None
     record: str | None = None
     measures: str | None = None
-    threads: int = 1
+    threads: Callable[[Any], int] = lambda settings: 1
     gpu: bool = True
     first: bool = False
     root: Literal["results", "state"] = "results"

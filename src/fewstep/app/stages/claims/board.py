@@ -1,5 +1,6 @@
 """The board as files: `claims.json` with all that a verdict depends on, a table as text, and the figures behind it."""
 
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,12 @@ def judged_papers(runs: Mapping[str, Path], stages: Stages) -> list[JudgedPaper]
         ConfigError: a claim is not whole, or about a run that is not among these.
         DataError: a result is missing or damaged.
     """
+    for name, results in runs.items():
+        if not (results / "evaluate").is_dir():
+            raise DataError(
+                f"{results} must be the folder of a finished run, with its results, but there is none; run make "
+                f"run RUN={name}"
+            )
     read = {folder: read_paper(folder) for folder in papers()}
     for folder, paper in read.items():
         require_metrics(paper, stages, name=f"methods/{folder}/{FILE}")
@@ -118,13 +125,19 @@ def _record(paper: JudgedPaper) -> dict[str, Any]:
             | {
                 "verdict": one.verdict,
                 "measurements": [
-                    measured._asdict() | {"verdict": verdict}
+                    {name: _finite(value) for name, value in measured._asdict().items()}
+                    | {"verdict": verdict}
                     for measured, verdict in zip(one.measurements, one.verdicts, strict=True)
                 ],
             }
             for one in paper.claims
         ],
     }
+
+
+def _finite(value: Any) -> Any:
+    """None for a bound that is none, for which JSON has no number."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _table(record: Mapping[str, Any]) -> str:
@@ -146,10 +159,5 @@ def _table(record: Mapping[str, Any]) -> str:
 
 def spelled(one: Mapping[str, Any], unit: str = "") -> str:
     """`0.61 [0.52, 0.70]`, with its unit."""
-    exact = one["low"] == one["high"]
-    text = (
-        number(one["value"])
-        if exact
-        else f"{number(one['value'])} [{number(one['low'])}, {number(one['high'])}]"
-    )
-    return f"{text} {unit}".strip()
+    value, low, high = ("∞" if one[name] is None else number(one[name]) for name in ("value", "low", "high"))
+    return f"{value if low == high else f'{value} [{low}, {high}]'} {unit}".strip()

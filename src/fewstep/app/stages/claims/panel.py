@@ -94,7 +94,10 @@ def forest_figure(claim: Mapping[str, Any]) -> Figure:
         axes.axvline(bound, color=INK, linewidth=1)
         for y, one in enumerate(measured):
             colour = _COLOURS[one["verdict"]]
-            axes.plot([one["low"], one["high"]], [y, y], color=colour, linewidth=2)
+            high = (
+                one["value"] * 2 if one["high"] is None else one["high"]
+            )  # no bound: as far as there is room
+            axes.plot([one["low"], high], [y, y], color=colour, linewidth=2)
             axes.plot([one["value"]], [y], color=colour, marker="o")
         axes.set_yticks(range(len(measured)), [one["what"] for one in measured])
         axes.set_ylim(len(measured) - 0.5, -0.5)

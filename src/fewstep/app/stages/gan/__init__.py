@@ -20,6 +20,6 @@ STAGE = Stage(
     keeps="checkpoints",
     panel="fewstep.app.stages.gan.panel",
     record="fewstep.app.stages.curve",
-    threads=0,
+    threads=lambda settings: settings.gan.threads,
     first=True,
 )

@@ -46,6 +46,8 @@ def command(
 
     Example: fewstep gan --network dcgan --data data/digits --out generator --checkpoints checkpoints
     """
+    import torch
+
     from fewstep.data.packed import load_dataset
     from fewstep.nets.folder import save_generator
     from fewstep.nets.generator import Generator
@@ -63,6 +65,8 @@ def command(
     recipe_of(gan)
     folder = checkpoints / spec.key if spec else checkpoints
     metrics, pictures = folder / CURVE, folder / "pictures"
+    if gan.threads:
+        torch.set_num_threads(gan.threads)
     started = time.time()
     with joined() as world:
         chosen = chosen_device(device, local_rank=world.local_rank, exact=False)

@@ -1,34 +1,21 @@
-"""The search for two learning rates, and their comparison with one, as a stage of the workflow."""
-
-from typing import Any
+"""Distances of disturbed images as a stage of the workflow."""
 
 from fewstep.methods.ttur.stage.command import command
-from fewstep.methods.ttur.stage.settings import TturSettings
-from fewstep.pipeline.stage import Stage, extractor
-
-
-def _requires(settings: Any) -> None:
-    if settings.model.zoo is not None:
-        raise ValueError(
-            f"ttur.network: must not need training images with model.zoo, got {settings.ttur.network}; set it to null"
-        )
-
+from fewstep.methods.ttur.stage.settings import DisturbSettings
+from fewstep.pipeline.stage import REFERENCE, Stage, extractor
 
 STAGE = Stage(
-    name="ttur",
+    name="disturb",
     command=command,
     makes="numbers",
-    does="search two learning rates of a generator and its discriminator",
-    settings=TturSettings,
+    does="measure disturbed images",
+    settings=DisturbSettings,
     inputs=lambda settings, nfe: {
         "data": "prepare",
-        "reference": "stats",
+        "reference": REFERENCE,
         "extractor": extractor(settings),
     },
-    applies=lambda settings, before: settings.ttur.network is not None,
-    requires=_requires,
-    keeps="study",
+    applies=lambda settings, before: settings.disturb.images > 0,
     panel="fewstep.methods.ttur.stage.panel",
     measures="fewstep.methods.ttur.stage.measures",
-    first=True,
 )

@@ -1,100 +1,47 @@
-"""The search for two learning rates in the report."""
+"""Distances of disturbed images in the report."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
+from PIL import Image
 
-from fewstep.checks import ConfigError, DataError
-from fewstep.files import read_json
-from fewstep.methods.ttur.stage.command import CURVES, RECORD, TRAININGS, TRIALS
-from fewstep.pipeline.gan.contest import fd_ratio, read_table, summary
-from fewstep.pipeline.gan.figure import distance_figure
-from fewstep.pipeline.report.figures import COLOURS, WIDTH, house_style
+from fewstep.methods.ttur.disturb import DISTURBANCES
+from fewstep.methods.ttur.stage.run import PICTURE, read_disturbed, rising
+from fewstep.pipeline.report.figures import COLOURS, MUTED, WIDTH, house_style
+from fewstep.pipeline.report.images import data_uri
 from fewstep.pipeline.report.panel import Panel, rendered
 from fewstep.pipeline.report.results import Results
 from fewstep.pipeline.report.svg import inline_svg
 
-_BEST = "two rates"
 
-
-def panel(folders: Sequence[Path], results: Results) -> Panel:
-    """The comparison of the best pair of rates with single rates, and the search.
-
-    Raises:
-        DataError: A file is missing or damaged. ConfigError: there are several folders.
-    """
-    if len(folders) != 1:
-        raise ConfigError(f"A report shows one search of learning rates, got {', '.join(map(str, folders))}.")
-    (folder,) = folders
-    record, trainings = read_json(folder / RECORD), read_table(folder / TRAININGS)
-    curves, trials = read_table(folder / CURVES), read_table(folder / TRIALS)
-    by_arm = {
-        row["arm"]: [part for _, part in curves[curves["arm"] == row["arm"]].groupby("seed")]
-        for row in summary(trainings)
-    }
-    figures = {"curves": distance_figure(by_arm), "rates": rates_figure(trials)}
-    values = {
-        "settings": record["settings"],
-        "counts": record["counts"],
-        "importance": record["importance"],
-        "rows": [{**row, **record["arms"].get(row["arm"], {})} for row in summary(trainings)],
-        "ratios": _ratios(trainings),
-        "curves": inline_svg(
-            figures["curves"],
-            name="ttur-curves",
-            label="FD against minutes, discriminator steps and images, a line for each training.",
-        ),
-        "rates": inline_svg(
-            figures["rates"], name="ttur-rates", label="Both rates of every trial, by its FD."
-        ),
-    }
-    return Panel("Two learning rates", rendered(__name__, values), figures)
-
-
-def rates_figure(trials: pd.DataFrame) -> Figure:
-    """Both rates of every trial, larger the better it was; single rates lie on the diagonal."""
+def panel(folders: Sequence[Path], results: Results | None) -> Panel:
+    """FD against the level of each disturbance, and the images."""
+    record = read_disturbed(folders[0])
+    with Image.open(folders[0] / PICTURE) as picture:
+        shown = picture.copy()
+    figure = Figure(figsize=(WIDTH, 2.6))
     with house_style():
-        figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
-        axes = figure.subplots()
-        done = trials[trials["state"] == "complete"].assign(lr_d=lambda f: f["lr_g"] * f["ratio"])
-        best = done["value"].min()
-        for steps, colour, marker in ((1, COLOURS[0], "o"), (5, COLOURS[1], "s")):
-            part = done[done["d_steps"] == steps]
-            sizes = (200 * best / part["value"]).clip(lower=12)
-            axes.scatter(
-                part["lr_g"], part["lr_d"], s=sizes, color=colour, marker=marker, alpha=0.75, linewidths=0
+        for i, kind in enumerate(DISTURBANCES):
+            axes = figure.add_subplot(1, len(DISTURBANCES), i + 1)
+            rows = rising(record, kind)
+            levels = [row["level"] for row in rows]
+            axes.fill_between(
+                levels,
+                [row["interval"][0] for row in rows],
+                [row["interval"][1] for row in rows],
+                color=COLOURS[0],
+                alpha=0.2,
+                linewidth=0,
             )
-        ends = [min(done["lr_g"].min(), done["lr_d"].min()), max(done["lr_g"].max(), done["lr_d"].max())]
-        axes.plot(ends, ends, linewidth=0.8, color=COLOURS[-1], linestyle="--")
-        axes.set(
-            xscale="log", yscale="log", xlabel="rate of the generator", ylabel="rate of the discriminator"
-        )
-        axes.legend(
-            handles=[
-                Line2D([], [], color=colour, marker=marker, linestyle="", label=label)
-                for colour, marker, label in (
-                    (COLOURS[0], "o", "1 critic step"),
-                    (COLOURS[1], "s", "5 critic steps"),
-                )
-            ],
-            frameon=False,
-            fontsize=8,
-        )
-    return figure
-
-
-def _ratios(trainings: pd.DataFrame) -> list[dict[str, Any]]:
-    """FD of the best pair over that of every other arm, where enough trainings of both have ended."""
-    found = []
-    for arm in trainings["arm"].unique():
-        if arm == _BEST:
-            continue
-        try:
-            found.append(fd_ratio(trainings, _BEST, arm)._asdict() | {"to": arm})
-        except DataError:
-            continue
-    return found
+            axes.plot(levels, [row["value"] for row in rows], color=COLOURS[0], marker="o")
+            axes.set_title(kind, color=MUTED, fontsize=10)
+            axes.set_ylim(bottom=0)
+        figure.subplots_adjust(left=0.07, right=0.99, top=0.88, bottom=0.12, wspace=0.45)
+    values = {
+        "record": record,
+        "uri": data_uri(shown),
+        "size": shown.size,
+        "svg": inline_svg(figure, name="disturb", label="FD against the level of each disturbance."),
+    }
+    return Panel("Does the distance see what is wrong?", rendered(__name__, values), {"levels": figure})

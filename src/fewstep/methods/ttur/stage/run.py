@@ -1,175 +1,100 @@
-"""The study over two rates, and the comparison of its best pair with single rates on fresh seeds."""
+"""Distances of disturbed images, with the half samples behind their intervals."""
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import numpy as np
+from PIL import Image
 
-from fewstep.methods.ttur.arms import (
-    CRITIC_STEPS,
-    LARGEST_RATE,
-    LARGEST_RATIO,
-    LEAST_RATE,
-    LEAST_RATIO,
-    NETWORKS,
-    PUBLISHED,
-    is_single,
-    single_rates,
-    steps_within,
-)
-from fewstep.methods.ttur.stage.settings import TturSettings
-from fewstep.pipeline.gan.contest import Contest, curves, table
-from fewstep.pipeline.gan.settings import GanSettings
-from fewstep.pipeline.trials import (
-    Completed,
-    Disqualified,
-    Interval,
-    Options,
-    Trial,
-    completed,
-    counts,
-    enqueue,
-    history,
-    importance,
-    open_study,
-    run_trials,
-    tpe,
-    trials_frame,
-)
+from fewstep.checks import DataError
+from fewstep.data.packed import load_dataset
+from fewstep.files import read_json, write_json
+from fewstep.methods.ttur.disturb import DISTURBANCES, Images, disturbed
+from fewstep.methods.ttur.stage.settings import DisturbSettings
+from fewstep.metrics.evaluate import metric_name
+from fewstep.metrics.extractor import Extractor, extract
+from fewstep.metrics.frechet import frechet
+from fewstep.metrics.reference import Reference
+from fewstep.metrics.statistics import Statistics
+from fewstep.metrics.uncertainty import half_samples, normal_interval, spread
 from fewstep.progress import Track
-from fewstep.rng import generator
 
-
-class _Hopeless(Exception):
-    """A trial that is worse than the best one beyond chance."""
+SCHEMA = "fewstep.disturbed/1"
+RECORD, PICTURE = "disturbed.json", "disturbed.png"
+SHOWN = 8
 
 
 @dataclass(frozen=True)
-class Found:
-    """The record of search and comparison, and their tables: trials, trainings, curves."""
+class Disturbed:
+    """The content of `disturbed.json`, and a picture of the images: one row for each disturbance and level."""
 
     record: dict[str, Any]
-    trials: pd.DataFrame
-    trainings: pd.DataFrame
-    curves: pd.DataFrame
+    picture: Images
 
 
-def gan_settings(settings: TturSettings, rates: Mapping[str, Any], seed: int) -> GanSettings:
-    """A training at some rates, within the budget of images."""
-    assert settings.network is not None
-    steps = steps_within(settings.budget, settings.batch_size, rates["d_steps"])
-    every = max(1, steps // settings.probes)
-    return GanSettings(
-        network=settings.network,
-        width=settings.width,
-        steps=steps,
-        batch_size=settings.batch_size,
-        log_every=every,
-        probe_every=every,
-        probe_images=settings.images,
-        seed=seed,
-        **NETWORKS[settings.network],
-        **rates,
-    )
+def measure(
+    data: Path, reference: Reference, extractor: Extractor, settings: DisturbSettings, *, track: Track
+) -> Disturbed:
+    """Disturb the held-out images of a dataset, and measure how far they are from the reference.
 
-
-def run_ttur(
-    contest: Contest, settings: TturSettings, *, storage: str, identity: Mapping[str, Any], track: Track
-) -> Found:
-    """Search, then compare the best pair of rates, the published pair and the best single rates from fresh seeds.
-
-    Args:
-        contest: the data, and what distances are measured by.
-        settings: of the stage.
-        storage: of the study, from which an interrupted search resumes.
-        identity: all else that the scores depend on.
-        track: makes progress bars.
+    Raises:
+        DataError: the dataset has no held-out images, or too few of them for an interval.
     """
-    study = open_study(
-        storage,
-        "ttur",
-        {**identity, **settings.model_dump(mode="json", exclude={"trials", "seeds"})},
-        parts=settings.probes,
-    )
-    known = {**single_rates(), "published": PUBLISHED[str(settings.network)]}
-    enqueue(study, [(name, _decisions(rates)) for name, rates in known.items()])
-    updates = _Updates()
-
-    def evaluate(trial: Trial) -> float | None:
-        rates = _decided(trial)
-
-        def watch(fd: float) -> None:
-            if trial.report(fd):
-                raise _Hopeless
-
-        chosen = gan_settings(settings, rates, settings.seed)
-        try:
-            outcome = contest.train("trial", chosen, watch=watch)
-        except _Hopeless:
-            return None
-        finally:
-            updates.made += settings.budget // settings.batch_size
-        if outcome.stopped:
-            raise Disqualified(outcome.stopped)
-        return outcome.fd
-
-    run_trials(
-        study,
-        evaluate,
-        sampler=lambda number: tpe(generator(settings.seed, "ttur", number)),
-        trials=max(settings.trials, len(known)),
-        network_calls=lambda: updates.made,
-        progress=track("ttur", unit="training"),
-    )
-    arms = chosen_arms(completed(study), str(settings.network))
-    outcomes = [
-        contest.train(name, gan_settings(settings, rates, seed))
-        for seed in range(settings.seed + 1, settings.seed + 1 + settings.seeds)
-        for name, rates in arms.items()
-    ]
+    dataset = load_dataset(data)
+    if dataset.heldout_split is None:
+        raise DataError(f"{data} must have held-out images, a split test or valid, to disturb; got none")
+    images = np.array(load_dataset(data, dataset.heldout_split).images[: settings.images or None])
+    jobs = [("none", 0.0), *((kind, level) for kind, (_, levels) in DISTURBANCES.items() for level in levels)]
+    results, rows = [], []
+    for kind, level in track("disturb", unit="set")(jobs):
+        seen = images if kind == "none" else disturbed(images, kind, level, seed=settings.seed)
+        features = extract(seen, extractor)
+        value = frechet(Statistics.from_features(features), reference.statistics).value
+        replicates = half_samples(features, reference.statistics, resamples=settings.resamples)
+        results.append(
+            {
+                "kind": kind,
+                "level": level,
+                "value": value,
+                "interval": list(normal_interval(value, spread(replicates))),
+                "replicates": replicates.tolist(),
+            }
+        )
+        rows.append(np.concatenate(list(seen[:SHOWN]), axis=1))
     record = {
-        "settings": settings.model_dump(mode="json"),
-        "arms": arms,
-        "counts": counts(study),
-        "history": history(study),
-        "importance": importance(study),
-        "spaces": {"lr_g": [LEAST_RATE, LARGEST_RATE], "ratio": [LEAST_RATIO, LARGEST_RATIO]},
+        "schema": SCHEMA,
+        "metric": metric_name("FD", extractor, len(images)),
+        "protocol": {
+            "n": len(images),
+            "data": dataset.name,
+            "split": dataset.heldout_split,
+            "reference": reference.protocol,
+            "extractor": extractor.protocol,
+            "level": 0.95,
+            "seed": settings.seed,
+        },
+        "results": results,
     }
-    return Found(record, trials_frame(study), table(outcomes), curves(outcomes))
+    return Disturbed(record, np.concatenate(rows, axis=0))
 
 
-class _Updates:
-    """Discriminator steps so far, of this process."""
-
-    made = 0
-
-
-def _decisions(rates: Mapping[str, Any]) -> dict[str, Any]:
-    return {"lr_g": rates["lr_g"], "ratio": rates["lr_d"] / rates["lr_g"], "d_steps": rates["d_steps"]}
+def save(found: Disturbed, folder: Path) -> None:
+    """Write both files into a folder."""
+    write_json(folder / RECORD, found.record)
+    Image.fromarray(found.picture.squeeze()).save(folder / PICTURE)
 
 
-def _decided(trial: Trial) -> dict[str, Any]:
-    lr_g = float(trial.decide("lr_g", Interval(LEAST_RATE, LARGEST_RATE, log=True)))
-    ratio = float(trial.decide("ratio", Interval(LEAST_RATIO, LARGEST_RATIO, log=True)))
-    return rates_of({"lr_g": lr_g, "ratio": ratio, "d_steps": trial.decide("d_steps", Options(CRITIC_STEPS))})
+def read_disturbed(folder: Path) -> dict[str, Any]:
+    """The content of `disturbed.json`.
+    Raises: DataError: it is missing, damaged or of another program.
+    """
+    record = read_json(folder / RECORD)
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        raise DataError(f"{folder / RECORD} must be distances of disturbed images ({SCHEMA}); make it again.")
+    return record
 
 
-def rates_of(decisions: Mapping[str, Any]) -> dict[str, Any]:
-    """The rates of a trial; of a ratio of 1 both are the same to the bit."""
-    lr_g, ratio = float(decisions["lr_g"]), float(decisions["ratio"])
-    return {"lr_g": lr_g, "lr_d": lr_g * ratio, "d_steps": int(decisions["d_steps"])}
-
-
-def chosen_arms(trials: list[Completed], network: str) -> dict[str, dict[str, Any]]:
-    """Arms of the comparison: the best pair, the published one, the best single rates with 1 and 5 critic steps."""
-    best: dict[str, tuple[float, dict[str, Any]]] = {}
-    for trial in trials:
-        rates = rates_of(trial.decisions)
-        name = f"single rate, {rates['d_steps']} critic step{'' if rates['d_steps'] == 1 else 's'}"
-        name = name if is_single(rates) else "two rates"
-        if trial.scores[0] < best.get(name, (math.inf, {}))[0]:
-            best[name] = (trial.scores[0], rates)
-    found = {name: rates for name, (_, rates) in best.items()}
-    return {**dict(sorted(found.items(), reverse=True)), "two rates, published": PUBLISHED[network]}
+def rising(record: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    """The results of one disturbance from no disturbance to the highest level."""
+    return [one for one in record["results"] if one["kind"] in ("none", kind)]
