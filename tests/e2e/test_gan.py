@@ -6,6 +6,10 @@ import pytest
 from e2e.shell import made, refused
 
 from fewstep.files import read_json
+from fewstep.methods.ttur.stage.rates import measures as ttur_measures
+from fewstep.methods.vitgan.stage import measures as vitgan_measures
+from fewstep.pipeline.gan.contest import read_table
+from fewstep.pipeline.gan.settings import GanSettings
 
 SMALL = ("--network", "resnet", "--width", 4, "--latent", 8, "--batch-size", 16, "--lr-g", "0.01", "--log-every", 2,
          "--probe-every", 4, "--probe-images", 100)  # fmt: skip
@@ -82,4 +86,67 @@ def test_the_plan_of_one_call_is_for_generators(study, tmp_path):
     assert "must be a generator" in refused(
         "onecall", "--model", study / "model", "--out", tmp_path / "plans"
     )
+    assert not list(tmp_path.iterdir())
+
+
+# the search of two learning rates
+
+
+@pytest.fixture(scope="module")
+def searched(study, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ttur")
+    words = ("ttur", "--network", "resnet", "--width", 2, "--budget", 320, "--batch-size", 16, "--trials", 10,
+             "--probes", 2, "--images", 100, "--seeds", 2, "--data", study / "data", "--reference", study / "stats.npz",
+             "--extractor", study / "extractor", "--out", folder / "out")  # fmt: skip
+    made(*words)
+    return folder, words
+
+
+def test_the_best_pair_is_compared_on_fresh_seeds_and_exported(searched):
+    folder, _ = searched
+    record, frame = read_json(folder / "out" / "ttur.json"), read_table(folder / "out" / "trainings.csv")
+    assert set(frame["arm"]) == set(record["arms"])
+    assert sorted(set(frame["seed"])) == [1, 2]  # the search has seed 0
+    exported = GanSettings.model_validate(json.loads((folder / "out" / "gan.json").read_text()))
+    assert exported.network == "resnet"
+    (folder / "ttur").symlink_to(folder / "out")
+    (found,) = ttur_measures.fd_ratio(folder, of="two rates, published", to=["single rate, 1 critic step"])
+    assert found.low <= found.value <= found.high
+
+
+def test_a_search_that_is_started_again_changes_nothing(searched):
+    folder, words = searched
+    before = {path.name: path.read_bytes() for path in (folder / "out").iterdir()}
+    made(*words)
+    after = {path.name: path.read_bytes() for path in (folder / "out").iterdir()}
+    assert before == after
+
+
+def test_a_search_without_a_network_is_refused(study, tmp_path):
+    sentence = refused("ttur", "--data", study / "data", "--reference", study / "stats.npz", "--extractor",
+                       study / "extractor", "--out", tmp_path / "out")  # fmt: skip
+    assert "--network must name a generator" in sentence
+    assert not list(tmp_path.iterdir())
+
+
+# variants of a generator of transformers
+
+VARIANTS = ("vitgan", "--network", "vitgan", "--width", 4, "--latent", 4, "--heads", 2, "--depth", 1, "--batch-size", 8,
+         "--log-every", 1, "--probe-every", 2, "--lr-g", "0.001")  # fmt: skip
+
+
+def test_variants_are_trained_and_measured(study, tmp_path):
+    made(*VARIANTS, "--variants", "full,relativistic", "--variant-steps", 2, "--variant-seeds", 2,
+         "--variant-images", 100, "--data", study / "data", "--reference", study / "stats.npz", "--extractor", study / "extractor",
+         "--out", tmp_path / "vitgan")  # fmt: skip
+    (ratio,) = vitgan_measures.fd_ratio(tmp_path, of="relativistic", to=["full"])
+    assert ratio.low < ratio.value < ratio.high
+    (growth,) = vitgan_measures.jacobian_growth(tmp_path, kind="dot")
+    assert growth.low > 100
+
+
+def test_variants_of_another_network_are_refused(study, tmp_path):
+    sentence = refused("vitgan", "--network", "dcgan", "--variants", "full", "--data", study / "data", "--reference",
+                       study / "stats.npz", "--extractor", study / "extractor", "--out", tmp_path / "out")  # fmt: skip
+    assert "--network must be vitgan" in sentence
     assert not list(tmp_path.iterdir())

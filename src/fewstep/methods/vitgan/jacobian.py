@@ -36,4 +36,4 @@ def _norm(attention: nn.Module, tokens: Tensor) -> float:
         return out
 
     jacobian = torch.func.jacrev(flat)(tokens.reshape(-1))
-    return float(torch.linalg.matrix_norm(jacobian, 2))
+    return float(torch.linalg.matrix_norm(jacobian.detach(), 2))

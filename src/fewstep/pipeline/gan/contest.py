@@ -147,13 +147,11 @@ def read_table(path: Path) -> pd.DataFrame:
     Raises: DataError: it is missing or damaged.
     """
     try:
-        frame = pd.read_csv(path)
+        return pd.read_csv(path, converters={"stopped": str})  # of no text pandas makes not a number
     except (OSError, ValueError) as error:
         raise DataError(
             f"{path} must be a table of trainings, but {error!r} came up; make it again."
         ) from error
-    # of no text pandas makes not a number
-    return frame.assign(stopped=frame["stopped"].fillna("")) if "stopped" in frame else frame
 
 
 def summary(frame: pd.DataFrame) -> list[dict[str, Any]]:
