@@ -115,7 +115,7 @@ CHANGES: dict[str, Any] = {  # for fields whose other values do not follow from 
     "track.uri": {"uri": "x"},
     "disturb.resamples": {"resamples": 50},
     "claims.runs": None,  # makes a run of another kind; below
-    "gan.network": {"network": "resnet"},
+    "gan.network": None,  # whose variants are trained
     "gan.heads": {"heads": 2},
     "gan.width": {"width": 64},
     "gan.betas_g": {"betas_g": [0.0, 0.9]},
