@@ -35,6 +35,7 @@ class Model:
         net_at_width: the networks behind these.
         quantised: what to call instead of `fn` at each network call of a quantised plan, by its number; for each plan,
             by the hash of the integers that it names.
+        most_calls: network calls of a plan for it; 1 for a generator, whose input must be noise; None for any number.
     """
 
     fn: Callable[..., Tensor]
@@ -52,6 +53,7 @@ class Model:
     quantised: Mapping[str, Callable[[int], Callable[..., Tensor]]] = field(
         default_factory=dict, compare=False, repr=False
     )
+    most_calls: int | None = None
 
     def __post_init__(self) -> None:
         if self.prediction not in PREDICTIONS:

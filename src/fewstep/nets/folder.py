@@ -21,12 +21,16 @@ from fewstep.checks import ConfigError, DataError, UserError
 from fewstep.diffusion.condition import Condition
 from fewstep.diffusion.denoiser import Model
 from fewstep.diffusion.prediction import PREDICTIONS
-from fewstep.diffusion.schedule import Schedule, schedule_from_config
+from fewstep.diffusion.schedule import Flow, Schedule, schedule_from_config
 from fewstep.nets import CARD, CONFIG, WEIGHTS
 from fewstep.nets.classifier import Classifier
+from fewstep.nets.dcgan import DCGANGenerator
+from fewstep.nets.generator import Generator
+from fewstep.nets.resnet_gan import ResNetGenerator
 from fewstep.nets.slim import check_widths, sub_networks
 from fewstep.nets.transformer import Transformer
 from fewstep.nets.unet import UNet
+from fewstep.nets.vitgan import ViTGenerator
 from fewstep.rng import initial_weights
 
 Finish = Callable[[Path], object]
@@ -35,7 +39,14 @@ Finish = Callable[[Path], object]
 SCHEMA = "fewstep.model/1"
 CLASSIFIER_SCHEMA = "fewstep.classifier/1"
 
-NETS: dict[str, type[nn.Module]] = {"unet": UNet, "transformer": Transformer, "classifier": Classifier}
+NETS: dict[str, type[nn.Module]] = {
+    "unet": UNet,
+    "transformer": Transformer,
+    "classifier": Classifier,
+    "dcgan": DCGANGenerator,
+    "resnet-gan": ResNetGenerator,
+    "vitgan": ViTGenerator,
+}
 
 
 def save_model(
@@ -82,6 +93,23 @@ def save_model(
     if len(widths) > 1:
         config["widths"] = list(widths)
     write_folder(folder, net, config, card=card, dtype=dtype, finish=finish)
+
+
+def save_generator(
+    folder: str | Path,
+    net: Generator,
+    *,
+    name: str,
+    card: Mapping[str, Any],
+    finish: Finish | None = None,
+) -> None:
+    """Write the model folder of a generator, which makes x0 of noise in one call; arguments as of `save_model`.
+
+    Its schedule starts at noise of unit variance, whose first numbers are the latent vector.
+    """
+    save_model(
+        folder, net, schedule=Flow(), prediction="x0", shape=net.shape, name=name, card=card, finish=finish
+    )
 
 
 def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> Model:
@@ -239,6 +267,7 @@ def as_model(
         widths=widths,
         at_width=None if narrow is None else lambda width: called(narrow(width)),
         net_at_width=narrow,
+        most_calls=net.most_calls if isinstance(net, Generator) else None,
     )
 
 

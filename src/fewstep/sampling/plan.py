@@ -152,6 +152,7 @@ class Plan:
         preset: name of the known sampler, a key of `fewstep.sampling.presets.PRESETS`; aligned ones keep it.
         grid: its spacing, or how tables call the grid.
         sampler: how tables call the plan, where that is not the preset: `searched`, `ddim+aligned`, ...
+        generator: name of the generator that it samples in one call.
         parents: hashes of the plans that it was derived from; none where a search built it from the space alone.
         seeds: purpose -> first and last seed of images that had a part in finding it; refused when images are judged.
         found, objective: of a searched plan, the candidate that won, and what it was chosen by, with its value.

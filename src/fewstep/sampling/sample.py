@@ -298,6 +298,11 @@ def _check_fit(
 ) -> None:
     if not force:
         check_fingerprint(model, plan)
+    if model.most_calls is not None and plan.nfe > model.most_calls:
+        raise ConfigError(
+            f"{model.name} is a generator, which makes an image in {model.most_calls} network call; the plan "
+            f"{plan.name} has {plan.nfe}; take that of fewstep onecall."
+        )
     if plan.stochastic and noise is None:
         raise ConfigError(
             "A plan with eta > 0 draws noise; pass noise, such as rng.ImageNoise(seeds, shape)."

@@ -121,6 +121,20 @@ CHANGES: dict[str, Any] = {  # for fields whose other values do not follow from 
     "track.uri": {"uri": "x"},
     "disturb.resamples": {"resamples": 50},
     "claims.runs": None,  # makes a run of another kind; below
+    "gan.network": None,  # whose variants are trained
+    "gan.heads": {"heads": 2},
+    "gan.width": {"width": 64},
+    "gan.betas_g": {"betas_g": [0.0, 0.9]},
+    "gan.betas_d": {"betas_d": [0.0, 0.9]},
+    "gan.knee": {"knee": 100},
+    "gan.loss": {"loss": "wasserstein"},
+    "gan.attention": {"attention": "dot"},
+    "gan.bcr": {"bcr": 1.0, "augment": ["colour"]},
+    "gan.augment": {"augment": ["colour"]},
+    "gan.probe_every": {"probe_every": 500},
+    "gan.log_every": {"log_every": 50},
+    "ttur.network": {"network": "resnet"},
+    "vitgan.variants": {"variants": ["full", "no overlap"]},
     "prepare.max_pixels": {"max_pixels": 10**9},  # with skip_corrupt more images are kept
     "sample.guidance": None,  # needs a second field; below
 }
@@ -132,6 +146,9 @@ NUMBERS = {  # every stage is in the run
     "quantize": {"nfe": [5]},
     "detect": {"nfe": [5]},
     "disturb": {"images": 10},
+    "gan": {"network": "vitgan"},
+    "ttur": {"network": "dcgan"},
+    "vitgan": {"variants": ["full"]},
 }
 
 

@@ -6,6 +6,8 @@ from fewstep.app.stages import (
     compose,
     evaluate,
     extractor,
+    gan,
+    onecall,
     plans,
     prepare,
     report,
@@ -22,6 +24,8 @@ from fewstep.methods.s3.stage import STAGE as SEARCH
 from fewstep.methods.s3.stage import TEACHER
 from fewstep.methods.tfmq.stage import STAGE as QUANTIZE
 from fewstep.methods.ttur.stage import STAGE as DISTURB
+from fewstep.methods.ttur.stage.rates import STAGE as TTUR
+from fewstep.methods.vitgan.stage import STAGE as VITGAN
 from fewstep.pipeline.stage.stages import Stages
 
 STAGES = Stages(
@@ -38,10 +42,14 @@ STAGES = Stages(
         ALIGN,
         compose.STAGE,
         QUANTIZE,
+        gan.STAGE,
+        onecall.STAGE,
         sample.STAGE,
         evaluate.STAGE,
         DETECT,
         DISTURB,
+        TTUR,
+        VITGAN,
         claims.STAGE,
         report.STAGE,
         track.STAGE,

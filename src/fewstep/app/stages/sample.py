@@ -13,7 +13,7 @@ from fewstep.pipeline.conditions import identity_of, with_conditions
 from fewstep.pipeline.parts import PATIENCE, parse_shard
 from fewstep.pipeline.samples import files_in, parse_seeds, require_distinct_names
 from fewstep.pipeline.seeds import require_unseen, require_unseen_rows
-from fewstep.pipeline.stage import MODEL, Stage
+from fewstep.pipeline.stage import OfSource, Stage
 from fewstep.pipeline.stage.options import (
     ConditionsOption,
     DeviceOption,
@@ -109,6 +109,6 @@ STAGE = Stage(
     does="draw the images",
     settings=SampleSettings,
     over="plans",
-    inputs=lambda settings, nfe: {"model": MODEL},
+    inputs=lambda settings, nfe: {"model": OfSource("model")},  # of a generator, its own
     requires=_requires,
 )

@@ -2,13 +2,13 @@
 
 import shutil
 import time
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fewstep.app.settings import ModelSettings, TrackSettings, TrainSettings
+from fewstep.app.stages.curve import live
 from fewstep.checks import ConfigError
 from fewstep.files import require_replaceable, sha256_file
 from fewstep.nets import CARD, CONFIG, CURVE, WEIGHTS
@@ -128,7 +128,7 @@ def command(
             loss_of_step=Sandwich(net, model.widths, distil=train.distil) if several else None,
             start=started_from,
         )
-        with _live(metrics, track, spec, leads=world.leads):
+        with live(metrics, track, spec, leads=world.leads):
             state = train_denoiser(
                 dataset,
                 net,
@@ -174,17 +174,6 @@ def _copied(folder: Path, net: "UNet") -> str:
     verify(folder)
     fill(net, read_weights(folder / WEIGHTS), source=folder / WEIGHTS, may_lack=net.condition_parts())
     return sha256_file(folder / WEIGHTS)
-
-
-def _live(
-    metrics: Path, track: TrackSettings, spec: Spec | None, *, leads: bool
-) -> AbstractContextManager[None]:
-    """Send the curve to MLflow while it grows, where the settings ask for it."""
-    if not (track.live and spec and leads):
-        return nullcontext()
-    from fewstep.app.tracking import live_curve, tracking_uri
-
-    return live_curve(metrics, run=spec.run, key=spec.key, uri=tracking_uri(track.uri))
 
 
 STAGE = Stage(

@@ -68,7 +68,14 @@ class Value:
     text: str
 
 
-Input = str | Of | Every | First | Panels | Runs | Value
+@dataclass(frozen=True)
+class OfSource:
+    """What the result that a stage is run over was given for an option, such as the model that plans are for."""
+
+    option: str
+
+
+Input = str | Of | Every | First | Panels | Runs | Value | OfSource
 """What an option of a command is given; the name alone stands for `Of(name)`."""
 
 Inputs = Mapping[str, Input | Sequence[Input]]
