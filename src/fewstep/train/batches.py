@@ -34,7 +34,7 @@ class ImageSource(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, indices: Sequence[int] | NDArray[np.int64] | Tensor) -> Tensor:
-        """The images of these rows, uint8 `(B, C, H, W)`."""
+        """The images of these rows, uint8 `(B, C, H, W)`, or their latents, floating point."""
         ...
 
 
@@ -42,9 +42,9 @@ class ImageSource(Protocol):
 class Batch:
     """One process's part of a global batch.
 
-    x0: `(b, C, H, W)` float32 in [-1, 1]. labels: int64 `(b,)` or None, the target of a classifier. size: images in
-    the global batch. rows: which of its rows these are; noise is drawn for the whole global batch and cut to these
-    rows. condition: what the images are conditioned on, b of them, or None.
+    x0: `(b, C, H, W)` float32, images in [-1, 1] or latents. labels: int64 `(b,)` or None, the target of a
+    classifier. size: images in the global batch. rows: which of its rows these are; noise is drawn for the whole global
+    batch and cut to these rows. condition: what the images are conditioned on, b of them, or None.
     """
 
     x0: Tensor
@@ -109,7 +109,9 @@ def image_batches(
             mirror = torch.rand(batch_size, generator=generator(seed, "flip", step))[rows] < 0.5
             images = torch.where(mirror[:, None, None, None], images.flip(-1), images)
             of_images = None if of_images is None else _mirrored(of_images, mirror)
-        x0 = to_unit(images.to(device, non_blocking=True)).contiguous(memory_format=torch.channels_last)
+        images = images.to(device, non_blocking=True)
+        x0 = images if images.is_floating_point() else to_unit(images)
+        x0 = x0.contiguous(memory_format=torch.channels_last)
         return Batch(
             x0,
             None if labels is None else labels[chosen].to(device),

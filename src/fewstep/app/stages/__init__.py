@@ -2,6 +2,7 @@
 
 from fewstep.app.settings import ModelSettings
 from fewstep.app.stages import (
+    autoencoder,
     compose,
     evaluate,
     extractor,
@@ -24,6 +25,8 @@ from fewstep.pipeline.stage.stages import Stages
 STAGES = Stages(
     (
         prepare.STAGE,
+        autoencoder.STAGE,
+        autoencoder.LATENTS,
         train.STAGE,
         zoo.STAGE,
         extractor.STAGE,

@@ -11,8 +11,8 @@ from typing import Any, Literal
 from fewstep.pipeline.stage.settings import Section
 
 Kind = Literal[
-    "dataset", "model", "extractor", "statistics", "solutions", "conditions", "plans", "images", "certificates",
-    "numbers", "report",
+    "dataset", "autoencoder", "model", "extractor", "statistics", "solutions", "conditions", "plans", "images",
+    "certificates", "numbers", "report",
 ]  # fmt: skip
 """What a stage makes. Plans are sampled and images evaluated, whichever stage made them."""
 
