@@ -21,7 +21,7 @@ from fewstep.pipeline.stage.settings import Section
 
 ROOT = Path(__file__).parents[3]
 PARAMS = ROOT / "params.yaml"
-RUNS = ("digits", "cifar10-zoo", "cifar10", "celeba", "lsun-bedroom", "folder")
+RUNS = ("digits", "cifar10-zoo", "cifar10", "celeba", "lsun-bedroom", "folder", "digits-latent")
 
 
 ZOO = {
