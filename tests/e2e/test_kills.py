@@ -39,7 +39,7 @@ def workflow(tmp_path_factory):
     """Start the command of a result; the folder holds what the results before it are."""
     folder = tmp_path_factory.mktemp("killed")
     with contextlib.chdir(folder):
-        specs = keys.make_specs(RUN, SETTINGS)
+        specs = keys.make_specs(RUN, {RUN: SETTINGS})
         results = {result.place: result for result in STAGES.results(SETTINGS)}
         for place, spec in specs.items():
             write_json(keys.spec_path(RUN, place), spec.as_json())

@@ -9,6 +9,8 @@ from fewstep.pipeline.settings import MARGIN, DrawSettings, MeasureSettings
 from fewstep.pipeline.stage.settings import NOT_A_RESULT, OwnSeeds, Positive, Section
 
 DatasetName = Annotated[str, StringConstraints(pattern=PATTERN)]
+RUN_NAME = r"^[a-z0-9][a-z0-9-]*$"
+RunName = Annotated[str, StringConstraints(pattern=RUN_NAME)]
 PresetName = Literal[
     "ddim",
     "ddim-eta",
@@ -321,6 +323,19 @@ class EvaluateSettings(MeasureSettings):
         json_schema_extra=NOT_A_RESULT,
         description="jobs that share the features of a result",
     )
+
+
+class ClaimsSettings(Section):
+    """The board of claims: a run with it makes nothing else."""
+
+    runs: list[RunName] = Field(
+        default=[], description="runs whose results the claims of the papers are judged by; [] in other runs"
+    )
+
+    @model_validator(mode="after")
+    def _no_repeats(self) -> Self:
+        self.require_distinct("runs")
+        return self
 
 
 class TrackSettings(Section):

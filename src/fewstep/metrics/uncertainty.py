@@ -157,6 +157,41 @@ def paired_difference(
     return Difference(value, normal_interval(value, spread(apart), level))
 
 
+def paired_ratio(
+    value_a: float,
+    value_b: float,
+    replicates_a: NDArray[Any] | Sequence[float],
+    replicates_b: NDArray[Any] | Sequence[float],
+    level: float = 0.95,
+    *,
+    spread: Callable[[Array], float] = spread,
+) -> Interval:
+    """Interval of A / B: the ratios r for which the interval of A - r B holds zero [fieller1954some].
+
+    Args: as of `paired_difference`, with A and B above zero.
+    Returns: bounds; the upper one is infinite where B itself is not distinguishable from zero.
+    Raises: DataError: different numbers of replicates.
+    """
+
+    def apart(ratio: float) -> bool:
+        scaled = ratio * np.asarray(replicates_b)
+        low, high = paired_difference(
+            value_a, ratio * value_b, replicates_a, scaled, level, spread=spread
+        ).interval
+        return low > 0 or high < 0
+
+    def bound(inside: float, outside: float) -> float:
+        for _ in range(50):
+            middle = (inside + outside) / 2
+            inside, outside = (inside, middle) if apart(middle) else (middle, outside)
+        return inside
+
+    centre = value_a / value_b
+    low = bound(centre, 0.0) if apart(0.0) else 0.0
+    beyond = next((far for k in range(1, 21) if apart(far := centre * 2.0**k)), np.inf)
+    return Interval(low, bound(centre, beyond) if beyond < np.inf else np.inf)
+
+
 class Extrapolation(NamedTuple):
     """Fit FD(N) = value + slope / N and its coefficient of determination."""
 

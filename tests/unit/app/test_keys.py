@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[3]
 
 def specs(**sections: Any) -> dict[str, Spec]:
     sections = {**sections, "search": {"nfe": [5], **sections.get("search", {})}}
-    return make_specs("digits", Settings.model_validate(sections))
+    return make_specs("digits", {"digits": Settings.model_validate(sections)})
 
 
 def all_keys(**sections: Any) -> dict[str, str]:
@@ -113,6 +113,8 @@ CHANGES: dict[str, Any] = {  # for fields whose other values do not follow from 
     "detect.match": {"match": ["ddim*"]},
     "detect.classifiers": {"classifiers": ["forest"]},
     "track.uri": {"uri": "x"},
+    "disturb.resamples": {"resamples": 50},
+    "claims.runs": None,  # makes a run of another kind; below
     "prepare.max_pixels": {"max_pixels": 10**9},  # with skip_corrupt more images are kept
     "sample.guidance": None,  # needs a second field; below
 }
@@ -122,6 +124,7 @@ NUMBERS = {  # every stage is in the run
     "stepaware": {"nfe": [5]},
     "align": {"nfe": [5]},
     "detect": {"nfe": [5]},
+    "disturb": {"images": 10},
 }
 
 
@@ -267,7 +270,7 @@ def result(folder: Path, *, spec_key: str, mtime: float, files: tuple[str, ...] 
 
 
 def test_the_date_of_a_spec_says_whether_its_result_fits(folder: Path) -> None:
-    fits = make_specs("digits", Settings())[PLACE].key
+    fits = make_specs("digits", {"digits": Settings()})[PLACE].key
     path = spec_path("digits", PLACE)
 
     old = result(folder, spec_key=fits, mtime=1e9)
@@ -290,7 +293,7 @@ def test_the_date_of_a_spec_says_whether_its_result_fits(folder: Path) -> None:
 
 
 def test_a_result_that_has_lost_a_file_does_not_fit(folder: Path) -> None:
-    fits = make_specs("digits", Settings())[PLACE].key
+    fits = make_specs("digits", {"digits": Settings()})[PLACE].key
     stamped = result(folder, spec_key=fits, mtime=1e9, files=("a.json",))
     sync_specs(params())
     assert spec_path("digits", PLACE).stat().st_mtime > stamped.stat().st_mtime

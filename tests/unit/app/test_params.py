@@ -21,7 +21,17 @@ from fewstep.pipeline.stage.settings import Section
 
 ROOT = Path(__file__).parents[3]
 PARAMS = ROOT / "params.yaml"
-RUNS = ("digits", "cifar10-zoo", "cifar10", "celeba", "lsun-bedroom", "folder", "digits-latent")
+RUNS = (
+    "digits",
+    "papers",
+    "digits-full",
+    "cifar10-zoo",
+    "cifar10",
+    "celeba",
+    "lsun-bedroom",
+    "folder",
+    "digits-latent",
+)
 
 
 ZOO = {
@@ -258,7 +268,7 @@ def test_a_missing_or_broken_file_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_an_unknown_run_is_one_sentence() -> None:
-    with pytest.raises(ConfigError, match="run must be one of digits, cifar10-zoo, cifar10, .*, got 'mnist'"):
+    with pytest.raises(ConfigError, match="run must be one of digits, papers, digits-full, .*, got 'mnist'"):
         settings(load_params(PARAMS), "mnist")
 
 

@@ -3,6 +3,7 @@
 from fewstep.app.settings import ModelSettings
 from fewstep.app.stages import (
     autoencoder,
+    claims,
     compose,
     evaluate,
     extractor,
@@ -20,6 +21,7 @@ from fewstep.methods.ddsm.stage import STAGE as STEPAWARE
 from fewstep.methods.multilid.stage import STAGE as DETECT
 from fewstep.methods.s3.stage import STAGE as SEARCH
 from fewstep.methods.s3.stage import TEACHER
+from fewstep.methods.ttur.stage import STAGE as DISTURB
 from fewstep.pipeline.stage.stages import Stages
 
 STAGES = Stages(
@@ -40,6 +42,8 @@ STAGES = Stages(
         sample.STAGE,
         evaluate.STAGE,
         DETECT,
+        DISTURB,
+        claims.STAGE,
         report.STAGE,
         track.STAGE,
     ),

@@ -48,6 +48,13 @@ class Panels:
 
 
 @dataclass(frozen=True)
+class Runs:
+    """The folders of other runs whose results are finished."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class First:
     """The first of some inputs that the run has for the reader's number of calls."""
 
@@ -61,7 +68,7 @@ class Value:
     text: str
 
 
-Input = str | Of | Every | First | Panels | Value
+Input = str | Of | Every | First | Panels | Runs | Value
 """What an option of a command is given; the name alone stands for `Of(name)`."""
 
 Inputs = Mapping[str, Input | Sequence[Input]]
@@ -108,11 +115,14 @@ class Stage:
         applies: whether a run has it, given the stages before it in the run.
         requires: raises ValueError("section.field: sentence") where settings of several sections do not fit together.
         over: one result for each result of this kind, whichever stage made it.
+        across: runs whose finished results it reads. A run for which there are any makes nothing beside but its report
+            and its place in MLflow; other runs do not have the stage.
         source: hash of what it reads from outside the workflow.
         keeps: option that names the folder from which an interrupted job resumes.
         panel: module with `panel(folders, results) -> Panel | None`, its part of the report.
         record: module with `records(folder, stamp) -> Iterator[Record]`, its runs in MLflow; without one, a stage that
             has a panel is recorded with its settings and files.
+        measures: module with what claims may name as their metric, functions `(run, **setting) -> [Measurement]`.
         threads: cores of a job; 0: all.
         gpu: whether a job uses an accelerator where there is one.
         first: whether its jobs start before others, as part of the longest chain.
@@ -132,10 +142,12 @@ class Stage:
     applies: Callable[[Any, Sequence["Stage"]], bool] = lambda settings, before: True
     requires: Callable[[Any], None] | None = None
     over: Kind | None = None
+    across: Callable[[Any], Sequence[str]] | None = None
     source: Callable[[Any], str | None] | None = None
     keeps: str | None = None
     panel: str | None = None
     record: str | None = None
+    measures: str | None = None
     threads: int = 1
     gpu: bool = True
     first: bool = False

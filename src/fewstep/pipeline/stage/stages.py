@@ -10,7 +10,7 @@ import typer.models
 from pydantic import BaseModel, Field, create_model
 
 from fewstep.checks import ConfigError
-from fewstep.pipeline.stage import Every, First, Input, Of, Panels, Stage, Value
+from fewstep.pipeline.stage import Every, First, Input, Of, Panels, Runs, Stage, Value
 from fewstep.pipeline.stage.settings import RunSettings, Section
 from fewstep.pipeline.stage.spec import STAMP
 
@@ -19,15 +19,21 @@ _ANY_NFE = 10  # for a first look at the inputs of a stage, before there is a ru
 
 @dataclass(frozen=True)
 class Result:
-    """What a stage makes once in a run: for a number of calls, for a result of another stage, or as a whole."""
+    """What a stage makes once in a run: for a number of calls, for a result of another stage, or as a whole.
+
+    `run` names its run where that is another one than the reader's.
+    """
 
     stage: Stage
     nfe: int | None = None
     source: "Result | None" = None
+    run: str = ""
 
     @property
     def place(self) -> str:
-        """Its folder below that of the run, such as `search/nfe4` or `evaluate/search/nfe4`."""
+        """Its folder below that of the run, such as `search/nfe4`, `evaluate/search/nfe4` or `../digits/report`."""
+        if self.run:
+            return f"../{self.run}/{self.stage.name}"
         if self.source is not None:
             return f"{self.stage.name}/{self.source.origin}"
         return self.stage.name if self.nfe is None else f"{self.stage.name}/nfe{self.nfe}"
@@ -39,7 +45,7 @@ class Result:
 
     def folder(self, run: str) -> Path:
         """The folder, from the top of the project."""
-        return Path(self.stage.root, run, self.place)
+        return Path(self.stage.root, self.run or run, self.stage.name if self.run else self.place)
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,8 @@ class Given:
         if self.result is None:
             return self.text
         folder = self.result.folder(run)
+        if self.result.run:  # the whole of the other run is meant, which its report completes
+            return str(folder.parent)
         path = str(folder / self.text) if self.text else str(folder)
         return f"{self.label}={path}" if self.label else path
 
@@ -104,7 +112,11 @@ class Stages(Sequence[Stage]):
     def in_run(self, settings: RunSettings) -> list[Stage]:
         """The stages that a run has."""
         found: list[Stage] = []
+        gathers = any(stage.across(settings) for stage in self._stages if stage.across is not None)
         for stage in self._stages:
+            shows = stage.across is not None or stage.makes == "report" or stage.root == "state"
+            if (stage.across is not None and not gathers) or (gathers and not shows):
+                continue
             if stage.applies(settings, found) and (stage.nfe is None or stage.nfe(settings)):
                 found.append(stage)
         return found
@@ -143,6 +155,9 @@ class Stages(Sequence[Stage]):
     def _resolved(self, value: Input, reader: Result, everything: Sequence[Result]) -> list[Given]:
         if isinstance(value, Value):
             return [Given(text=value.text)]
+        if isinstance(value, Runs):
+            report = next(stage for stage in self._stages if stage.makes == "report")
+            return [Given(Result(report, run=name)) for name in value.names]
         if isinstance(value, Panels):
             return [Given(r, label=r.stage.name) for r in everything if r.stage.panel is not None]
         if isinstance(value, Every):

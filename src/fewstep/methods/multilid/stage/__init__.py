@@ -33,6 +33,7 @@ def _requires(settings: Any) -> None:
 STAGE = Stage(
     name="detect",
     command=command,
+    measures="fewstep.methods.multilid.stage.measures",
     makes="numbers",
     does="detect generated images among real ones",
     settings=DetectSettings,
