@@ -48,7 +48,7 @@ def identity_of(model: "Model") -> dict[str, Any] | None:
 
 
 def conditions_of_images(folder: Path, dataset: "Dataset | Latents", images: str) -> "Condition":
-    """Stored conditions of the images of a dataset, row i of image i.
+    """Stored conditions of the images of a dataset of n images: row i, and any row i + k n, is of image i.
 
     Raises: DataError: they are of another dataset, or not as many. `images` says in the message what is conditioned.
     """
@@ -60,10 +60,10 @@ def conditions_of_images(folder: Path, dataset: "Dataset | Latents", images: str
             f"--conditions must be of the images of {images}, with fingerprint {dataset.of_images:.12}..., but "
             f"{folder} is of {str(of):.12}...; make the conditions of these images."
         )
-    if len(rows) != len(dataset):
+    if len(rows) % len(dataset):
         raise DataError(
-            f"--conditions must have one row for each image of {images}, {len(dataset)}; {folder} has {len(rows)}; "
-            "make the conditions of these images."
+            f"--conditions must have one row for each image of {images}, {len(dataset)}, or a whole number of such "
+            f"blocks; {folder} has {len(rows)}; make the conditions of these images."
         )
     return rows
 

@@ -14,7 +14,7 @@ from fewstep.checks import ConfigError
 from fewstep.files import require_replaceable, sha256_file
 from fewstep.nets import AUTOENCODER, CARD, CONFIG, CURVE, WEIGHTS
 from fewstep.pipeline.conditions import conditions_of_images
-from fewstep.pipeline.stage import First, Stage
+from fewstep.pipeline.stage import Every, First, Stage
 from fewstep.pipeline.stage.options import DeviceOption, takes_settings
 from fewstep.pipeline.stage.spec import STAMP, Spec, stamp
 
@@ -48,6 +48,12 @@ def command(
             help="conditions folder with one row for each training image: what the model is conditioned on"
         ),
     ] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(
+            help="table of pairs (pairs.csv, or its folder): which rows of the conditions each image is trained with"
+        ),
+    ] = None,
     autoencoder: Annotated[
         Path | None, typer.Option(help="of a model of latents: their autoencoder, which becomes part of it")
     ] = None,
@@ -63,6 +69,7 @@ def command(
     Example: fewstep train --data data/digits --out model --checkpoints checkpoints --steps 2000
     Several GPUs or cores: torchrun --nproc-per-node 2 --no-python -- fewstep train --data D --out M --checkpoints C
     """
+    from fewstep.data.pairs import load_pairs
     from fewstep.diffusion.condition import Stored
     from fewstep.diffusion.schedule import DDPMTable, schedule_from_config
     from fewstep.nets.folder import save_model
@@ -85,9 +92,10 @@ def command(
     if model.class_conditional and dataset.classes is None:
         raise ConfigError(f"--class-conditional needs labels, but {data} has none; leave it out.")
     of_images = None if conditions is None else conditions_of_images(conditions, dataset, str(data))
+    table = None if pairs is None else load_pairs(pairs)
     inputs = {} if of_images is None else inputs_of(Stored(of_images).entries, height)
-    table = model.schedule.type == "ddpm"
-    schedule = DDPMTable.linear() if table else schedule_from_config({"type": model.schedule.type})
+    tabled = model.schedule.type == "ddpm"
+    schedule = DDPMTable.linear() if tabled else schedule_from_config({"type": model.schedule.type})
     folder = checkpoints / spec.key if spec else checkpoints
     metrics = folder / CURVE
 
@@ -131,6 +139,7 @@ def command(
                 net,
                 recipe,
                 condition=of_images,
+                pairs=table,
                 checkpoints=folder,
                 metrics=metrics,
                 log_every=train.log_every,
@@ -150,6 +159,7 @@ def command(
         card={
             **card_facts(dataset, net),
             **({} if of_images is None else {"conditions": Stored(of_images).identity}),
+            **({} if table is None else {"pairs": {"sha256": table.sha256, "n": len(table)}}),
             "settings": {"model": model.model_dump(mode="json"), "train": train.model_dump(mode="json")},
             "started_from": started_from,
             "steps": state.step,
@@ -258,8 +268,13 @@ STAGE = Stage(
     makes="model",
     does="train the diffusion model",
     settings=TrainSettings,
-    inputs=lambda settings, nfe: {"data": First(("latents", "prepare")), **autoencoder_of(settings)},
+    inputs=lambda settings, nfe: {
+        "data": First(("latents", "prepare")),
+        "pairs": Every("pairs"),
+        **autoencoder_of(settings),
+    },
     reads=("model",),
+    rows="train",
     uses=("track",),
     applies=lambda settings, before: settings.model.zoo is None,
     keeps="checkpoints",
