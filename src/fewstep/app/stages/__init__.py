@@ -18,6 +18,8 @@ from fewstep.app.stages import (
 )
 from fewstep.methods.aligner.stage import STAGE as ALIGN
 from fewstep.methods.ddsm.stage import STAGE as STEPAWARE
+from fewstep.methods.lfm.stage import MAPS
+from fewstep.methods.lfm.stage import STAGE as LFM
 from fewstep.methods.multilid.stage import STAGE as DETECT
 from fewstep.methods.s3.stage import STAGE as SEARCH
 from fewstep.methods.s3.stage import TEACHER
@@ -29,6 +31,7 @@ STAGES = Stages(
         prepare.STAGE,
         autoencoder.STAGE,
         autoencoder.LATENTS,
+        MAPS,
         train.STAGE,
         zoo.STAGE,
         extractor.STAGE,
@@ -42,6 +45,7 @@ STAGES = Stages(
         sample.STAGE,
         evaluate.STAGE,
         DETECT,
+        LFM,
         DISTURB,
         claims.STAGE,
         report.STAGE,

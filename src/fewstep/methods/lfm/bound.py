@@ -82,19 +82,18 @@ def largest_slope(
     if iterations < 1:
         raise ConfigError(f"Power iteration needs an iteration or more; got {iterations}.")
     direction = _unit(torch.randn(x.shape, generator=rng).to(x))
-    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no forward derivative
-        for _ in range(iterations):
-            pull: Any = torch.func.vjp(function, x)[1]
-            direction = _unit(pull(_push(function, x, direction))[0])
-        slopes: Tensor = torch.linalg.vector_norm(_push(function, x, direction).flatten(1), dim=1)
+    x = x.detach().requires_grad_()
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # fused kernels have no second derivative
+        y = function(x)
+        # J^T u is linear in u, so its derivative by u, applied to a direction, is J times it
+        u = torch.zeros_like(y, requires_grad=True)
+        (pulled,) = torch.autograd.grad(y, x, u, create_graph=True)
+        for i in range(iterations + 1):
+            (pushed,) = torch.autograd.grad(pulled, u, direction, retain_graph=True)
+            if i < iterations:
+                direction = _unit(torch.autograd.grad(y, x, pushed, retain_graph=True)[0])
+    slopes: Tensor = torch.linalg.vector_norm(pushed.flatten(1), dim=1)
     return slopes
-
-
-def _push(function: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor) -> Tensor:
-    """The Jacobian at x times a direction."""
-    found: Any = torch.func.jvp(function, (x,), (direction,))
-    image: Tensor = found[1]
-    return image
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -75,7 +75,6 @@ def test_excess_is_nothing_for_the_best_velocity_and_known_for_a_shifted_one():
     assert excess_loss(velocity(0.5), points, labels, **values, rng=generator(5)) == pytest.approx(4 * 0.25)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # inside torch.func.jvp
 def test_slopes_are_singular_values():
     weight = torch.randn(5, 3, generator=generator(6))
 
