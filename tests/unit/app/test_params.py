@@ -31,6 +31,10 @@ RUNS = (
     "lsun-bedroom",
     "folder",
     "digits-latent",
+    "digits-latent-mask",
+    "digits-latent-map",
+    "celeba-latent",
+    "lsun-bedroom-latent",
 )
 
 
