@@ -21,7 +21,21 @@ from fewstep.pipeline.stage.settings import Section
 
 ROOT = Path(__file__).parents[3]
 PARAMS = ROOT / "params.yaml"
-RUNS = ("digits", "papers", "digits-full", "cifar10-zoo", "cifar10", "celeba", "lsun-bedroom", "folder")
+RUNS = (
+    "digits",
+    "papers",
+    "digits-full",
+    "cifar10-zoo",
+    "cifar10",
+    "celeba",
+    "lsun-bedroom",
+    "folder",
+    "digits-latent",
+    "digits-latent-mask",
+    "digits-latent-map",
+    "celeba-latent",
+    "lsun-bedroom-latent",
+)
 
 
 ZOO = {
@@ -201,7 +215,8 @@ def test_an_unknown_field_is_named_with_what_is_allowed() -> None:
         ),
         (
             {"sample": {"guidance": 2.0}},
-            "sample.guidance: must be 1 for a model without classes, got 2.0; set model.class_conditional",
+            "sample.guidance: must be 1 for a model that is not trained without its conditions, too, got 2.0; set "
+            "train.label_dropout, such as 0.1",
         ),
     ],
 )

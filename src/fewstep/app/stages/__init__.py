@@ -2,6 +2,7 @@
 
 from fewstep.app.settings import ModelSettings
 from fewstep.app.stages import (
+    autoencoder,
     claims,
     compose,
     evaluate,
@@ -19,6 +20,8 @@ from fewstep.app.stages import (
 )
 from fewstep.methods.aligner.stage import STAGE as ALIGN
 from fewstep.methods.ddsm.stage import STAGE as STEPAWARE
+from fewstep.methods.lfm.stage import MAPS
+from fewstep.methods.lfm.stage import STAGE as LFM
 from fewstep.methods.multilid.stage import STAGE as DETECT
 from fewstep.methods.s3.stage import STAGE as SEARCH
 from fewstep.methods.s3.stage import TEACHER
@@ -31,6 +34,9 @@ from fewstep.pipeline.stage.stages import Stages
 STAGES = Stages(
     (
         prepare.STAGE,
+        autoencoder.STAGE,
+        autoencoder.LATENTS,
+        MAPS,
         train.STAGE,
         zoo.STAGE,
         extractor.STAGE,
@@ -47,6 +53,7 @@ STAGES = Stages(
         sample.STAGE,
         evaluate.STAGE,
         DETECT,
+        LFM,
         DISTURB,
         TTUR,
         VITGAN,

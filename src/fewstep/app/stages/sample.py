@@ -95,10 +95,12 @@ def command(
 
 
 def _requires(settings: Any) -> None:
-    if settings.sample.guidance != 1.0 and not settings.model.class_conditional:
+    if settings.sample.guidance == 1.0 or settings.model.zoo is not None:
+        return
+    if settings.train.label_dropout == 0:
         raise ValueError(
-            f"sample.guidance: must be 1 for a model without classes, got {settings.sample.guidance}; "
-            "set model.class_conditional"
+            f"sample.guidance: must be 1 for a model that is not trained without its conditions, too, got "
+            f"{settings.sample.guidance}; set train.label_dropout, such as 0.1"
         )
 
 
@@ -108,6 +110,7 @@ STAGE = Stage(
     makes="images",
     does="draw the images",
     settings=SampleSettings,
+    rows="report",
     over="plans",
     inputs=lambda settings, nfe: {"model": OfSource("model")},  # of a generator, its own
     requires=_requires,

@@ -156,6 +156,11 @@ class Stages(Sequence[Stage]):
                     found += self._resolved(each, result, everything)
             if found:
                 given[name] = found
+        rows = [
+            Given(r, stage.rows) for r in everything if r.stage.makes == "conditions" and r.stage != stage
+        ]
+        if CONDITIONS in stage.parameters and CONDITIONS not in given and rows:
+            given[CONDITIONS] = rows
         return given
 
     def _resolved(self, value: Input, reader: Result, everything: Sequence[Result]) -> list[Given]:
@@ -254,6 +259,9 @@ class Stages(Sequence[Stage]):
                 if not isinstance(one, OfSource):
                     self._resolved(one, Result(stage), everything)
 
+
+CONDITIONS = "conditions"
+"""Parameter of the commands that take the stored conditions of a run."""
 
 _SOURCE = {"plans": "plans", "images": "samples"}
 """Parameter that takes the results of the kind that a stage is run over."""
