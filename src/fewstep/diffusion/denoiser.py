@@ -1,10 +1,11 @@
 """A model is a function of (x_t, t[, condition]) with a schedule; `Denoiser` is the only code that calls it."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,8 @@ class Model:
             latents, of which `shape` speaks.
         widths: of a slimmable network, the share of its channels that each sub-network has, the full one first.
         at_width: of a slimmable network, what to call instead of `fn`, by index into `widths`.
+        rows: network calls on one image that a call of `fn` takes: pipelines that guide by themselves need two.
+        call: what a pipeline is called with besides, such as guidance and size; plans that are found for it name it.
     """
 
     fn: Callable[..., Tensor]
@@ -45,6 +48,8 @@ class Model:
     decode: Callable[[Tensor], Tensor] | None = field(default=None, compare=False)
     widths: tuple[float, ...] = (1.0,)
     at_width: Callable[[int], Callable[..., Tensor]] | None = field(default=None, compare=False)
+    rows: int = 1
+    call: Mapping[str, Any] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.prediction not in PREDICTIONS:
@@ -197,7 +202,7 @@ class Denoiser:
         if x_t.is_cuda:
             torch.cuda.synchronize(x_t.device)
         self.network_seconds += time.perf_counter() - started
-        self.calls += 1
+        self.calls += self.model.rows
         if result.shape != x_t.shape:
             raise DataError(
                 f"A model's output must have the shape of its input, {tuple(x_t.shape)}; "
