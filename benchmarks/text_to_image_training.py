@@ -19,6 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from fewstep.data.packed import load_dataset
 from fewstep.diffusion.schedule import DDPMTable
+from fewstep.progress import track
 from fewstep.rng import generator, initial_weights
 from fewstep.train.batches import Batch, image_batches, indices
 from fewstep.train.descent import descend
@@ -26,7 +27,6 @@ from fewstep.train.ema import Ema
 from fewstep.train.loop import LRSchedule, State, fit
 from fewstep.train.losses import denoising_loss, draw_times, noised
 from fewstep.train.world import World
-from fewstep.progress import track
 
 LONGEST = 20  # tokens of a caption, both ends included
 DROPPED = 0.1  # share of captions that are hidden, for guidance
@@ -156,7 +156,7 @@ def encoded(net, dataset, file):
     return latents / latents.std()
 
 
-def train_network(dataset, latents, tokens, work, steps, batch_size=64):
+def train_network(dataset, latents, tokens, work, steps, batch_size=32):
     net = TextToNoise(tokens)
     labels = torch.from_numpy(dataset.labels[:])
 
@@ -179,7 +179,7 @@ def train_network(dataset, latents, tokens, work, steps, batch_size=64):
 
         return descend(loss, net, state.optimisers["net"], size=batch.size, world=World(), clip=1.0)
 
-    optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=1e-3)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=8e-4, weight_decay=1e-3)
     state = fit(
         State({"net": net}, {"net": optimiser}, {"net": Ema(net, decay=0.998)}),
         step,
@@ -199,8 +199,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--vae-steps", type=int, default=1800)
-    parser.add_argument("--steps", type=int, default=3300)
+    parser.add_argument("--vae-steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=2400)
     options = parser.parse_args()
     torch.set_num_threads(1)
     dataset = load_dataset(options.data, "train")

@@ -43,7 +43,9 @@ def read_prompts(path: Path) -> list[str]:
     """
     file, column = split_column(path)
     if not file.is_file():
-        raise DataError(f"{file} must be a list of prompts ({', '.join(SUFFIXES)}), but there is no such file.")
+        raise DataError(
+            f"{file} must be a list of prompts ({', '.join(SUFFIXES)}), but there is no such file."
+        )
     read = {".txt": _lines, ".csv": _csv, ".parquet": _parquet}[file.suffix.lower()]
     try:
         raw = read(file, column)

@@ -270,7 +270,9 @@ class Asked:
         bound = inspect.signature(self._encode).bind(*args, **kwargs)
         bound.apply_defaults()
         given = dict(bound.arguments)
-        for extra in [n for n, p in inspect.signature(self._encode).parameters.items() if p.kind is p.VAR_KEYWORD]:
+        for extra in [
+            n for n, p in inspect.signature(self._encode).parameters.items() if p.kind is p.VAR_KEYWORD
+        ]:
             given.update(given.pop(extra, {}))
         each = {n: v for n, v in given.items() if _EACH.fullmatch(n) and isinstance(v, list)}
         rest = {n: v for n, v in given.items() if n not in each}

@@ -46,7 +46,9 @@ def load_model(
     if is_diffusers(found) and is_text_pipeline(found):
         return load_text_pipeline(found, call=call, device=device)
     if call is not None:
-        raise ConfigError(f"--call is for text-to-image pipelines of diffusers; {found} is none, so leave it out.")
+        raise ConfigError(
+            f"--call is for text-to-image pipelines of diffusers; {found} is none, so leave it out."
+        )
     return (load_diffusers if is_diffusers(found) else folder.load_model)(found, device=device)
 
 

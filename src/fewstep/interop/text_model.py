@@ -101,7 +101,11 @@ def load_text_pipeline(
 
 
 def pipeline_model(
-    pipe: Any, call: Mapping[str, Any] | None = None, *, name: str = "pipeline", fingerprint: str | None = None
+    pipe: Any,
+    call: Mapping[str, Any] | None = None,
+    *,
+    name: str = "pipeline",
+    fingerprint: str | None = None,
 ) -> Model:
     """A pipeline in memory as a model; it is as before after each use.
     Raises: ConfigError, DataError: as in `load_text_pipeline`.
@@ -156,8 +160,12 @@ def read_call(call: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
         try:
             call = YAML(typ="safe", pure=True).load(Path(call).read_text(encoding="utf-8"))
         except (OSError, YAMLError, ValueError) as error:
-            raise ConfigError(f"--call must be a YAML file, but: {' '.join(str(error).split()):.200}") from None
-    if not isinstance(call, Mapping) or not all(isinstance(key, str) and _is_plain(v) for key, v in call.items()):
+            raise ConfigError(
+                f"--call must be a YAML file, but: {' '.join(str(error).split()):.200}"
+            ) from None
+    if not isinstance(call, Mapping) or not all(
+        isinstance(key, str) and _is_plain(v) for key, v in call.items()
+    ):
         raise ConfigError(
             "--call must hold arguments of the pipeline by name, numbers, texts or lists of them, such as "
             f"guidance_scale: 5.0; got {call!r:.80}."
@@ -168,7 +176,11 @@ def read_call(call: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
 def _is_plain(value: Any) -> bool:
     if isinstance(value, list):
         return all(map(_is_plain, value))
-    return value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
+    return (
+        value is None
+        or isinstance(value, str | bool | int)
+        or (isinstance(value, float) and math.isfinite(value))
+    )
 
 
 # Files
@@ -287,7 +299,9 @@ def _with_lora(pipe: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
         pipe.load_lora_weights(found[0].parent, weight_name=found[0].name, local_files_only=True)
         pipe.fuse_lora(lora_scale=scale)
     except _FAILS as error:
-        raise ConfigError(f"The LoRA {found[0]} must fit the pipeline, but: {' '.join(str(error).split()):.200}") from error
+        raise ConfigError(
+            f"The LoRA {found[0]} must fit the pipeline, but: {' '.join(str(error).split()):.200}"
+        ) from error
     return {"sha256": files.sha256_file(found[0]), "scale": scale}
 
 

@@ -152,6 +152,8 @@ class Plan:
         grid: its spacing, or how tables call the grid.
         sampler: how tables call the plan, where that is not the preset: `searched`, `ddim+aligned`, ...
         parents: hashes of the plans that it was derived from; none where a search built it from the space alone.
+        call: of a text-to-image pipeline, what it was called with besides: guidance, size, ...
+        prompts: digests of the prompts that had a part in finding it, refused when images are judged.
         seeds: purpose -> first and last seed of images that had a part in finding it; refused when images are judged.
         found, objective: of a searched plan, the candidate that won, and what it was chosen by, with its value.
         stepaware: of a plan with searched widths, these, their cost, and their error.

@@ -174,10 +174,10 @@ def sample(
 
 
 def start_std(model: Model, plan: Plan) -> float:
-    """Standard deviation at the first node: the prior's, scaled down where the grid starts later."""
+    """Standard deviation at the first node: the prior's, scaled down where the grid starts later than t_start."""
     schedule = model.schedule
-    t_start = schedule.t_of_lambda(plan.nodes[0].lambda_)
-    return schedule.prior_std * float(schedule.sigma(t_start) / schedule.sigma(schedule.t_max))
+    t = schedule.t_of_lambda(plan.nodes[0].lambda_).clamp(max=schedule.t_start)
+    return schedule.prior_std * float(schedule.sigma(t) / schedule.sigma(schedule.t_start))
 
 
 def _run(

@@ -78,9 +78,7 @@ def _words():
             vocab_size=160, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False
         ),
     )
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", 1)]
-    )
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return tokenizer.to_str()
 
 
@@ -252,7 +250,10 @@ def auraflow():
         ), 15,
     )  # fmt: skip
     return diffusers.AuraFlowPipeline(
-        tokenizer=t5_tokenizer(), text_encoder=t5(16, kind="UMT5"), vae=vae(0.13025), transformer=net,
+        tokenizer=t5_tokenizer(),
+        text_encoder=t5(16, kind="UMT5"),
+        vae=vae(0.13025),
+        transformer=net,
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=1.73),
     )
 

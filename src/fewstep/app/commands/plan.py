@@ -8,6 +8,7 @@ import typer
 from fewstep.app.stages.plans import known
 from fewstep.checks import ConfigError
 from fewstep.files import require_file
+from fewstep.pipeline.stage.options import CallOption
 
 
 def plan(
@@ -15,6 +16,7 @@ def plan(
     model: Annotated[Path, typer.Option(help="model folder whose noise schedule the plan is for")],
     nfe: Annotated[int, typer.Option(help="network calls per image")],
     out: Annotated[Path, typer.Option(help="plan file to write")],
+    call: CallOption = None,
     grid: Annotated[str | None, typer.Option(help="spacing of times (default: uniform-lambda)")] = None,
     to_zero: Annotated[
         bool, typer.Option("--to-zero", help="end at clean data, by a step of order 1")
@@ -38,7 +40,7 @@ def plan(
     if grid is not None and timesteps is not None:
         raise ConfigError("--timesteps and --grid both say where the times are; leave out one of the two.")
     require_file(out)
-    schedule = load_model(model).schedule
+    schedule = load_model(model, call=call).schedule
     spacing = (
         ("uniform-lambda" if grid is None else grid)
         if timesteps is None

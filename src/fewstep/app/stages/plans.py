@@ -10,7 +10,7 @@ from fewstep.app.settings import PlansSettings
 from fewstep.checks import ConfigError
 from fewstep.nets import PLANS
 from fewstep.pipeline.stage import MODEL, Stage
-from fewstep.pipeline.stage.options import takes_settings
+from fewstep.pipeline.stage.options import CallOption, takes_settings
 from fewstep.pipeline.stage.spec import Spec, result_folder
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def command(
     ],
     nfe: Annotated[int, typer.Option(help="network calls per image")],
     out: Annotated[Path, typer.Option(help="folder to write")],
+    call: CallOption = None,
     *,
     plans: PlansSettings,
     spec: Spec | None,
@@ -40,7 +41,7 @@ def command(
     from fewstep.sampling.plan import load_plan, require_distinct_plans
     from fewstep.sampling.sample import check_fingerprint
 
-    loaded = load_model(model)
+    loaded = load_model(model, call=call)
     schedule = loaded.schedule
     left_out: list[str] = []
     made: dict[str, Plan] = {}

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from fewstep.diffusion.schedule import Schedule
 from fewstep.sampling.descent import Free
 from fewstep.sampling.linear import in_linear_form, linear_form
-from fewstep.sampling.plan import Plan
+from fewstep.sampling.plan import MIN_GAP, Plan
 from fewstep.sampling.solver import Points, Values, first_order
 
-SLACK = 0.01  # share of the log-SNR range kept between the last evaluation and t_min, at the start
+SLACK = 0.01  # share of the last gap that the last evaluation may move by where it already is at t_min
 
 
 class FreePlan(Free):
@@ -40,8 +40,9 @@ class FreePlan(Free):
         if plan.to_zero:
             # the last evaluation may move too, as far as the network goes
             limit = schedule.lambda_(torch.tensor(schedule.t_min, dtype=torch.float64))
-            self.range = limit - finite[0]
-            gaps = torch.cat([gaps, (limit - finite[-1]).clamp_min(SLACK * self.range)[None]])
+            last = gaps[-1] if len(gaps) else (limit - finite[0]).abs().clamp_min(MIN_GAP)
+            gaps = torch.cat([gaps, (limit - finite[-1]).clamp_min(SLACK * last)[None]])
+            self.limit, self.range = torch.maximum(limit, finite[-1]), gaps.sum()
         self.gaps = nn.Parameter(gaps.log())
         self._first_gaps = gaps.log()
         rows = len(plan.steps)
@@ -53,7 +54,8 @@ class FreePlan(Free):
         gaps = self.gaps.softmax(0) * self.range
         lambdas = torch.cat([self.start[None], self.start + gaps.cumsum(0)])
         if self.origin.to_zero:
-            lambdas = torch.cat([lambdas[:-1], torch.tensor([math.inf], dtype=torch.float64)])
+            lambdas = lambdas[:-1].clamp(max=float(self.limit))
+            lambdas = torch.cat([lambdas, torch.tensor([math.inf], dtype=torch.float64)])
         moved = replace(self.numbers, lambdas=lambdas)
         # for the scale of the terms alone, which must not be moved by them
         points = Points.of(self.schedule, lambdas.detach())

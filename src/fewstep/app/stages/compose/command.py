@@ -10,6 +10,7 @@ from fewstep.files import atomic_dir, require_replaceable
 from fewstep.pipeline.conditions import with_conditions
 from fewstep.pipeline.samples import files_in
 from fewstep.pipeline.stage.options import (
+    CallOption,
     ConditionsOption,
     DeviceOption,
     ExtractorOption,
@@ -32,6 +33,7 @@ def command(
     out: Annotated[Path, typer.Option(help="folder to write")],
     guidance: GuidanceOption = 1.0,
     conditions: ConditionsOption = None,
+    call: CallOption = None,
     device: DeviceOption = "auto",
     *,
     compose: ComposeSettings,
@@ -62,7 +64,9 @@ def command(
     place = chosen_device(device)
     network = load_extractor(extractor, device=place)
     guided = guidance if spec is None else spec.value("sample.guidance")
-    task = Task(with_conditions(load_model(model, device=place), conditions), guided, compose.batch_size)
+    task = Task(
+        with_conditions(load_model(model, call=call, device=place), conditions), guided, compose.batch_size
+    )
     measured = load_reference(find_reference(reference), extractor=network)
     made = compared(task, candidates, measured, network, compose, track=track)
     require_distinct_plans(made.plans)

@@ -13,6 +13,7 @@ from fewstep.pipeline.measure import reference_and_extractor
 from fewstep.pipeline.samples import files_in
 from fewstep.pipeline.seeds import require_unseen
 from fewstep.pipeline.stage.options import (
+    CallOption,
     ConditionsOption,
     DataOption,
     DeviceOption,
@@ -54,6 +55,7 @@ def command(
     study: StudyOption = None,
     guidance: PlansGuidanceOption = 1.0,
     conditions: ConditionsOption = None,
+    call: CallOption = None,
     device: DeviceOption = "auto",
     *,
     stepaware: StepAwareSettings,
@@ -78,7 +80,7 @@ def command(
     guidance = spec.value("sample.guidance") if spec else guidance
     kept = study or out.with_name(f"{out.name}.study")
     kept = kept / spec.key if spec else kept
-    network = _model(model, conditions, parents, stepaware, device)
+    network = _model(model, call, conditions, parents, stepaware, device)
     # a plan that was found for one guidance keeps it
     tasks = [
         Task(network, guidance if parent.guidance is None else parent.guidance, stepaware.batch_size)
@@ -120,6 +122,7 @@ def _check(model: Path | None, parents: Sequence["Plan"], budget: float | None, 
 
 def _model(
     path: Path,
+    call: Path | None,
     conditions: Path | None,
     parents: Sequence["Plan"],
     settings: StepAwareSettings,
@@ -132,7 +135,7 @@ def _model(
     from fewstep.pipeline.devices import chosen_device
     from fewstep.sampling.sample import check_fingerprint
 
-    loaded = with_conditions(load_model(path, device=chosen_device(device)), conditions)
+    loaded = with_conditions(load_model(path, call=call, device=chosen_device(device)), conditions)
     require_slimmable(loaded)
     for parent in parents:
         require_full_width(parent)

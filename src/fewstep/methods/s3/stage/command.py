@@ -10,6 +10,7 @@ from fewstep.files import write_json
 from fewstep.methods.s3.stage.options import ToZeroOption, of_run
 from fewstep.methods.s3.stage.settings import SearchSettings
 from fewstep.pipeline.stage.options import (
+    CallOption,
     ConditionsOption,
     DataOption,
     DeviceOption,
@@ -47,6 +48,7 @@ def command(
     to_zero: ToZeroOption = True,
     guidance: GuidanceOption = 1.0,
     conditions: ConditionsOption = None,
+    call: CallOption = None,
     device: DeviceOption = "auto",
     *,
     search: SearchSettings,
@@ -77,7 +79,7 @@ def command(
         require_storage(storage)
     to_zero, guidance = of_run(spec, to_zero, guidance)
     setup = processes.SearchSetup(
-        model, conditions, guidance, device, to_zero, search, reference, data, extractor
+        model, call, conditions, guidance, device, to_zero, search, reference, data, extractor
     )
     task = setup.task()
     for n in numbers:
