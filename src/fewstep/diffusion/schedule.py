@@ -32,6 +32,11 @@ class Schedule(ABC):
         """Where grids and training begin, and from where on x_t is taken for noise alone; t_max, or little before."""
         return self.t_max
 
+    def start_std(self, lambda_t: float) -> float:
+        """Standard deviation of x_t where sampling starts at a half log-SNR: less than `prior_std` after t_start."""
+        t = self.t_of_lambda(lambda_t).clamp(max=self.t_start)
+        return self.prior_std * float(self.sigma(t) / self.sigma(self.t_start))
+
     @abstractmethod
     def alpha(self, t: Tensor | float) -> Tensor:
         """Signal amplitude."""

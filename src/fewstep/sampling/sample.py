@@ -175,9 +175,7 @@ def sample(
 
 def start_std(model: Model, plan: Plan) -> float:
     """Standard deviation at the first node: the prior's, scaled down where the grid starts later than t_start."""
-    schedule = model.schedule
-    t = schedule.t_of_lambda(plan.nodes[0].lambda_).clamp(max=schedule.t_start)
-    return schedule.prior_std * float(schedule.sigma(t) / schedule.sigma(schedule.t_start))
+    return model.schedule.start_std(plan.nodes[0].lambda_)
 
 
 def _run(

@@ -36,6 +36,7 @@ def plan(
     """
     from fewstep.diffusion.grids import of_rows
     from fewstep.interop.load import load_model
+    from fewstep.sampling.document import save_plan
 
     if grid is not None and timesteps is not None:
         raise ConfigError("--timesteps and --grid both say where the times are; leave out one of the two.")
@@ -47,7 +48,7 @@ def plan(
         else of_rows(schedule, _rows(timesteps))
     )
     made = known(preset, schedule, nfe, spacing, to_zero)
-    made.save(out)
+    save_plan(made, out)
     typer.echo(f"{out}: {made.name}, {made.nfe} network calls per image")
 
 

@@ -38,6 +38,7 @@ def command(
     """
     from fewstep.interop.load import load_model
     from fewstep.interop.zoo import find
+    from fewstep.sampling.document import save_plan
     from fewstep.sampling.plan import load_plan, require_distinct_plans
     from fewstep.sampling.sample import check_fingerprint
 
@@ -67,7 +68,7 @@ def command(
         raise ConfigError(f"No preset can make {nfe} network calls: {' '.join(left_out)}")
     with result_folder(out, spec) as folder:
         for one in made.values():
-            one.save(folder / f"{one.name}.json")
+            save_plan(one, folder / f"{one.name}.json")
     for reason in left_out:
         typer.echo(f"left out: {reason}", err=True)
     typer.echo(f"{out}: {len(made)} plans of {nfe} network calls per image")

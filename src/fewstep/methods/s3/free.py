@@ -19,6 +19,7 @@ from fewstep.sampling.plan import MIN_GAP, Plan
 from fewstep.sampling.solver import Points, Values, first_order
 
 SLACK = 0.01  # share of the last gap that the last evaluation may move by where it already is at t_min
+ROUNDING = 1e-9  # nats short of t_min, whose inverse must not come out beyond it
 
 
 class FreePlan(Free):
@@ -42,7 +43,7 @@ class FreePlan(Free):
             limit = schedule.lambda_(torch.tensor(schedule.t_min, dtype=torch.float64))
             last = gaps[-1] if len(gaps) else (limit - finite[0]).abs().clamp_min(MIN_GAP)
             gaps = torch.cat([gaps, (limit - finite[-1]).clamp_min(SLACK * last)[None]])
-            self.limit, self.range = torch.maximum(limit, finite[-1]), gaps.sum()
+            self.limit, self.range = float(limit) - ROUNDING, gaps.sum()
         self.gaps = nn.Parameter(gaps.log())
         self._first_gaps = gaps.log()
         rows = len(plan.steps)
@@ -54,7 +55,7 @@ class FreePlan(Free):
         gaps = self.gaps.softmax(0) * self.range
         lambdas = torch.cat([self.start[None], self.start + gaps.cumsum(0)])
         if self.origin.to_zero:
-            lambdas = lambdas[:-1].clamp(max=float(self.limit))
+            lambdas = lambdas[:-1].clamp(max=self.limit)
             lambdas = torch.cat([lambdas, torch.tensor([math.inf], dtype=torch.float64)])
         moved = replace(self.numbers, lambdas=lambdas)
         # for the scale of the terms alone, which must not be moved by them

@@ -56,6 +56,7 @@ def command(
     from fewstep.metrics.reference import load_reference
     from fewstep.pipeline.devices import chosen_device
     from fewstep.progress import track
+    from fewstep.sampling.document import save_plan
     from fewstep.sampling.plan import load_plan, require_distinct_plans
     from fewstep.sampling.task import Task
 
@@ -73,7 +74,7 @@ def command(
     with atomic_dir(out) as folder:
         (folder / PLANS).mkdir()
         for one in made.plans:
-            one.save(folder / PLANS / f"{one.name}.json")
+            save_plan(one, folder / PLANS / f"{one.name}.json")
         made.table.to_parquet(folder / COMPOSITION, index=False)
         write_json(folder / PROTOCOL, made.protocol.model_dump())
         if spec:

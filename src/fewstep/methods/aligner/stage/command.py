@@ -159,12 +159,14 @@ def _of_images(
 
 
 def _write(out: Path, found: Sequence["Aligned"], spec: Spec | None) -> None:
+    from fewstep.sampling.document import save_plan
+
     if out.suffix == ".json":
-        found[0].plan.save(out)
+        save_plan(found[0].plan, out)
         return
     with result_folder(out, spec) as folder:
         for one in found:
-            one.plan.save(folder / f"{one.plan.name}.json")
+            save_plan(one.plan, folder / f"{one.plan.name}.json")
 
 
 def _sentence(parent: "Plan", aligned: "Aligned") -> str:

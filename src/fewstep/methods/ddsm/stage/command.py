@@ -178,13 +178,14 @@ def _front(folder: Path, parents: Sequence["Plan"]) -> list["Plan"]:
 
 def _write_one(plans: Sequence["Plan"], budget: float | None, out: Path) -> None:
     from fewstep.methods.ddsm.stage.run import pick
+    from fewstep.sampling.document import save_plan
 
     if budget is None:
         raise ConfigError(
             "--front needs --budget, the share of the full network's cost that a plan may have."
         )
     chosen = pick(plans, budget)
-    chosen.save(out)
+    save_plan(chosen, out)
     share = chosen.provenance["stepaware"]["cost"]["share"]
     typer.echo(f"{out}: {chosen.name}, {share:.1%} of the full network's cost")
 
@@ -192,10 +193,12 @@ def _write_one(plans: Sequence["Plan"], budget: float | None, out: Path) -> None
 def _write_all(out: Path, found: Sequence["FoundWidths"], spec: Spec | None) -> None:
     import pandas as pd
 
+    from fewstep.sampling.document import save_plan
+
     with result_folder(out, spec) as folder:
         for searched in found:
             for plan in searched.plans:
-                plan.save(folder / f"{plan.name}.json")
+                save_plan(plan, folder / f"{plan.name}.json")
         pd.concat([searched.frame for searched in found]).to_parquet(folder / "trials.parquet", index=False)
     typer.echo(f"{out}: {sum(len(searched.plans) for searched in found)} plans")
 

@@ -72,6 +72,7 @@ def command(
     )
     from fewstep.pipeline.storage import require_storage
     from fewstep.progress import track
+    from fewstep.sampling.document import save_plan
 
     numbers = _numbers(nfe)
     require_result_folder(out, spec, {".json", ".parquet"})
@@ -110,7 +111,7 @@ def command(
         return
     with result_folder(out, spec) as folder:
         for found in finished:
-            found.plan.save(folder / f"{found.plan.name}.json")
+            save_plan(found.plan, folder / f"{found.plan.name}.json")
             write_json(folder / f"search.nfe{found.plan.nfe}.json", found.record)
             found.trials.to_parquet(folder / f"trials.nfe{found.plan.nfe}.parquet", index=False)
 
