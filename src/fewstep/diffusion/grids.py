@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fewstep._typing import Float64
 from fewstep.checks import ConfigError
-from fewstep.diffusion.schedule import DDPMTable, Schedule
+from fewstep.diffusion.schedule import DDPMTable, Flow, Schedule
 
 SHIFTED = "shifted"
 
@@ -100,13 +100,14 @@ def shifted(
 
 
 def shifted_to_zero(schedule: Schedule, n_steps: int, *, shift: float = 1.0) -> Float64[Tensor, " {n_steps}"]:
-    """The same down to clean data, whose time is left out: n_steps times, shift(1 - i / n_steps), as pipelines have it."""
+    """The same down to clean data, whose time is left out: n_steps times shift(1 - i / n_steps), as in pipelines."""
     by = math.log(_shift(shift))
-    start = 1 / (1 + math.exp(float(schedule.lambda_(schedule.t_max)) + by))
+    # pipelines of flows begin at 1, for which t_max stands
+    flows = isinstance(schedule, Flow)
+    start = 1.0 if flows else 1 / (1 + math.exp(float(schedule.lambda_(schedule.t_max)) + by))
     u = start * (1 - torch.arange(n_steps, dtype=torch.float64) / n_steps)
-    ts = schedule.t_of_lambda(torch.log1p(-u) - u.log() - by)
-    ts[0] = schedule.t_max
-    return ts
+    rest = schedule.t_of_lambda(torch.log1p(-u[1:]) - u[1:].log() - by)
+    return torch.cat([torch.tensor([schedule.t_max], dtype=torch.float64), rest])
 
 
 def _shift(shift: float) -> float:

@@ -108,7 +108,6 @@ class Asked:
         run = self._kind.__call__
         self._run = getattr(run, "__wrapped__", run)  # the decorator would forbid gradients
         self._encode, self._latents = pipe.encode_prompt, pipe.prepare_latents
-        self._own_scheduler = pipe.scheduler
         self._stand_in = StandIn(pipe.scheduler)
         self._remembered: dict[tuple[str, str], Any] = {}
         self._prepared: dict[str, Any] = {}
@@ -133,7 +132,7 @@ class Asked:
         With gradients in x and in the timestep, of which the inside of the network is computed again.
         """
         if self.alone and len(texts) > 1:
-            parts = zip(x.split(1), texts, strict=True)
+            parts = zip(torch.split(x, 1), texts, strict=True)
             return torch.cat([self(part, timestep, [text]) for part, text in parts])
         if not torch.is_grad_enabled():
             return self._once(x, timestep, texts)
@@ -160,7 +159,7 @@ class Asked:
         """Run the text encoders on texts, which the function is asked about later."""
         for text in dict.fromkeys([PROBE, *texts]):
             with torch.no_grad():
-                self._asked(torch.zeros(1, *self.shape, device=self._device), torch.zeros(0), [text])
+                self._asked(self._blank(), torch.zeros(0), [text])
 
     def drop_encoders(self) -> None:
         """Take the text encoders out of memory; only remembered texts may be asked about from here on."""
@@ -184,10 +183,8 @@ class Asked:
 
     # One run
 
-    @property
-    def _device(self) -> torch.device:
-        device: torch.device = self.pipe._execution_device
-        return device
+    def _blank(self) -> Tensor:
+        return torch.zeros(1, *self.shape).to(next(self.net.parameters()))
 
     def _once(
         self, x: Tensor, timesteps: Tensor, texts: Sequence[str], *, passing: Sequence[Tensor] = ()
@@ -224,7 +221,7 @@ class Asked:
     def _in_place(self) -> Iterator[None]:
         """The pipeline with the three attributes, and its hooks, as long as the body runs."""
         own = self.pipe.__dict__
-        bar = own.get("_progress_bar_config")
+        before = dict(own)  # a run also leaves numbers of its own there
         own.update(
             scheduler=self._stand_in, prepare_latents=self._hand_out, encode_prompt=self._said_of,
             _progress_bar_config={"disable": True},
@@ -239,11 +236,8 @@ class Asked:
         finally:
             for hook in hooks:
                 hook.remove()
-            for name in ("prepare_latents", "encode_prompt", "_progress_bar_config"):
-                del own[name]
-            own["scheduler"] = self._own_scheduler
-            if bar is not None:
-                own["_progress_bar_config"] = bar
+            own.clear()
+            own.update(before)
             self._state = self._timestep = None
 
     def _hand_out(self, *args: Any, **kwargs: Any) -> Any:
@@ -352,7 +346,7 @@ class Asked:
                 return hook
 
             with self._watched(note):
-                self._once(torch.zeros(1, *self.shape, device=self._device), torch.tensor(k), [PROBE])
+                self._once(self._blank(), torch.tensor(k), [PROBE])
             heard.append(said)
         return {
             name: told

@@ -30,8 +30,8 @@ A sampler of {n} network evaluations for diffusers, made by fewstep; it needs to
     pipe = DiffusionPipeline.from_pretrained(..., scheduler=PlanScheduler.from_pretrained("{place}"))
     pipe({prompt}num_inference_steps={n}{guidance}, ...)
 
-In a pipeline that is loaded already, `pipe.scheduler = PlanScheduler.from_pretrained("{place}")`. A pipeline that was
-saved with it loads again where `{module}.py` is copied into its folder `scheduler` and trust_remote_code=True is passed.
+In a pipeline that is loaded already, `pipe.scheduler = PlanScheduler.from_pretrained("{place}")`. A pipeline that
+was saved with it loads again where `{module}.py` is copied into its folder `scheduler`, with trust_remote_code=True.
 It is for text-to-image and unconditional pipelines: image-to-image and inpainting start in the middle, and are refused.
 
 It starts at noise of standard deviation {start:.6g}{start_note}.

@@ -14,8 +14,8 @@ START_TOLERANCE = 1e-3
 
 
 _WHOLE = (
-    "A plan runs from noise to data, so it is for text-to-image pipelines, not for image-to-image and inpainting, which "
-    "start in the middle; got {}; use a scheduler of diffusers there."
+    "A plan runs from noise to data, so it is for text-to-image pipelines, not for image-to-image and inpainting, "
+    "which start in the middle; got {}; use a scheduler of diffusers there."
 )
 
 

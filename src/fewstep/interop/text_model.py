@@ -68,8 +68,8 @@ def load_text_pipeline(
 
     Args:
         path: the folder of the whole pipeline.
-        call: arguments of the pipeline's call, such as guidance_scale, negative_prompt, height and width, and `SETTINGS`;
-            or the YAML file that holds them.
+        call: arguments of the pipeline's call, such as guidance_scale, negative_prompt, height and width, and
+            `SETTINGS`; or the YAML file that holds them.
         device: of the weights.
 
     Returns:
@@ -214,8 +214,8 @@ def require_parts(folder: Path) -> dict[str, Path]:
             continue
         if len(said) != 2 or said[0] not in ("diffusers", "transformers"):
             raise ConfigError(
-                f"{folder / INDEX}: {name} must be a class of diffusers or transformers, as no code of a folder is run; "
-                f"got {said}."
+                f"{folder / INDEX}: {name} must be a class of diffusers or transformers, as no code of a folder is "
+                f"run; got {said}."
             )
         if not (folder / name).is_dir():
             raise DataError(
@@ -234,8 +234,8 @@ def _require_files(part: Path) -> None:
     pickled = sorted(name for name in names if name.endswith((".bin", ".pt", ".ckpt")))
     if pickled and not weights:
         raise DataError(
-            f"{part} must hold safetensors, as pickled weights are never opened; got {', '.join(pickled)}; save it again "
-            "with save_pretrained(..., safe_serialization=True)."
+            f"{part} must hold safetensors, as pickled weights are never opened; got {', '.join(pickled)}; save it "
+            "again with save_pretrained(..., safe_serialization=True)."
         )
     for file in weights:
         with file.open("rb") as opened:
@@ -245,8 +245,8 @@ def _require_files(part: Path) -> None:
                 )
     if part.name.startswith("tokenizer") and not names - _NO_WORDS:
         raise DataError(
-            f"{part} must hold a vocabulary, as all prompts mean the same without; got {', '.join(sorted(names))}; copy "
-            "its files again."
+            f"{part} must hold a vocabulary, as all prompts mean the same without; got {', '.join(sorted(names))}; "
+            "copy its files again."
         )
 
 
@@ -315,8 +315,8 @@ def require_ode(pipe: Any) -> None:
     distilled = getattr(getattr(net, "config", None), "time_cond_proj_dim", None) is not None
     if name in DISTILLED or type(pipe).__name__.startswith("LatentConsistency") or distilled:
         raise ConfigError(
-            f"A plan solves the ODE of a diffusion model, but the network of this pipeline ({name}) was distilled to jumps "
-            "to the data (LCM, TCD, SCM); take the model that it was distilled from."
+            f"A plan solves the ODE of a diffusion model, but the network of this pipeline ({name}) was distilled to "
+            "jumps to the data (LCM, TCD, SCM); take the model that it was distilled from."
         )
 
 
@@ -329,7 +329,8 @@ def require_arguments(pipe: Any, call: Mapping[str, Any]) -> None:
         if name not in taken:
             allowed = ", ".join(sorted(taken - OURS))
             raise ConfigError(
-                f"--call must hold arguments of {type(pipe).__name__} ({allowed}) or {', '.join(SETTINGS)}; got {name!r}."
+                f"--call must hold arguments of {type(pipe).__name__} ({allowed}) or {', '.join(SETTINGS)}; "
+                f"got {name!r}."
             )
 
 

@@ -80,8 +80,8 @@ def require_unseen_prompts(plan: "Plan", seeds: Sequence[int], model: "Model") -
     reported = prompts_used(model, [seeds])
     if both := len(searched & reported):
         raise ConfigError(
-            f"Prompts to report on must not have been searched on, but {both:,} of {len(reported):,} were ({plan.name}); "
-            "take others with --prompts."
+            f"Prompts to report on must not have been searched on, but {both:,} of {len(reported):,} were "
+            f"({plan.name}); take others with --prompts."
         )
 
 

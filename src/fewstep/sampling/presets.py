@@ -281,8 +281,8 @@ class Preset:
         Args:
             schedule: noise schedule of the model.
             nfe: network calls per image.
-            grid: a key of `fewstep.diffusion.grids.GRIDS`, shifted:S with a shift S, or the times themselves, falling, without the 0 of
-                to_zero; the preset's own when None.
+            grid: a key of `fewstep.diffusion.grids.GRIDS`, shifted:S with a shift S, or the times themselves, falling,
+                without the 0 of to_zero; the preset's own when None.
             t_start: first time of the grid; the schedule's t_start when None, of shifted its t_max. Steps on eps start
                 at t_start at the earliest: beyond it they would multiply the rounding of x_T by 1 / alpha.
             t_end: last time of the grid; the schedule's t_min when None.

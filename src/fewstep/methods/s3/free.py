@@ -18,8 +18,7 @@ from fewstep.sampling.linear import in_linear_form, linear_form
 from fewstep.sampling.plan import MIN_GAP, Plan
 from fewstep.sampling.solver import Points, Values, first_order
 
-SLACK = 0.01  # share of the last gap that the last evaluation may move by where it already is at t_min
-ROUNDING = 1e-9  # nats short of t_min, whose inverse must not come out beyond it
+SLACK = 0.01  # share of the last gap kept between the last evaluation and t_min, at the start
 
 
 class FreePlan(Free):
@@ -41,9 +40,9 @@ class FreePlan(Free):
         if plan.to_zero:
             # the last evaluation may move too, as far as the network goes
             limit = schedule.lambda_(torch.tensor(schedule.t_min, dtype=torch.float64))
-            last = gaps[-1] if len(gaps) else (limit - finite[0]).abs().clamp_min(MIN_GAP)
+            self.range = limit - finite[0]
+            last = gaps[-1] if len(gaps) else self.range.clamp_min(MIN_GAP)
             gaps = torch.cat([gaps, (limit - finite[-1]).clamp_min(SLACK * last)[None]])
-            self.limit, self.range = float(limit) - ROUNDING, gaps.sum()
         self.gaps = nn.Parameter(gaps.log())
         self._first_gaps = gaps.log()
         rows = len(plan.steps)
@@ -55,8 +54,7 @@ class FreePlan(Free):
         gaps = self.gaps.softmax(0) * self.range
         lambdas = torch.cat([self.start[None], self.start + gaps.cumsum(0)])
         if self.origin.to_zero:
-            lambdas = lambdas[:-1].clamp(max=self.limit)
-            lambdas = torch.cat([lambdas, torch.tensor([math.inf], dtype=torch.float64)])
+            lambdas = torch.cat([lambdas[:-1], torch.tensor([math.inf], dtype=torch.float64)])
         moved = replace(self.numbers, lambdas=lambdas)
         # for the scale of the terms alone, which must not be moved by them
         points = Points.of(self.schedule, lambdas.detach())

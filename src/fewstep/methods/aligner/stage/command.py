@@ -52,8 +52,8 @@ def command(
         typer.Option(
             "--conditions",
             "--prompts",
-            help="conditions folder or list of prompts, for a model that takes stored ones; objectives that start from images need one "
-            "row for each of them",
+            help="conditions folder or list of prompts, for a model that takes stored ones; objectives that "
+            "start from images need one row for each of them",
         ),
     ] = None,
     call: CallOption = None,
