@@ -24,7 +24,7 @@ PROMPTS = (
     "two cats sleeping on a green sofa",
 )
 SD_TABLE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-SMALL = {"height": 32, "width": 32, "max_sequence_length": 32}
+SMALL = {"height": 32, "width": 32, "max_sequence_length": 64}
 
 
 def seeded(make, seed):
