@@ -1,4 +1,4 @@
-"""Each fault of a pipeline is found in a pipeline that has it, is not found in one without, and its fix takes it away."""
+"""Each fault is found in a pipeline that has it and not in one without, and its fix takes it away."""
 
 import contextlib
 import json
@@ -50,10 +50,14 @@ def of_table(name="DDIMScheduler", **more):
 
 HEALTHY = {"set_alpha_to_one": True, "clip_sample": False}
 FAULTS = {
-    "family": ("sd15", {"scheduler": EULER()}, {}),
+    "family": (
+        "sd15",
+        {"scheduler": of_table("UniPCMultistepScheduler", use_flow_sigmas=True, prediction_type="flow_prediction")},
+        {},
+    ),
     "zero-snr-eps": ("sd15", {"scheduler": of_table(rescale_betas_zero_snr=True, **HEALTHY)}, {}),
     "shifted-twice": ("sd3", {}, {}),
-    "timesteps-ignored": ("sd3", {}, {"changes": {"timesteps": [1000, 750, 500, 250]}}),
+    "timesteps-ignored": ("sana", {}, {"changes": {"timesteps": [1000, 750, 500, 250]}}),
     "timesteps-disagree": ("flux", {"scheduler": Ported(shift=3.0)}, {}),
     "integer-times": (
         "sd15",
