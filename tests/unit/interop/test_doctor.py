@@ -48,6 +48,7 @@ def of_table(name="DDIMScheduler", **more):
     return getattr(diffusers, name)(**{**tiny_text.SD_TABLE, "timestep_spacing": "trailing", **more})
 
 
+EVEN = {"timesteps": [1000, 750, 500, 250]}
 HEALTHY = {"set_alpha_to_one": True, "clip_sample": False}
 FAULTS = {
     "family": (
@@ -57,8 +58,8 @@ FAULTS = {
     ),
     "zero-snr-eps": ("sd15", {"scheduler": of_table(rescale_betas_zero_snr=True, **HEALTHY)}, {}),
     "shifted-twice": ("sd3", {}, {}),
-    "timesteps-ignored": ("sana", {"scheduler": Recomputing(shift=3.0)}, {"changes": {"timesteps": [1000, 750, 500, 250]}}),
-    "timesteps-disagree": ("sana", {}, {"changes": {"timesteps": [1000, 750, 500, 250]}}),
+    "timesteps-ignored": ("sana", {"scheduler": Recomputing(shift=3.0)}, {"changes": EVEN}),
+    "timesteps-disagree": ("sana", {}, {"changes": EVEN}),
     "integer-times": (
         "sd15",
         {"scheduler": of_table("DPMSolverMultistepScheduler", use_karras_sigmas=True, final_sigmas_type="zero")},
