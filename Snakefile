@@ -2,6 +2,7 @@ from snakemake.utils import min_version
 
 min_version("9.10")
 
+from fewstep.app.clock import Clock, Job
 from fewstep.checks import UserError
 
 if config:
@@ -65,3 +66,18 @@ onstart:
         raise WorkflowError(
             f"another workflow must not be running in this folder, but {HOLDER} is; wait for it or stop it"
         )
+    # How long it will take is said now, and after each job.
+    todo = {workflow.dag.jobid(job): job for job in workflow.dag.needrun_jobs()}
+    jobs = {
+        name: Job(
+            run=job.wildcards.get("run", ""),
+            rule=job.rule.name,
+            cores=job.threads,
+            after=frozenset(
+                map(workflow.dag.jobid, workflow.dag.dependencies[job].keys())
+            ),
+        )
+        for name, job in todo.items()
+        if job.wildcards.get("run", "")
+    }
+    logger.addHandler(Clock(jobs, workflow.cores, logger.info))

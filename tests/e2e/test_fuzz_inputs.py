@@ -71,7 +71,7 @@ def valid(tmp_path_factory):
     made("evaluate", "samples.npz", "--reference", "stats.npz", "--extractor", "extractor", "--metrics", "fd,kid",
          "--resamples", 10, "--out", "certificate.json", cwd=folder)  # fmt: skip
     export_reference(folder / "foreign.npz", load_reference(folder / "stats.npz"))
-    write_json(folder / "spec.json", make_specs("digits", Settings())["plans/nfe4"].as_json())
+    write_json(folder / "spec.json", make_specs("digits", {"digits": Settings()})["plans/nfe4"].as_json())
     return folder
 
 

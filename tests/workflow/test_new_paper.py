@@ -16,6 +16,7 @@ SMALL = {  # from data to report with known samplers alone
     "align": {"nfe": []},
     "stepaware": {"nfe": []},
     "detect": {"nfe": []},
+    "disturb": {"images": 0},
     "plans": {"nfe": [3], "presets": ["ddim"], "grids": ["uniform-lambda"]},
     "powergrid": {"nfe": [3], "power": 2.0},
 }
@@ -35,7 +36,7 @@ def add_paper(project: Project) -> None:
     params = project.folder / "params.yaml"
     content = yaml.safe_load(params.read_text())
     content["defaults"]["powergrid"] = {"nfe": [], "power": 1.5}
-    content["runs"]["smoke"] = SMALL
+    content["runs"] = {"smoke": SMALL, "papers": {"claims": {"runs": ["smoke"]}}}
     params.write_text(yaml.safe_dump(content))
 
 
@@ -46,6 +47,9 @@ def test_a_new_paper_is_one_folder(tmp_path: Path) -> None:
         "params.yaml",
         "src/fewstep/app/stages/__init__.py",
     }
+    for claims in (project.folder / "src/fewstep/methods").glob("*/claims.yaml"):
+        if claims.parent.name != "powergrid":
+            claims.unlink()  # they are about runs that are not there
     shown = project.succeed("fewstep", "powergrid", "--help")
     assert "exponent of the spacing; 1: uniform in time (default: 1.5)" in " ".join(
         shown.replace("│", " ").split()
@@ -79,7 +83,25 @@ def test_a_new_paper_is_one_folder(tmp_path: Path) -> None:
     assert "powergrid nfe3" in runs
     assert any(name.startswith("powergrid power 2") for name in runs)
 
+    board = "results/papers/report/index.html"
+    assert project.planned(board, "state/papers/track/spec.json") == {"claims": 1, "report": 1, "track": 1}
+    project.succeed("snakemake", "--quiet", "host", "reason", "--", board, "state/papers/track/spec.json")
+    judged = read_json(project.folder / "results/papers/claims/claims.json")["papers"]
+    assert [paper["folder"] for paper in judged] == ["powergrid"]
+    [claim] = judged[0]["claims"]
+    [measured] = claim["measurements"]
+    assert measured["low"] <= measured["value"] <= measured["high"]
+    assert "Times spaced by a power beat uniform ones." in (project.folder / board).read_text()
+    metrics = read_json(project.folder / "results/papers/report/metrics.json")
+    assert metrics["powergrid.ahead-of-uniform"] == claim["verdict"]
+    tracked = json.loads((project.folder / "state/papers/track/tracked.json").read_text())
+    assert tracked["runs"] == 2, "the board, and its claims"
+
     assert project.planned() == {}
+    assert project.planned(board) == {}
+    text = "src/fewstep/methods/powergrid/claims.yaml"
+    project.edit(text, "criterion: {below: 1}", "criterion: {above: 1}")
+    assert project.planned(board) == {"claims": 1, "report": 1}
     command = "src/fewstep/methods/powergrid/__init__.py"
     project.edit(command, "max(schedule.t_min, ", "max(2 * schedule.t_min, ")
     assert project.planned() == {"powergrid": 1, "sample": 1, "evaluate": 1, "report": 1, "track": 1}
@@ -98,7 +120,7 @@ def test_the_example_of_the_guide_is_the_one_that_is_tested() -> None:
     quoted = dict(
         re.findall(r"^`src/fewstep/methods/(powergrid/[^`]+)`\n\n```[a-z0-9]*\n(.*?)```$", guide, re.M | re.S)
     )
-    files = [path for path in sorted(EXAMPLE.rglob("*")) if path.suffix in (".py", ".j2")]
+    files = [path for path in sorted(EXAMPLE.rglob("*")) if path.suffix in (".py", ".j2", ".yaml")]
     assert quoted.keys() == {path.relative_to(EXAMPLE.parent).as_posix() for path in files}
     for path in files:
         assert quoted[path.relative_to(EXAMPLE.parent).as_posix()] == path.read_text(), path

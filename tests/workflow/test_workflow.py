@@ -136,6 +136,7 @@ ALL = {
     "sample": 6,
     "evaluate": 6,
     "detect": 1,
+    "disturb": 1,
     "report": 1,
     "track": 1,
 }
@@ -151,8 +152,12 @@ AFTER_SAMPLE = ("detect", *AFTER_MEASURING)
 # the plans of stepaware, and of align for 3 and 4 calls, of which those for 4 start from a known sampler
 AFTER_STEPAWARE = {"align": 1, "compose": 1, "sample": 2, "evaluate": 2, **END}
 AFTER_SEARCH = {**AFTER_STEPAWARE, "stepaware": 1, "sample": 3, "evaluate": 3, "detect": 1}
-AFTER_STATS = {**only("search", "stepaware", "align", "compose", "detect", "evaluate"), "sample": 4, **END}
-AFTER_TRAIN = only("plans", "sample", "teacher", *AFTER_STATS)
+AFTER_STATS = {
+    **only("search", "stepaware", "align", "compose", "detect", "disturb", "evaluate"),
+    "sample": 4,
+    **END,
+}
+AFTER_TRAIN = only("plans", "sample", "teacher", *(rule for rule in AFTER_STATS if rule != "disturb"))
 
 
 def test_a_finished_run_has_its_report_and_its_records(finished: Project) -> None:
@@ -165,8 +170,8 @@ def test_a_finished_run_has_its_report_and_its_records(finished: Project) -> Non
     subjects = [read_json(path)["subject"]["plan"] for path in certificates]
     samplers = {(plan["sampler"], plan["grid"]) for plan in subjects}
     assert {"ddim", "dpmpp-2m", "searched", "searched+widths"} <= {sampler for sampler, _ in samplers}
-    assert tracked["runs"] == 5 + len(samplers), (
-        "the run, its training, search, comparison and detection, and one for each sampler"
+    assert tracked["runs"] == 6 + len(samplers), (
+        "the run, its training, search, comparison, detection and disturbances, and one for each sampler"
     )
     assert (results / "search" / "nfe3" / "searched.nfe3.json").exists()
     assert (finished.folder / "mlflow.db").exists()
@@ -240,7 +245,10 @@ def test_changed_code_runs_what_uses_it_and_a_comment_runs_nothing(project: Proj
     assert project.planned() == END, "another look of a panel is another report alone"
     panel.write_text(styled)
     loop.write_text(loop.read_text() + "\nANSWER = 42\n")
-    assert project.planned() == {**AFTER_TRAIN, "train": 1, "extractor": 1, "stats": 1}
+    assert project.planned() == {
+        **AFTER_TRAIN,
+        **only("train", "extractor", "stats", "disturb"),
+    }
 
 
 def test_a_lost_file_is_made_again(project: Project) -> None:

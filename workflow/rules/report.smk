@@ -15,12 +15,6 @@ for stage in keys.STAGES:
                     caption="../report/report.rst",
                 ),
                 f"results/{{run}}/{stage.name}/metrics.json",
-                report(
-                    f"results/{{run}}/{stage.name}/leaderboard.csv",
-                    category="{run}",
-                    labels={"what": "leaderboard"},
-                    caption="../report/leaderboard.rst",
-                ),
                 spec=f"results/{{run}}/{stage.name}/{STAMP}",
             log:
                 f"logs/{{run}}/{stage.name}.log",

@@ -31,21 +31,28 @@ def spec_path(run: str, place: str) -> Path:
     return Path("state", run, "spec", f"{place}.json")
 
 
-def make_specs(run: str, settings: RunSettings) -> dict[str, Spec]:
-    """The specs that the results of a run must carry now, by place."""
-    made: dict[str, Spec] = {}
-    for result in STAGES.results(settings):
-        _make(result, run, settings, made)
-    return made
+def make_specs(run: str, runs: Mapping[str, RunSettings]) -> dict[str, Spec]:
+    """The specs that the results of a run must carry now, by place.
+
+    Args:
+        run: its name.
+        runs: the settings of all runs, as one may read what others made.
+    """
+    made: dict[tuple[str, str], Spec] = {}
+    return {result.place: _make(result, run, runs, made) for result in STAGES.results(runs[run])}
 
 
-def _make(result: Result, run: str, settings: RunSettings, made: dict[str, Spec]) -> Spec:
-    if result.place in made:
-        return made[result.place]
-    stage = result.stage
+def _make(
+    result: Result, run: str, runs: Mapping[str, RunSettings], made: dict[tuple[str, str], Spec]
+) -> Spec:
+    if result.run:
+        return _make(Result(result.stage), result.run, runs, made)
+    if (run, result.place) in made:
+        return made[run, result.place]
+    stage, settings = result.stage, runs[run]
     inputs = STAGES.inputs(result, settings)
     upstream = {
-        given.result.place: _make(given.result, run, settings, made).key
+        given.result.place: _make(given.result, run, runs, made).key
         for values in inputs.values()
         for given in values
         if given.result is not None
@@ -62,7 +69,7 @@ def _make(result: Result, run: str, settings: RunSettings, made: dict[str, Spec]
     }
     own = [stage.name] if stage.settings is not None else []
     sections = {*own, *(name.partition(".")[0] for name in stage.reads), *stage.uses}
-    made[result.place] = Spec(
+    made[run, result.place] = Spec(
         stage=stage.name,
         run=run,
         place=result.place,
@@ -72,7 +79,7 @@ def _make(result: Result, run: str, settings: RunSettings, made: dict[str, Spec]
         settings=settings.model_dump(mode="json", include=sections),
         upstream=dict(sorted(upstream.items())),
     )
-    return made[result.place]
+    return made[run, result.place]
 
 
 def _identity(given: Given, upstream: Mapping[str, str]) -> list[str]:
@@ -82,10 +89,20 @@ def _identity(given: Given, upstream: Mapping[str, str]) -> list[str]:
 
 @cache
 def roots_of(stage: Stage) -> tuple[str, ...]:
-    """The modules whose code results depend on; those of a report are all panels, too, and of tracking all records."""
+    """The modules whose code results depend on; those of a report are all panels, too, of tracking all records, and of
+    a board all that claims measure by.
+    """
+    measures = (
+        {one.measures for one in STAGES if one.measures is not None} if stage.across is not None else ()
+    )
     panels = [one.panel for one in STAGES if one.panel is not None] if stage.makes == "report" else []
     records = [one.record for one in STAGES if one.record is not None]
-    return (*stage.roots, *panels, *(("fewstep.app.tracking", *records) if stage.root == "state" else ()))
+    return (
+        *stage.roots,
+        *sorted(measures),
+        *panels,
+        *(("fewstep.app.tracking", *records) if stage.root == "state" else ()),
+    )
 
 
 def _chosen(settings: dict[str, Any], stage: Stage) -> dict[str, Any]:
@@ -106,7 +123,7 @@ def _chosen(settings: dict[str, Any], stage: Stage) -> dict[str, Any]:
 def sync_specs(params: Params) -> None:
     """Bring `state/<run>/spec/` up to date. Results that do not exist need no signal."""
     for run, settings in params.runs.items():
-        specs = make_specs(run, settings)
+        specs = make_specs(run, params.runs)
         for result in STAGES.results(settings):
             _sync(specs[result.place], result.folder(run))
 

@@ -18,11 +18,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from fewstep.app.settings import RUN_NAME
 from fewstep.app.stages import STAGES
 from fewstep.checks import ConfigError
+from fewstep.pipeline import claims
 from fewstep.pipeline.stage.settings import OwnSeeds, RunSettings
-
-RUN_NAME = r"^[a-z0-9][a-z0-9-]*$"
 
 
 class _Checked(RunSettings):
@@ -87,6 +87,8 @@ def parse_params(raw: object, *, name: str = "params.yaml") -> Params:
                 runs[run] = Settings.model_validate(merged(raw, run))
             except ValidationError as error:
                 mistakes += _setting_mistakes(error, raw, run)
+    if isinstance(raw, Mapping) and not mistakes:
+        mistakes += [mistake for run in runs for mistake in _board_mistakes(run, runs)]
     if mistakes:
         raise ConfigError("\n".join(f"{name}: {line}" for line in dict.fromkeys(mistakes)))
     assert isinstance(raw, Mapping)  # anything else is among the mistakes
@@ -184,6 +186,22 @@ def _shape_mistakes(raw: object) -> Iterator[str]:
     for run in chosen:
         if not isinstance(run, str) or run not in runs:
             yield f"dvc_runs: {run!r} must be one of the runs: {', '.join(map(str, runs))}"
+
+
+def _board_mistakes(run: str, runs: Mapping[str, RunSettings]) -> Iterator[str]:
+    """What keeps a board from judging its claims: unknown runs, and claims about what these do not make."""
+    read = runs[run].claims.runs
+    boards = [name for name, chosen in runs.items() if chosen.claims.runs]
+    if wrong := [name for name in read if name not in runs or name in boards]:
+        known = [name for name in runs if name not in boards]
+        yield f"runs.{run}.claims.runs: must be runs that make results, {', '.join(known)}; got {wrong[0]!r}"
+    elif read:
+        chosen = {name: runs[name] for name in read}
+        for paper in claims.papers():
+            try:
+                claims.require_made(claims.read_paper(paper).claims, chosen, STAGES)
+            except ConfigError as error:
+                yield f"runs.{run}.claims.runs: {error}"
 
 
 def _setting_mistakes(error: ValidationError, raw: Mapping[str, Any], run: str) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import torch
 
 from fewstep.checks import ConfigError, DataError
 from fewstep.diffusion.denoiser import Model
-from fewstep.files import object_or_empty
+from fewstep.files import canonical_json, object_or_empty, sha256_text
+from fewstep.interop.autoencoder import load_autoencoder
 from fewstep.interop.diffusers_model import INDEX, NETWORKS, is_diffusers, load_diffusers
 from fewstep.interop.text_model import is_text_pipeline, load_text_pipeline
 from fewstep.interop.zoo import find, verify
-from fewstep.nets import CONFIG, folder
+from fewstep.nets import AUTOENCODER, CONFIG, folder
 
 _DEEPEST, _MOST = 3, 6
 """Levels at which models are looked for, as in hub/models--ORG--NAME/snapshots/HASH; most that are named."""
@@ -49,7 +51,22 @@ def load_model(
         raise ConfigError(
             f"--call is for text-to-image pipelines of diffusers; {found} is none, so leave it out."
         )
-    return (load_diffusers if is_diffusers(found) else folder.load_model)(found, device=device)
+    if is_diffusers(found):
+        return load_diffusers(found, device=device)
+    model = folder.load_model(found, device=device)
+    return _latent(model, found / AUTOENCODER) if (found / AUTOENCODER).is_dir() else model
+
+
+def _latent(model: Model, folder: Path) -> Model:
+    """A model of latents with the decoder that its folder holds."""
+    autoencoder = load_autoencoder(folder, device=model.device)
+    if model.shape[:1] != (autoencoder.latent_channels,):
+        raise DataError(
+            f"{folder} must have latents of {model.shape[0]} channels, as the model has, but has "
+            f"{autoencoder.latent_channels}; train the model again."
+        )
+    both = sha256_text(canonical_json([model.fingerprint, autoencoder.fingerprint, autoencoder.scale]))
+    return replace(model, decode=autoencoder.decode, fingerprint=both)
 
 
 def is_prompted(path: str | Path) -> bool:

@@ -10,6 +10,7 @@ A bootstrap with replacement must not be used: its duplicates act like a smaller
 itself upwards by more than half.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from statistics import NormalDist
 from typing import Any, NamedTuple
@@ -157,6 +158,41 @@ def paired_difference(
     return Difference(value, normal_interval(value, spread(apart), level))
 
 
+def paired_ratio(
+    value_a: float,
+    value_b: float,
+    replicates_a: NDArray[Any] | Sequence[float],
+    replicates_b: NDArray[Any] | Sequence[float],
+    level: float = 0.95,
+    *,
+    spread: Callable[[Array], float] = spread,
+) -> Interval:
+    """Interval of A / B: the ratios r for which the interval of A - r B holds zero [fieller1954some].
+
+    Args: as of `paired_difference`, with A and B above zero.
+    Returns: bounds; the upper one is infinite where B itself is not distinguishable from zero.
+    Raises: DataError: different numbers of replicates.
+    """
+
+    def apart(ratio: float) -> bool:
+        scaled = ratio * np.asarray(replicates_b)
+        low, high = paired_difference(
+            value_a, ratio * value_b, replicates_a, scaled, level, spread=spread
+        ).interval
+        return low > 0 or high < 0
+
+    def bound(inside: float, outside: float) -> float:
+        for _ in range(50):
+            middle = (inside + outside) / 2
+            inside, outside = (inside, middle) if apart(middle) else (middle, outside)
+        return inside
+
+    centre = value_a / value_b
+    low = bound(centre, 0.0) if apart(0.0) else 0.0
+    beyond = next((far for k in range(1, 21) if apart(far := centre * 2.0**k)), np.inf)
+    return Interval(low, bound(centre, beyond) if beyond < np.inf else np.inf)
+
+
 class Extrapolation(NamedTuple):
     """Fit FD(N) = value + slope / N and its coefficient of determination."""
 
@@ -209,3 +245,19 @@ def extrapolate(
     residual = distances - (value + slope * inverse)
     r2 = 1 - float(residual @ residual / np.square(distances - distances.mean()).sum())
     return Extrapolation(float(value), float(slope), r2)
+
+
+def student_quantile(p: float, dof: int) -> float:
+    """The quantile of Student's t above its median, by bisection of its distribution function.
+
+    Args: p: in [0.5, 1). dof: degrees of freedom.
+    Raises: ValueError: p out of range, or no degree of freedom.
+    """
+    if not 0.5 <= p < 1 or dof < 1:
+        raise ValueError(f"p must lie in [0.5, 1) and dof be 1 or more; got {p} and {dof}.")
+    # with t = sqrt(dof) tan(a) the density becomes cos(a)^(dof - 1), and the axis finite
+    angles = np.linspace(0.0, math.pi / 2, 20_001)
+    density = np.cos(angles) ** (dof - 1)
+    steps = (density[1:] + density[:-1]) / 2
+    distribution = 0.5 + 0.5 * np.concatenate([[0.0], np.cumsum(steps)]) / steps.sum()
+    return math.sqrt(dof) * math.tan(float(np.interp(p, distribution, angles)))

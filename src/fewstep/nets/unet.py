@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fewstep.checks import ConfigError
 from fewstep.diffusion.condition import CONTEXT, LABEL, Classes, Condition, Conditions, Entry, Stored
+from fewstep.nets.roles import Role
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -135,16 +136,7 @@ class UNet(nn.Module):
     @property
     def conditions(self) -> Conditions | None:
         """What the network takes; the null condition has the label `n_classes`, and zeros elsewhere."""
-        if not self.maps and not self.context:
-            return Classes(self.n_classes) if self.n_classes else None
-        side = self.image_size
-        entries = {name: Entry((channels, side, side)) for name, channels in self.maps.items()}
-        null = {name: torch.zeros(1, channels, 1, 1) for name, channels in self.maps.items()}
-        if self.context:
-            entries[CONTEXT], null[CONTEXT] = Entry((None, self.context)), torch.zeros(1, 1, self.context)
-        if self.n_classes:
-            entries[LABEL], null[LABEL] = Entry((), torch.int64), torch.tensor([self.n_classes])
-        return Stored(None, Condition(null), entries)
+        return conditions_of(self.image_size, self.n_classes, self.maps, self.context)
 
     def condition_parts(self) -> tuple[str, ...]:
         """Prefixes of the names of those weights that a network without maps and context has not."""
@@ -227,36 +219,37 @@ class UNet(nn.Module):
         h, skips = self.encode(x, emb, condition)
         return self.decode(self.middle(h, emb, context), skips, emb, context)
 
+    def roles(self) -> dict[str, Role]:
+        """The role of every convolution and linear layer."""
+        found: dict[str, Role] = {"time_in": "time_mlp", "time_out": "time_mlp", "conv_in": "first"}
+        if self.maps_in is not None:
+            found["maps_in"] = "first"
+        for name in self.units():
+            block = self.get_submodule(name)
+            assert isinstance(block, Block)
+            found |= {f"{name}.{layer}": role for layer, role in block.roles().items()}
+        return found | {"conv_out": "last"}
+
+    def units(self) -> tuple[str, ...]:
+        """The residual blocks, by name."""
+        return tuple(name for name, module in self.named_modules() if isinstance(module, Block))
+
+    def temporal(self, time: Tensor, condition: Condition | None = None) -> list[Tensor]:
+        """The scale and shift of every block in the order of `units`, (B, 2 * width) each, for times (B,)."""
+        emb = F.silu(self.embed(time, condition, like=time))
+        blocks = (module for module in self.modules() if isinstance(module, Block))
+        return [block.emb(emb) for block in blocks]
+
     def tokens(self, condition: Condition | None, *, like: Tensor) -> Tensor | None:
         """What blocks attend to, `(B, T, context)`: one token of zeros for the null condition; None without context."""
-        if not self.context:
-            return None
-        if condition is None:
-            return torch.zeros(1, 1, self.context, dtype=like.dtype, device=like.device).expand(
-                len(like), 1, -1
-            )
-        return condition.values[CONTEXT]
+        return context_tokens(self.context, condition, like=like)
 
     def embed(self, time: Tensor | float, condition: Condition | None = None, *, like: Tensor) -> Tensor:
         """The time and class of every block: `(1, D)`, `(B, D)`, or `(B, H, W, D)` for a map of times.
 
         `like` gives the device. The sinusoids are float32 in any case: half precision loses whole time steps.
         """
-        if not isinstance(time, Tensor):
-            time = torch.full((1,), float(time), dtype=torch.float32, device=like.device)
-        time = time.to(device=like.device, dtype=torch.float32)
-        time = time[:, 0] if time.ndim == 4 else time.reshape(-1)
-        emb = sinusoids(time, self.time_channels // 2).to(self.time_in.weight.dtype)
-        emb = cast(Tensor, self.time_out(F.silu(self.time_in(emb))))
-        if self.label is None:
-            return emb
-        if condition is None:
-            label = torch.full((1,), self.n_classes, dtype=torch.int64, device=like.device)
-        else:
-            label = condition.values[LABEL]
-        classes = self.label(label)
-        both: Tensor = emb + (classes[:, None, None, :] if emb.ndim == 4 else classes)
-        return both
+        return time_and_class(self.time_in, self.time_out, self.label, time, condition, like=like)
 
     def encode(
         self, x: Tensor, emb: Tensor, condition: Condition | None = None
@@ -325,6 +318,16 @@ class Block(nn.Module):
         self.attention = Attention(width_out, head_channels, groups) if attend else None
         self.cross = CrossAttention(width_out, context, head_channels, groups) if attend and context else None
 
+    def roles(self) -> dict[str, Role]:
+        """The role of each of its layers."""
+        found: dict[str, Role] = {"conv1": "body", "emb": "time_proj", "conv2": "body"}
+        if self.shortcut is not None:
+            found["shortcut"] = "shortcut"
+        for name, part in (("attention", self.attention), ("cross", self.cross)):
+            layers = [] if part is None else [n for n, m in part.named_modules() if isinstance(m, nn.Linear)]
+            found |= dict.fromkeys((f"{name}.{layer}" for layer in layers), "attn")
+        return found
+
     def forward(self, x: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:
         """`(B, width_in, H, W)` to `(B, width_out, H, W)`, or half the sides when `down`."""
         h = F.silu(self.norm1(x))
@@ -380,6 +383,64 @@ class CrossAttention(nn.Module):
         h = attend(q, k, v).transpose(1, 2).reshape(b, height * width, c)
         h = self.proj(h).reshape(b, height, width, c).permute(0, 3, 1, 2)
         return x + cast(Tensor, h)
+
+
+def conditions_of(side: int, n_classes: int, maps: Mapping[str, int], context: int) -> Conditions | None:
+    """What a network of images of some side takes; null are the label `n_classes`, and zeros elsewhere."""
+    if not maps and not context:
+        return Classes(n_classes) if n_classes else None
+    entries = {name: Entry((channels, side, side)) for name, channels in maps.items()}
+    null = {name: torch.zeros(1, channels, 1, 1) for name, channels in maps.items()}
+    if context:
+        entries[CONTEXT], null[CONTEXT] = Entry((None, context)), torch.zeros(1, 1, context)
+    if n_classes:
+        entries[LABEL], null[LABEL] = Entry((), torch.int64), torch.tensor([n_classes])
+    return Stored(None, Condition(null), entries)
+
+
+def context_tokens(width: int, condition: Condition | None, *, like: Tensor) -> Tensor | None:
+    """What a network attends to, `(B, T, width)`: one token of zeros for the null condition; None for width 0."""
+    if not width:
+        return None
+    if condition is None:
+        return torch.zeros(1, 1, width, dtype=like.dtype, device=like.device).expand(len(like), 1, -1)
+    return condition.values[CONTEXT]
+
+
+def time_and_class(
+    time_in: nn.Linear,
+    time_out: nn.Linear,
+    classes: nn.Embedding | None,
+    time: Tensor | float,
+    condition: Condition | None,
+    *,
+    like: Tensor,
+) -> Tensor:
+    """The embedding of time and class: `(1, D)`, `(B, D)`, or `(B, H, W, D)` for a map of times.
+
+    Args:
+        time_in: From the sinusoids of the time.
+        time_out: To the embedding, after a SiLU.
+        classes: Of each class, and last of none; None: the network has no classes.
+        time: A number, `()`, `(B,)` or a map `(B, 1, H, W)`.
+        condition: Its label is used; None means no class.
+        like: Gives the device. The sinusoids are float32 in any case: half precision loses whole time steps.
+    """
+    if not isinstance(time, Tensor):
+        time = torch.full((1,), float(time), dtype=torch.float32, device=like.device)
+    time = time.to(device=like.device, dtype=torch.float32)
+    time = time[:, 0] if time.ndim == 4 else time.reshape(-1)
+    emb = sinusoids(time, time_in.in_features // 2).to(time_in.weight.dtype)
+    emb = cast(Tensor, time_out(F.silu(time_in(emb))))
+    if classes is None:
+        return emb
+    if condition is None:
+        label = torch.full((1,), classes.num_embeddings - 1, dtype=torch.int64, device=like.device)
+    else:
+        label = condition.values[LABEL]
+    of_class = classes(label)
+    both: Tensor = emb + (of_class[:, None, None, :] if emb.ndim == 4 else of_class)
+    return both
 
 
 def n_heads(width: int, head_channels: int) -> int:

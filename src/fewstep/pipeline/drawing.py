@@ -23,6 +23,7 @@ from fewstep.pipeline.settings import DrawSettings
 from fewstep.pipeline.stage.code import code_hash
 from fewstep.progress import track
 from fewstep.sampling.plan import Plan
+from fewstep.sampling.quantised import integers_path
 from fewstep.sampling.sample import Costs
 from fewstep.sampling.sample import sample as sample_plan
 
@@ -60,6 +61,10 @@ class Drawing:
         return {
             name: _recorded(path, beside=self._beside) for name, path in files.items() if path is not None
         }
+
+    def _plan_files(self, plan: Plan, path: Path) -> dict[str, Record]:
+        files = {"plan": path} if plan.integers is None else {"plan": path, "integers": integers_path(path)}
+        return {role: record(file, beside=self._beside) for role, file in files.items() if file.is_file()}
 
     @property
     def _beside(self) -> Path:
@@ -168,7 +173,7 @@ class Drawing:
             "files": {
                 "model": self._model_files,
                 **self._condition_files,
-                **({} if path is None else {"plan": record(path, beside=self._beside)}),
+                **({} if path is None else self._plan_files(plan, path)),
             },
             "environment": environment(),
         }

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[3]
 
 def specs(**sections: Any) -> dict[str, Spec]:
     sections = {**sections, "search": {"nfe": [5], **sections.get("search", {})}}
-    return make_specs("digits", Settings.model_validate(sections))
+    return make_specs("digits", {"digits": Settings.model_validate(sections)})
 
 
 def all_keys(**sections: Any) -> dict[str, str]:
@@ -112,7 +112,29 @@ CHANGES: dict[str, Any] = {  # for fields whose other values do not follow from 
     "evaluate.resamples": {"resamples": 50},
     "detect.match": {"match": ["ddim*"]},
     "detect.classifiers": {"classifiers": ["forest"]},
+    "quantize.bits": {"bits": ["w4a8"]},
+    "quantize.methods": {"methods": ["naive"]},
+    "quantize.fsc_scope": {"fsc_scope": "tib"},
+    "quantize.weight_scheme": {"weight_scheme": "symmetric"},
+    "quantize.range_search": {"range_search": "minmax"},
+    "quantize.keep": {"keep": ["first"]},
     "track.uri": {"uri": "x"},
+    "disturb.resamples": {"resamples": 50},
+    "claims.runs": None,  # makes a run of another kind; below
+    "gan.network": None,  # whose variants are trained
+    "gan.heads": {"heads": 2},
+    "gan.width": {"width": 64},
+    "gan.betas_g": {"betas_g": [0.0, 0.9]},
+    "gan.betas_d": {"betas_d": [0.0, 0.9]},
+    "gan.knee": {"knee": 100},
+    "gan.loss": {"loss": "wasserstein"},
+    "gan.attention": {"attention": "dot"},
+    "gan.bcr": {"bcr": 1.0, "augment": ["colour"]},
+    "gan.augment": {"augment": ["colour"]},
+    "gan.probe_every": {"probe_every": 500},
+    "gan.log_every": {"log_every": 50},
+    "ttur.network": {"network": "resnet"},
+    "vitgan.variants": {"variants": ["full", "no overlap"]},
     "prepare.max_pixels": {"max_pixels": 10**9},  # with skip_corrupt more images are kept
     "sample.guidance": None,  # needs a second field; below
 }
@@ -121,7 +143,12 @@ NUMBERS = {  # every stage is in the run
     "search": {"nfe": [5]},
     "stepaware": {"nfe": [5]},
     "align": {"nfe": [5]},
+    "quantize": {"nfe": [5]},
     "detect": {"nfe": [5]},
+    "disturb": {"images": 10},
+    "gan": {"network": "vitgan"},
+    "ttur": {"network": "dcgan"},
+    "vitgan": {"variants": ["full"]},
 }
 
 
@@ -267,7 +294,7 @@ def result(folder: Path, *, spec_key: str, mtime: float, files: tuple[str, ...] 
 
 
 def test_the_date_of_a_spec_says_whether_its_result_fits(folder: Path) -> None:
-    fits = make_specs("digits", Settings())[PLACE].key
+    fits = make_specs("digits", {"digits": Settings()})[PLACE].key
     path = spec_path("digits", PLACE)
 
     old = result(folder, spec_key=fits, mtime=1e9)
@@ -290,7 +317,7 @@ def test_the_date_of_a_spec_says_whether_its_result_fits(folder: Path) -> None:
 
 
 def test_a_result_that_has_lost_a_file_does_not_fit(folder: Path) -> None:
-    fits = make_specs("digits", Settings())[PLACE].key
+    fits = make_specs("digits", {"digits": Settings()})[PLACE].key
     stamped = result(folder, spec_key=fits, mtime=1e9, files=("a.json",))
     sync_specs(params())
     assert spec_path("digits", PLACE).stat().st_mtime > stamped.stat().st_mtime

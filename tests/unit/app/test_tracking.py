@@ -52,7 +52,7 @@ def finished_run(
 ) -> Path:
     """A folder of results as the workflow leaves it, without pixels."""
     settings = Settings.model_validate({"plans": {"nfe": list(nfe)}, "search": {"nfe": list(searched)}})
-    specs = make_specs("digits", settings)
+    specs = make_specs("digits", {"digits": settings})
     folder = root / "results" / "digits"
     for place in specs:
         if place != "track":
@@ -592,7 +592,7 @@ def test_a_model_of_the_zoo_is_recorded_with_the_settings_of_its_training(
     settings = Settings.model_validate(
         {"model": from_zoo, "extractor": {"name": "effnet-lite0-p320"}, "evaluate": {"metrics": ["fd"]}}
     )
-    specs = make_specs("z", settings)
+    specs = make_specs("z", {"z": settings})
     stamps = {place: specs[place].as_json() for place in ("zoo", "sample/plans/nfe4")}
     trained = {"model": {"channels": 32}, "train": {"steps": 5}}
     write_json(tmp_path / "zoo" / "card.json", {"settings": trained})

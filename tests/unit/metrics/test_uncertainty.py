@@ -9,6 +9,7 @@ from fewstep.metrics.uncertainty import (
     half_samples,
     normal_interval,
     paired_difference,
+    paired_ratio,
     spread,
     wilson_interval,
 )
@@ -100,6 +101,25 @@ def test_paired_difference_is_surer_than_its_parts(reference):
     width = found.interval.high - found.interval.low
     independent = normal_interval(0, np.hypot(spread(one), spread(other)))
     assert width < 0.2 * (independent.high - independent.low)
+
+
+def test_the_bounds_of_a_ratio_are_where_its_difference_ends_at_zero():
+    rng = np.random.default_rng(0)
+    a, b = 3 + 0.1 * rng.standard_normal(100), 4 + 0.2 * rng.standard_normal(100)
+    low, high = paired_ratio(3.0, 4.0, a, b)
+    assert low < 0.75 < high
+    for bound, end in ((low, 0), (high, 1)):
+        assert paired_difference(3.0, bound * 4.0, a, bound * b).interval[end] == pytest.approx(0, abs=1e-6)
+    assert paired_ratio(6.0, 4.0, 2 * a, b) == pytest.approx((2 * low, 2 * high), rel=1e-6)
+    exact = np.full(100, 4.0)  # a known divisor leaves the interval of A, divided
+    expected = np.array(paired_difference(3.0, 0.0, a, 0 * exact).interval) / 4
+    assert paired_ratio(3.0, 4.0, a, exact) == pytest.approx(tuple(expected), rel=1e-6)
+    assert paired_ratio(3.0, 4.0, a, a + 1, level=0.99)[1] > paired_ratio(3.0, 4.0, a, a + 1)[1]
+
+
+def test_a_divisor_that_may_be_zero_bounds_no_ratio():
+    noise = np.random.default_rng(0).standard_normal(100)
+    assert paired_ratio(3.0, 0.1, 3 + 0.01 * noise[::-1], 0.1 + noise)[1] == np.inf
 
 
 def test_equal_seeds_give_equal_replicates(reference):

@@ -108,7 +108,7 @@ def change_config(**changes: object):
         (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
         (lambda folder: (folder / "config.json").write_text("[]"), "schema"),
         (change_config(schema="other/1"), "schema"),
-        (change_config(architecture={"type": "vit"}), "unet, classifier"),
+        (change_config(architecture={"type": "vit"}), "unet, transformer, classifier"),
         (change_config(architecture={**CONFIG, "wings": 2}), "does not take"),
         (change_config(architecture={**CONFIG, "channels": 12}), "of another shape"),
         (change_config(architecture=None), "lacks its architecture"),
@@ -151,7 +151,7 @@ def test_settings_of_another_type_are_named(tmp_path, key, value):
 
 def test_only_known_networks_and_predictions_are_saved(tmp_path):
     values = {"schedule": VPLinear(), "shape": (1, 8, 8), "name": "x", "card": {}}
-    with pytest.raises(ConfigError, match="unet, classifier"):
+    with pytest.raises(ConfigError, match="unet, transformer, classifier"):
         save_model(tmp_path / "m", torch.nn.Linear(1, 1), prediction="eps", **values)
     with pytest.raises(ConfigError, match="eps"):
         save_model(tmp_path / "m", build(CONFIG), prediction="score", **values)
@@ -183,7 +183,12 @@ def test_classifier_refuses_nonsense():
 
 
 def test_every_network_can_be_described_and_rebuilt():
-    values = {"unet": CONFIG, "classifier": {"type": "classifier", "in_channels": 1, "n_classes": 2}}
+    values = {
+        "unet": CONFIG,
+        "transformer": {"type": "transformer", "image_size": 8, "in_channels": 1, "channels": 8},
+        "classifier": {"type": "classifier", "in_channels": 1, "n_classes": 2},
+        "vae": {"type": "vae", "in_channels": 1},
+    }
     assert values.keys() == NETS.keys()
     for config in values.values():
         net = build(config)

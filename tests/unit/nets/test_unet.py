@@ -306,7 +306,7 @@ def test_weights_follow_the_seed_alone():
         ({"maps": {"mask": 0}}, "maps must have 1 channel or more"),
         ({"maps": {"label": 1}}, "other names than label and context"),
         ({"colour": 1}, "does not take"),
-        ({"type": "resnet"}, "unet, classifier"),
+        ({"type": "resnet"}, "unet, transformer, classifier"),
     ],
 )
 def test_bad_values_are_refused(changes, word):

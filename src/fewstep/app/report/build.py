@@ -1,7 +1,7 @@
 """From certificates and samples to the folder of a report."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from fewstep.app.report.page import Background, Samples, Strips, render
-from fewstep.checks import DataError
+from fewstep.app.report.page import Background, Samples, Strips, render, render_panels
+from fewstep.checks import ConfigError, DataError
 from fewstep.files import atomic_dir, read_json, write_json
 from fewstep.pipeline.report import figures
 from fewstep.pipeline.report.images import SampleFile, read_sample_files, shared_seeds, strip
@@ -76,19 +76,44 @@ def build_report(
     shown = {stage: panel for stage, panel in made.items() if panel is not None}
     page = render(results, run=run, samples=gallery, background=background, panels=shown)
     with atomic_dir(out) as folder:
-        (folder / "index.html").write_text(page, encoding="utf-8")
+        _save_page(folder, page, flat_metrics(results), shown)
         results.frame.drop(columns="resampling").to_csv(
             folder / "leaderboard.csv", index=False, lineterminator="\n"
         )
-        write_json(folder / "metrics.json", flat_metrics(results))
-        (folder / "figures").mkdir()
         _save_figures(results, gallery, background, folder / "figures")
-        for stage, panel in shown.items():
-            if panel.figures:
-                (folder / "figures" / stage).mkdir()
-            for name, figure in panel.figures.items():
-                figures.save(figure, folder / "figures" / stage / name)
     return results
+
+
+def build_panels(out: Path, *, run: str, panels: Sequence[Shown]) -> None:
+    """Write the report of a run that has no plans of its own: `index.html`, `metrics.json` and the panels' figures.
+
+    Args: as of `build_report`.
+
+    Raises:
+        ConfigError: a panel has nothing to show.
+        DataError: results of a stage are missing or damaged.
+    """
+    made: dict[str, Panel | None] = {
+        one.stage: import_module(one.module).panel(one.folders, None) for one in panels
+    }
+    shown = {stage: panel for stage, panel in made.items() if panel is not None}
+    if not shown:
+        raise ConfigError("A report must have certificates or panels to show, got none; name some.")
+    with atomic_dir(out) as folder:
+        _save_page(folder, render_panels(run=run, panels=shown), {}, shown)
+
+
+def _save_page(folder: Path, page: str, numbers: Mapping[str, Any], panels: Mapping[str, Panel]) -> None:
+    (folder / "index.html").write_text(page, encoding="utf-8")
+    for panel in panels.values():
+        numbers = {**numbers, **panel.metrics}
+    write_json(folder / "metrics.json", numbers)
+    (folder / "figures").mkdir()
+    for stage, panel in panels.items():
+        if panel.figures:
+            (folder / "figures" / stage).mkdir()
+        for name, figure in panel.figures.items():
+            figures.save(figure, folder / "figures" / stage / name)
 
 
 def read_training(path: Path) -> pd.DataFrame:
@@ -141,8 +166,8 @@ def collect_samples(results: Results, files: dict[str, SampleFile]) -> Samples:
 
 
 def _require_model(file: SampleFile, results: Results) -> None:
-    expected = results.model.get("fingerprint")
-    if file.model != expected:
+    if file.model not in results.models:
+        expected = results.model.get("fingerprint")
         raise DataError(
             f"{file.path} must hold samples of the certified model {expected}, got samples of {file.model}; "
             "sample again or name another folder."

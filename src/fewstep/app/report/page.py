@@ -104,6 +104,19 @@ def render(
     return rendered(__name__, values).rstrip() + "\n"
 
 
+def render_panels(*, run: str, panels: Mapping[str, Panel]) -> str:
+    """The page of a run that has no plans of its own, as text: its panels alone."""
+    values = {
+        "run": run,
+        "style": Markup(beside(__name__, "css")),
+        "script": Markup(beside(__name__, "js")),
+        "light": figures.page_colours(),
+        "dark": _DARK,
+        "panels": panels,
+    }
+    return rendered(f"{__package__}.panels", values).rstrip() + "\n"
+
+
 def _svg(results: Results, lines: Sequence[figures.Line], titles: Mapping[str, str], *, x: str) -> Markup:
     against = "network evaluations" if x == "nfe" else "network milliseconds per image"
     label = f"{results.metric} against {against}"

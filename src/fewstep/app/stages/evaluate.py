@@ -123,6 +123,7 @@ def images_in(paths: list[Path]) -> list[Path]:
 
 STAGE = Stage(
     name="evaluate",
+    measures="fewstep.pipeline.report.measures",
     command=command,
     makes="certificates",
     does="measure the images",

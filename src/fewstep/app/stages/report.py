@@ -10,7 +10,7 @@ from fewstep.checks import ConfigError
 from fewstep.nets import CARD, CURVE
 from fewstep.pipeline.samples import files_in
 from fewstep.pipeline.stage import MODEL, Every, Panels, Stage
-from fewstep.pipeline.stage.options import CertificatesArgument, takes_settings
+from fewstep.pipeline.stage.options import takes_settings
 from fewstep.pipeline.stage.spec import Spec, stamp
 
 if TYPE_CHECKING:
@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
 @takes_settings()
 def command(
-    certificates: CertificatesArgument,
+    certificates: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="CERTIFICATE...", help="certificate files, or folders of them; none: the panels alone"
+        ),
+    ] = None,
+    *,
     out: Annotated[Path, typer.Option(help="folder to write")],
     samples: Annotated[
         list[Path] | None, typer.Option(help="samples files or folders to show images of")
@@ -30,27 +36,30 @@ def command(
     ] = None,
     model: Annotated[Path | None, typer.Option(help="model folder, for its card and training curve")] = None,
     run: Annotated[str, typer.Option(help="name in the title")] = "",
-    *,
     spec: Spec | None,
 ) -> None:
     """Write the report: one HTML page, the leaderboard as CSV, and figures.
 
     Example: fewstep report certificates --samples samples --panel search=found --out report
     """
-    from fewstep.app.report.build import build_report
+    from fewstep.app.report.build import build_panels, build_report
     from fewstep.interop.zoo import find
 
     shown = _panels(panel or [])
-    folder = None if model is None else find(model)
-    build_report(
-        files_in(certificates, ".json"),
-        files_in(samples or [], ".npz"),
-        out,
-        run=spec.run if spec else run or out.resolve().name,
-        card=None if folder is None else folder / CARD,
-        training=None if folder is None else folder / CURVE,
-        panels=shown,
-    )
+    run = spec.run if spec else run or out.resolve().name
+    if certificates:
+        folder = None if model is None else find(model)
+        build_report(
+            files_in(certificates, ".json"),
+            files_in(samples or [], ".npz"),
+            out,
+            run=run,
+            card=None if folder is None else folder / CARD,
+            training=None if folder is None else folder / CURVE,
+            panels=shown,
+        )
+    else:
+        build_panels(out, run=run, panels=shown)
     if spec:
         stamp(spec, out)
     typer.echo(f"{out / 'index.html'}")

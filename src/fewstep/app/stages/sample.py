@@ -13,7 +13,7 @@ from fewstep.pipeline.conditions import identity_of, with_conditions
 from fewstep.pipeline.parts import PATIENCE, parse_shard
 from fewstep.pipeline.samples import files_in, parse_seeds, require_distinct_names
 from fewstep.pipeline.seeds import require_unseen, require_unseen_prompts, require_unseen_rows
-from fewstep.pipeline.stage import MODEL, Stage
+from fewstep.pipeline.stage import OfSource, Stage
 from fewstep.pipeline.stage.options import (
     CallOption,
     ConditionsOption,
@@ -54,6 +54,7 @@ def command(
     from fewstep.pipeline.devices import chosen_device
     from fewstep.pipeline.drawing import Drawing
     from fewstep.sampling.plan import load_plan
+    from fewstep.sampling.quantised import with_integers
     from fewstep.train.world import joined
 
     files = files_in(plans, ".json")
@@ -71,7 +72,7 @@ def command(
         require_result_folder(out, spec, {".npz", ".json"})
     with joined(patience=PATIENCE) as world:
         network = load_model(model, call=call, device=chosen_device(device, local_rank=world.local_rank))
-        network = with_conditions(network, conditions)
+        network = with_integers(with_conditions(network, conditions), list(zip(files, loaded, strict=True)))
         for one in loaded:
             require_unseen_rows(one, chosen, identity_of(network))
             require_unseen_prompts(one, chosen, network)
@@ -97,10 +98,12 @@ def command(
 
 
 def _requires(settings: Any) -> None:
-    if settings.sample.guidance != 1.0 and not settings.model.class_conditional:
+    if settings.sample.guidance == 1.0 or settings.model.zoo is not None:
+        return
+    if settings.train.label_dropout == 0:
         raise ValueError(
-            f"sample.guidance: must be 1 for a model without classes, got {settings.sample.guidance}; "
-            "set model.class_conditional"
+            f"sample.guidance: must be 1 for a model that is not trained without its conditions, too, got "
+            f"{settings.sample.guidance}; set train.label_dropout, such as 0.1"
         )
 
 
@@ -110,7 +113,8 @@ STAGE = Stage(
     makes="images",
     does="draw the images",
     settings=SampleSettings,
+    rows="report",
     over="plans",
-    inputs=lambda settings, nfe: {"model": MODEL},
+    inputs=lambda settings, nfe: {"model": OfSource("model")},  # of a generator, its own
     requires=_requires,
 )

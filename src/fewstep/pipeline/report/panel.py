@@ -5,7 +5,7 @@ its name: `panel.html.j2` beside `panel.py`. A template takes what it shares wit
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -28,11 +28,13 @@ class Panel:
         title: heading of its section, and its name in the navigation.
         html: what stands below the heading; `rendered` makes it. Ids in it begin with the name of the stage.
         figures: name of the file, without ending -> figure; the files stand in a folder of the stage's name.
+        metrics: numbers and words that the report's metrics.json has for it.
     """
 
     title: str
     html: Markup
     figures: Mapping[str, Figure]
+    metrics: Mapping[str, Any] = field(default_factory=dict)
 
 
 def rendered(module: str, values: Mapping[str, Any]) -> Markup:

@@ -11,8 +11,8 @@ from typing import Any, Literal
 from fewstep.pipeline.stage.settings import Section
 
 Kind = Literal[
-    "dataset", "model", "extractor", "statistics", "solutions", "conditions", "plans", "images", "certificates",
-    "numbers", "report",
+    "dataset", "autoencoder", "model", "extractor", "statistics", "solutions", "conditions", "pairs", "plans", "images",
+    "certificates", "numbers", "report",
 ]  # fmt: skip
 """What a stage makes. Plans are sampled and images evaluated, whichever stage made them."""
 
@@ -36,7 +36,7 @@ class Of:
 
 @dataclass(frozen=True)
 class Every:
-    """The results of all stages that make something of a kind, but some."""
+    """The results of all stages before the reader in the list that make something of a kind, but some."""
 
     kind: Kind
     but: tuple[str, ...] = ()
@@ -45,6 +45,13 @@ class Every:
 @dataclass(frozen=True)
 class Panels:
     """The results of all stages that have a panel in the report, each given as NAME=FOLDER."""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The folders of other runs whose results are finished."""
+
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,14 @@ class Value:
     text: str
 
 
-Input = str | Of | Every | First | Panels | Value
+@dataclass(frozen=True)
+class OfSource:
+    """What the result that a stage is run over was given for an option, such as the model that plans are for."""
+
+    option: str
+
+
+Input = str | Of | Every | First | Panels | Runs | Value | OfSource
 """What an option of a command is given; the name alone stands for `Of(name)`."""
 
 Inputs = Mapping[str, Input | Sequence[Input]]
@@ -107,13 +121,18 @@ class Stage:
         nfe: numbers of calls that it is run for, one result each; None: one result.
         applies: whether a run has it, given the stages before it in the run.
         requires: raises ValueError("section.field: sentence") where settings of several sections do not fit together.
+        rows: which of the run's stored conditions its command is given, where it takes `conditions` and the run has a
+            stage that makes some: those of the training images, those that plans are found by, or those to report on.
         over: one result for each result of this kind, whichever stage made it.
+        across: runs whose finished results it reads. A run for which there are any makes nothing beside but its report
+            and its place in MLflow; other runs do not have the stage.
         source: hash of what it reads from outside the workflow.
         keeps: option that names the folder from which an interrupted job resumes.
         panel: module with `panel(folders, results) -> Panel | None`, its part of the report.
         record: module with `records(folder, stamp) -> Iterator[Record]`, its runs in MLflow; without one, a stage that
             has a panel is recorded with its settings and files.
-        threads: cores of a job; 0: all.
+        measures: module with what claims may name as their metric, functions `(run, **setting) -> [Measurement]`.
+        threads: cores of a job, by the settings of the run; 0: all.
         gpu: whether a job uses an accelerator where there is one.
         first: whether its jobs start before others, as part of the longest chain.
         root: folder of its results; "state" for a local view that is no result.
@@ -131,12 +150,15 @@ class Stage:
     nfe: Callable[[Any], Sequence[int]] | None = None
     applies: Callable[[Any, Sequence["Stage"]], bool] = lambda settings, before: True
     requires: Callable[[Any], None] | None = None
+    rows: Literal["train", "search", "report"] = "search"
     over: Kind | None = None
+    across: Callable[[Any], Sequence[str]] | None = None
     source: Callable[[Any], str | None] | None = None
     keeps: str | None = None
     panel: str | None = None
     record: str | None = None
-    threads: int = 1
+    measures: str | None = None
+    threads: Callable[[Any], int] = lambda settings: 1
     gpu: bool = True
     first: bool = False
     root: Literal["results", "state"] = "results"

@@ -10,7 +10,7 @@ import typer.models
 from pydantic import BaseModel, Field, create_model
 
 from fewstep.checks import ConfigError
-from fewstep.pipeline.stage import Every, First, Input, Of, Panels, Stage, Value
+from fewstep.pipeline.stage import Every, First, Input, Of, OfSource, Panels, Runs, Stage, Value
 from fewstep.pipeline.stage.settings import RunSettings, Section
 from fewstep.pipeline.stage.spec import STAMP
 
@@ -19,15 +19,21 @@ _ANY_NFE = 10  # for a first look at the inputs of a stage, before there is a ru
 
 @dataclass(frozen=True)
 class Result:
-    """What a stage makes once in a run: for a number of calls, for a result of another stage, or as a whole."""
+    """What a stage makes once in a run: for a number of calls, for a result of another stage, or as a whole.
+
+    `run` names its run where that is another one than the reader's.
+    """
 
     stage: Stage
     nfe: int | None = None
     source: "Result | None" = None
+    run: str = ""
 
     @property
     def place(self) -> str:
-        """Its folder below that of the run, such as `search/nfe4` or `evaluate/search/nfe4`."""
+        """Its folder below that of the run, such as `search/nfe4`, `evaluate/search/nfe4` or `../digits/report`."""
+        if self.run:
+            return f"../{self.run}/{self.stage.name}"
         if self.source is not None:
             return f"{self.stage.name}/{self.source.origin}"
         return self.stage.name if self.nfe is None else f"{self.stage.name}/nfe{self.nfe}"
@@ -39,7 +45,7 @@ class Result:
 
     def folder(self, run: str) -> Path:
         """The folder, from the top of the project."""
-        return Path(self.stage.root, run, self.place)
+        return Path(self.stage.root, self.run or run, self.stage.name if self.run else self.place)
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,8 @@ class Given:
         if self.result is None:
             return self.text
         folder = self.result.folder(run)
+        if self.result.run:  # the whole of the other run is meant, which its report completes
+            return str(folder.parent)
         path = str(folder / self.text) if self.text else str(folder)
         return f"{self.label}={path}" if self.label else path
 
@@ -79,6 +87,7 @@ class Stages(Sequence[Stage]):
                     f"Stages must have names of their own, but two are called {stage.name}; rename one of them."
                 )
             self._by_name[stage.name] = stage
+        self._order = {name: i for i, name in enumerate(self._by_name)}
         own = {stage.name: stage.settings for stage in self._stages if stage.settings is not None}
         if both := sorted(sections.keys() & own.keys()):
             raise ConfigError(f"Sections must have names of their own, but {both[0]} is one of a stage, too.")
@@ -104,7 +113,11 @@ class Stages(Sequence[Stage]):
     def in_run(self, settings: RunSettings) -> list[Stage]:
         """The stages that a run has."""
         found: list[Stage] = []
+        gathers = any(stage.across(settings) for stage in self._stages if stage.across is not None)
         for stage in self._stages:
+            shows = stage.across is not None or stage.makes == "report" or stage.root == "state"
+            if (stage.across is not None and not gathers) or (gathers and not shows):
+                continue
             if stage.applies(settings, found) and (stage.nfe is None or stage.nfe(settings)):
                 found.append(stage)
         return found
@@ -120,8 +133,7 @@ class Stages(Sequence[Stage]):
         for stage in self.in_run(settings):  # images are drawn from plans before they are evaluated
             if stage.over is not None:
                 found += [Result(stage, r.nfe, r) for r in list(found) if r.stage.makes == stage.over]
-        order = {stage.name: i for i, stage in enumerate(self._stages)}
-        return sorted(found, key=lambda result: order[result.stage.name])
+        return sorted(found, key=lambda result: self._order[result.stage.name])
 
     def inputs(self, result: Result, settings: RunSettings) -> dict[str, list[Given]]:
         """What the command of a result is given, by parameter; parameters without any are left out.
@@ -135,19 +147,38 @@ class Stages(Sequence[Stage]):
             given[_SOURCE[stage.over]] = [Given(result.source)]
         for name, value in stage.inputs(settings, result.nfe).items():
             values = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
-            found = [one for each in values for one in self._resolved(each, result, everything)]
+            found = []
+            for each in values:
+                if isinstance(each, OfSource):
+                    source = result.source
+                    found += [] if source is None else self.inputs(source, settings).get(each.option, [])
+                else:
+                    found += self._resolved(each, result, everything)
             if found:
                 given[name] = found
+        rows = [
+            Given(r, stage.rows) for r in everything if r.stage.makes == "conditions" and r.stage != stage
+        ]
+        if CONDITIONS in stage.parameters and CONDITIONS not in given and rows:
+            given[CONDITIONS] = rows
         return given
 
     def _resolved(self, value: Input, reader: Result, everything: Sequence[Result]) -> list[Given]:
+        assert not isinstance(value, OfSource)
         if isinstance(value, Value):
             return [Given(text=value.text)]
+        if isinstance(value, Runs):
+            report = next(stage for stage in self._stages if stage.makes == "report")
+            return [Given(Result(report, run=name)) for name in value.names]
         if isinstance(value, Panels):
             return [Given(r, label=r.stage.name) for r in everything if r.stage.panel is not None]
         if isinstance(value, Every):
             return [
-                Given(r) for r in everything if r.stage.makes == value.kind and r.stage.name not in value.but
+                Given(r)
+                for r in everything
+                if r.stage.makes == value.kind
+                and r.stage.name not in value.but
+                and self._order[r.stage.name] < self._order[reader.stage.name]
             ]
         if isinstance(value, First):
             alternatives = (self._resolved(one, reader, everything) for one in value.of)
@@ -225,8 +256,12 @@ class Stages(Sequence[Stage]):
                 )
             values = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
             for one in values:
-                self._resolved(one, Result(stage), everything)
+                if not isinstance(one, OfSource):
+                    self._resolved(one, Result(stage), everything)
 
+
+CONDITIONS = "conditions"
+"""Parameter of the commands that take the stored conditions of a run."""
 
 _SOURCE = {"plans": "plans", "images": "samples"}
 """Parameter that takes the results of the kind that a stage is run over."""

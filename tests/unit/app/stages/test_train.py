@@ -31,7 +31,7 @@ def test_a_training_without_the_store_that_shall_show_it_writes_its_model(
             "track": {"live": True},
         }
     )
-    write_json(tmp_path / "spec.json", make_specs("digits", settings)["train"].as_json())
+    write_json(tmp_path / "spec.json", make_specs("digits", {"digits": settings})["train"].as_json())
     prepare("digits", tmp_path / "data", limit=40)
     app = typer.Typer()
     app.command()(train.command)

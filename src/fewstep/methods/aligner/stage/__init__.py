@@ -34,6 +34,7 @@ def _requires(settings: Any) -> None:
 STAGE = Stage(
     name="align",
     command=command,
+    measures="fewstep.methods.aligner.stage.measures",
     makes="plans",
     does="align the conditioning timesteps of {nfe} network calls",
     settings=AlignSettings,

@@ -23,6 +23,7 @@ def _requires(settings: Any) -> None:
 STAGE = Stage(
     name="stepaware",
     command=command,
+    measures="fewstep.methods.ddsm.stage.measures",
     makes="plans",
     does="search the width of each of {nfe} network calls",
     settings=StepAwareSettings,

@@ -1,0 +1,88 @@
+"""A board: a run that makes nothing but verdicts on what other runs made."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fewstep.app.keys import make_specs
+from fewstep.app.params import Settings, parse_params
+from fewstep.app.stages import STAGES
+from fewstep.app.stages.claims.board import judged_papers, planned
+from fewstep.checks import ConfigError, DataError
+from fewstep.pipeline import claims
+from fewstep.pipeline.stage.settings import RunSettings
+
+PAPERS = claims.papers()
+NEEDED = sorted({c.run for p in PAPERS for c in claims.read_paper(p).claims if c.run is not None})
+
+
+def runs(**train: Any) -> dict[str, RunSettings]:
+    return {
+        "digits": Settings.model_validate({"train": train}),
+        "papers": Settings.model_validate({"claims": {"runs": ["digits"]}}),
+    }
+
+
+def test_a_board_makes_verdicts_and_shows_them() -> None:
+    board = runs()["papers"]
+    assert [result.place for result in STAGES.results(board)] == ["claims", "report", "track"]
+    [judged, page, _] = STAGES.results(board)
+    assert STAGES.words(judged, "papers", board) == [
+        "claims",
+        "results/digits",
+        "--out",
+        "results/papers/claims",
+    ]
+    assert STAGES.stamps(judged, "papers", board) == {"runs": ["results/digits/report/spec.json"]}
+    assert "--panel" in STAGES.words(page, "papers", board)
+    assert "claims" not in {stage.name for stage in STAGES.in_run(runs()["digits"])}
+
+
+def test_a_verdict_depends_on_what_the_other_run_was_made_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = make_specs("papers", runs())
+    assert set(first) == {"claims", "report", "track"}
+    assert set(first["claims"].upstream) == {"../digits/report"}
+    assert make_specs("papers", runs(steps=7))["report"].key != first["report"].key
+    monkeypatch.setattr("fewstep.app.stages.claims.claims_hash", lambda: "other")
+    assert make_specs("papers", runs())["claims"].key != first["claims"].key
+
+
+def mistakes(content: dict[str, Any]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse_params({"dvc_runs": [], "runs": content})
+    return str(caught.value)
+
+
+def test_runs_that_a_board_cannot_read_are_one_sentence() -> None:
+    board = {"claims": {"runs": ["digit"]}}
+    assert mistakes({"digits": {}, "papers": board}) == (
+        "params.yaml: runs.papers.claims.runs: must be runs that make results, digits; got 'digit'"
+    )
+    assert "must be runs that make results, digits; got 'other'" in mistakes(
+        {"digits": {}, "papers": {"claims": {"runs": ["other"]}}, "other": {"claims": {"runs": ["papers"]}}}
+    )
+
+
+def test_a_claim_about_what_no_run_makes_is_one_sentence() -> None:
+    name = NEEDED[0]
+    others = {other: {} for other in NEEDED}
+    said = mistakes({**others, "papers": {"claims": {"runs": NEEDED}}})
+    assert f"which run {name} does not make" in said or "does not make" in said
+    assert len(said.splitlines()) <= len(PAPERS)
+    said = mistakes({"digits": {}, "papers": {"claims": {"runs": ["digits"]}}})
+    assert "claims must be about the runs that the board reads, digits; claim" in said
+
+
+def test_every_paper_is_on_the_board_once() -> None:
+    assert not {one["folder"] for one in planned(PAPERS)} & set(PAPERS)
+    assert len({*PAPERS, *(one["folder"] for one in planned([]))}) == 12
+
+
+def test_what_is_no_finished_run_is_one_sentence(tmp_path: Path) -> None:
+    given = {name: tmp_path / name for name in NEEDED}
+    with pytest.raises(DataError, match=r"must be the folder of a finished run, with its results"):
+        judged_papers(given, STAGES)
+    with pytest.raises(ConfigError, match="claims must be about runs that are given, other; .* add results/"):
+        (tmp_path / "other/evaluate").mkdir(parents=True)
+        judged_papers({"other": tmp_path / "other"}, STAGES)
