@@ -34,7 +34,7 @@ REPORTED = [f"two {colour} {thing}s" for colour in ("red", "grey") for thing in 
 SMALLER = {
     "search": "--look-noises 1 --teacher-nfe 10 --trials 2 --polish-iterations 1 --polish-noises 2 --finalists 1 "
     "--finalist-images 16 --batch-size 16",
-    "sample": "--seeds 0-11 --batch-size 12",
+    "sample": "--seeds 0-5 --batch-size 6",
 }
 """Options at the end of the tutorial's commands, where the last one of a name counts."""
 
@@ -128,6 +128,7 @@ def test_images_of_prompts_are_measured_and_drawn_again(searched, tmp_path):
     made("verify", "certificate.json", "--resample", cwd=tmp_path)  # status 1 where anything failed
 
 
+@pytest.mark.slow
 def test_alignment_of_a_pipeline(searched, tmp_path):
     own = searched / "flux"
     model = ("--model", "my-pipeline", "--call", "call.yaml")
@@ -135,7 +136,7 @@ def test_alignment_of_a_pipeline(searched, tmp_path):
     made("plan", "ddim", *model, *more, cwd=own)
     made(
         "align", *model, "--prompts", "search-prompts.txt", "--plan", tmp_path / "ddim.json", "--objectives",
-        "trajectory", "--noises", 8, "--gate-noises", 8, "--refine-iterations", 0, "--teacher-substeps", 1,
+        "trajectory", "--noises", 16, "--gate-noises", 16, "--refine-iterations", 0, "--teacher-substeps", 1,
         "--out", tmp_path / "aligned.json", cwd=own,
     )  # fmt: skip
     assert load_plan(tmp_path / "aligned.json").nfe == 2

@@ -13,7 +13,7 @@ from fewstep.checks import DataError
 from fewstep.metrics.uncertainty import Interval, student_quantile
 
 Scorer = Callable[[NDArray[np.uint8], Sequence[str]], NDArray[np.float64]]
-"""From images (N, H, W, C) and the prompt of each to a score of each (N,), higher is better: CLIP, HPSv2, ImageReward."""
+"""From images (N, H, W, C) and the prompt of each to a score of each (N,), higher is better, such as CLIP or HPSv2."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def paired_distances(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.f
 
 @dataclass(frozen=True)
 class Scored:
-    """How well images meet their prompts. floor: the same images under the prompts of others, which is what luck gives."""
+    """How well images meet their prompts. floor: the same images under the prompts of others, which is chance."""
 
     scores: NDArray[np.float64]
     mean: Mean

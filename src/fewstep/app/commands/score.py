@@ -33,7 +33,7 @@ def score(
     Intervals count prompts, not images. The floor is the score of the same images under the prompts of others. All
     samples are compared with the first, pair by pair.
 
-    Example: fewstep score samples --prompts reported.txt --clip clip-vit-large-patch14 --fine fine.npz --out scores.json
+    Example: fewstep score samples --prompts reported.txt --clip clip-vit-large --fine fine.npz --out scores.json
     """
     from fewstep.data.prompts import prompts_condition, read_prompts
     from fewstep.files import write_json
