@@ -40,9 +40,7 @@ PresetName = Literal[
     "ipndm-4",
     "heun",
 ]
-GridName = Annotated[
-    str, StringConstraints(pattern=r"^(uniform-t|quadratic-t|uniform-lambda|karras|shifted(:\d+(\.\d+)?)?)$")
-]
+GridName = Literal["uniform-t", "quadratic-t", "uniform-lambda", "karras", "shifted"]
 
 WITHOUT_SOURCE = ("digits", "cifar10")  # one comes with scikit-learn, the other is downloaded
 
