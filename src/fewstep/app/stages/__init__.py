@@ -5,6 +5,7 @@ from fewstep.app.stages import (
     autoencoder,
     claims,
     compose,
+    encode,
     evaluate,
     extractor,
     plans,
@@ -23,6 +24,8 @@ from fewstep.methods.lfm.stage import STAGE as LFM
 from fewstep.methods.multilid.stage import STAGE as DETECT
 from fewstep.methods.s3.stage import STAGE as SEARCH
 from fewstep.methods.s3.stage import TEACHER
+from fewstep.methods.semantica.stage import PAIRS
+from fewstep.methods.semantica.stage import STAGE as SEMANTICA
 from fewstep.methods.ttur.stage import STAGE as DISTURB
 from fewstep.pipeline.stage.stages import Stages
 
@@ -32,6 +35,8 @@ STAGES = Stages(
         autoencoder.STAGE,
         autoencoder.LATENTS,
         MAPS,
+        encode.STAGE,
+        PAIRS,
         train.STAGE,
         zoo.STAGE,
         extractor.STAGE,
@@ -46,6 +51,7 @@ STAGES = Stages(
         evaluate.STAGE,
         DETECT,
         LFM,
+        SEMANTICA,
         DISTURB,
         claims.STAGE,
         report.STAGE,
