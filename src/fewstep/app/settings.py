@@ -40,7 +40,9 @@ PresetName = Literal[
     "ipndm-4",
     "heun",
 ]
-GridName = Literal["uniform-t", "quadratic-t", "uniform-lambda", "karras"]
+GridName = Annotated[
+    str, StringConstraints(pattern=r"^(uniform-t|quadratic-t|uniform-lambda|karras|shifted(:\d+(\.\d+)?)?)$")
+]
 
 WITHOUT_SOURCE = ("digits", "cifar10")  # one comes with scikit-learn, the other is downloaded
 
@@ -237,6 +239,12 @@ class TrainSettings(Section):
     flip: bool = Field(default=False, description="mirror half of the images, at random")
     checkpoint_seconds: float = Field(
         default=60.0, gt=0, json_schema_extra=NOT_A_RESULT, description="seconds between checkpoints"
+    )
+    threads: int = Field(
+        default=0,
+        ge=0,
+        json_schema_extra=NOT_A_RESULT,
+        description="cores of the job that trains; 0: all, which a small network has no use for",
     )
     log_every: Positive = Field(default=10, description="steps between lines of metrics.jsonl")
     seed: int = Field(default=0, ge=0, description="seed of weights, order and noise")

@@ -15,7 +15,9 @@ from fewstep.checks import ConfigError, DataError, UserError
 from fewstep.diffusion.condition import LABEL, Classes, Condition
 from fewstep.diffusion.denoiser import Model
 from fewstep.diffusion.schedule import DDPMTable, Flow, Schedule
+from fewstep.interop import diffusers_roles
 from fewstep.nets.folder import as_model
+from fewstep.nets.roles import Role
 from fewstep.rng import initial_weights
 
 INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
@@ -65,6 +67,19 @@ class Network(nn.Module):
         label = None if condition is None else condition.values[LABEL]
         output: Tensor = self.net(x_t, k, class_labels=label, return_dict=False)[0]
         return output[:, : x_t.shape[1]]
+
+    def roles(self) -> dict[str, Role]:
+        """The role of each layer, as far as it is known."""
+        return {f"net.{name}": role for name, role in diffusers_roles.roles(self.net).items()}
+
+    def units(self) -> tuple[str, ...]:
+        """The blocks, by name."""
+        return tuple(f"net.{name}" for name in diffusers_roles.units(self.net))
+
+    def temporal(self, time: Tensor, condition: Condition | None = None) -> list[Tensor]:
+        """What blocks see of the time and the class, (B, D_i) each."""
+        label = None if condition is None else condition.values[LABEL]
+        return diffusers_roles.temporal(self.net, time, label)
 
 
 class Parts(NamedTuple):

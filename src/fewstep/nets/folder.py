@@ -21,13 +21,17 @@ from fewstep.checks import ConfigError, DataError, UserError
 from fewstep.diffusion.condition import Condition, Conditions
 from fewstep.diffusion.denoiser import Model
 from fewstep.diffusion.prediction import PREDICTIONS
-from fewstep.diffusion.schedule import Schedule, schedule_from_config
+from fewstep.diffusion.schedule import Flow, Schedule, schedule_from_config
 from fewstep.nets import CARD, CONFIG, WEIGHTS
 from fewstep.nets.autoencoder import VAE, Autoencoder, as_autoencoder
 from fewstep.nets.classifier import Classifier
+from fewstep.nets.dcgan import DCGANGenerator
+from fewstep.nets.generator import Generator
+from fewstep.nets.resnet_gan import ResNetGenerator
 from fewstep.nets.slim import check_widths, sub_networks
 from fewstep.nets.transformer import Transformer
 from fewstep.nets.unet import UNet
+from fewstep.nets.vitgan import ViTGenerator
 from fewstep.rng import initial_weights
 
 Finish = Callable[[Path], object]
@@ -41,6 +45,9 @@ NETS: dict[str, type[nn.Module]] = {
     "unet": UNet,
     "transformer": Transformer,
     "classifier": Classifier,
+    "dcgan": DCGANGenerator,
+    "resnet-gan": ResNetGenerator,
+    "vitgan": ViTGenerator,
     "vae": VAE,
 }
 
@@ -93,6 +100,23 @@ def save_model(
     if not guidable and getattr(net, "conditions", None) is not None:
         config["guidable"] = False
     write_folder(folder, net, config, card=card, dtype=dtype, finish=finish)
+
+
+def save_generator(
+    folder: str | Path,
+    net: Generator,
+    *,
+    name: str,
+    card: Mapping[str, Any],
+    finish: Finish | None = None,
+) -> None:
+    """Write the model folder of a generator, which makes x0 of noise in one call; arguments as of `save_model`.
+
+    Its schedule starts at noise of unit variance, whose first numbers are the latent vector.
+    """
+    save_model(
+        folder, net, schedule=Flow(), prediction="x0", shape=net.shape, name=name, card=card, finish=finish
+    )
 
 
 def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> Model:
@@ -286,6 +310,8 @@ def as_model(
         net=net,
         widths=widths,
         at_width=None if narrow is None else lambda width: called(narrow(width)),
+        net_at_width=narrow,
+        most_calls=net.most_calls if isinstance(net, Generator) else None,
     )
 
 

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fewstep.checks import ConfigError
-from fewstep.files import canonical_json, read_json, sha256_text, write_json
+from fewstep.files import canonical_json, read_json, sha256_text
 
 SCHEMA = "fewstep.plan/1"
+"""Of what a plan is made of, of which its identity is the hash."""
+SCHEMA_2 = "fewstep.plan/2"
+"""Of its file, which has the compiled rows, too: `fewstep.sampling.document`."""
 EVALS = ("net", "afs_zero", "afs_mean", "none")
 PREDS = ("eps", "x0")
 SCALES = ("none", "bh1", "bh2", "linear", "const")
@@ -142,6 +145,7 @@ class Plan:
         skip_scale: factors on the U-Net's skip connections.
         guidance: classifier-free guidance scale the plan was made for.
         fingerprint: sha256 of the weights the plan was made for, None for any model.
+        integers: sha256 of the integers that calls with `quant` are made with (`fewstep.nets.integers`), None without.
         convert_at: with t_cond, whether an output is converted at the node's time (step) or at t_cond (tau).
         provenance: where the plan came from, no part of its identity; keys and their meaning are below.
 
@@ -151,12 +155,16 @@ class Plan:
         preset: name of the known sampler, a key of `fewstep.sampling.presets.PRESETS`; aligned ones keep it.
         grid: its spacing, or how tables call the grid.
         sampler: how tables call the plan, where that is not the preset: `searched`, `ddim+aligned`, ...
+        generator: name of the generator that it samples in one call.
         parents: hashes of the plans that it was derived from; none where a search built it from the space alone.
+        call: of a text-to-image pipeline, what it was called with besides: guidance, size, ...
+        prompts: digests of the prompts that had a part in finding it, refused when images are judged.
         seeds: purpose -> first and last seed of images that had a part in finding it; refused when images are judged.
         found, objective: of a searched plan, the candidate that won, and what it was chosen by, with its value.
         stepaware: of a plan with searched widths, these, their cost, and their error.
         align: of a plan that an alignment has tried, whether or not it moved: the record of the alignment.
         composed: what the final comparison measured.
+        quantize: of a quantised plan, how it was quantised, and how far features and images are from those in floats.
     """
 
     schedule: Mapping[str, Any] = field(hash=False)
@@ -168,6 +176,7 @@ class Plan:
     guidance: float | None = None
     fingerprint: str | None = None
     convert_at: str = "step"
+    integers: str | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
@@ -218,12 +227,16 @@ class Plan:
         return sha256_text(canonical_json(document))
 
     def to_json(self) -> Json:
-        """The document of schema `fewstep.plan/1`."""
+        """What the plan is made of, the document of schema `fewstep.plan/1`."""
         return {
             "schema": SCHEMA,
             "name": self.name,
             "nfe": self.nfe,
-            "model": {"fingerprint": self.fingerprint, "convert_at": self.convert_at},
+            "model": {
+                "fingerprint": self.fingerprint,
+                "convert_at": self.convert_at,
+                **({} if self.integers is None else {"integers": self.integers}),
+            },
             "noise_schedule": dict(self.schedule),
             "nodes": [_node_to_json(node) for node in self.nodes],
             "steps": [_step_to_json(step) for step in self.steps],
@@ -232,10 +245,6 @@ class Plan:
             "guidance": self.guidance,
             "provenance": dict(self.provenance),
         }
-
-    def save(self, path: str | Path, *, compiled: Json | None = None) -> None:
-        """Write the JSON file by rename; `compiled` (Compiled.to_json) lets other programs run it."""
-        write_json(path, self.to_json() | ({} if compiled is None else {"compiled": compiled}))
 
     def with_node(self, index: int, **changes: Any) -> "Plan":
         """A copy with fields of one node changed, such as `with_node(0, eval="afs_mean")`."""
@@ -257,13 +266,13 @@ def load_plan(path: str | Path) -> Plan:
 
 
 def plan_from_json(document: Any) -> Plan:
-    """The plan of a document of schema `fewstep.plan/1`; `compiled` is derived, so it is not read.
+    """The plan of a document of schema `fewstep.plan/1` or 2; `compiled` is derived, so it is not read.
     Raises: ConfigError: a field is unknown, missing or wrong, or the plan cannot be executed.
     """
     optional = ("name", "nfe", "model", "final", "skip_scale", "guidance", "provenance", "compiled")
     top = _object(document, "plan", ("schema", "noise_schedule", "nodes", "steps"), optional)
-    _one_of(top["schema"], (SCHEMA,), "schema")
-    model = _object(top.get("model") or {}, "model", (), ("fingerprint", "convert_at"))
+    _one_of(top["schema"], (SCHEMA, SCHEMA_2), "schema")
+    model = _object(top.get("model") or {}, "model", (), ("fingerprint", "convert_at", "integers"))
     final = _object(top.get("final") or {}, "final", (), ("to_zero", "clip"))
     skip = top.get("skip_scale")
     plan = Plan(
@@ -278,6 +287,7 @@ def plan_from_json(document: Any) -> Plan:
         guidance=_optional_number(top.get("guidance"), "guidance"),
         fingerprint=_optional_text(model.get("fingerprint"), "model.fingerprint"),
         convert_at=_text(model.get("convert_at", "step"), "model.convert_at"),
+        integers=_optional_text(model.get("integers"), "model.integers"),
         provenance=_provenance(top.get("provenance") or {}),
     )
     for where, said, is_so in (

@@ -112,9 +112,29 @@ CHANGES: dict[str, Any] = {  # for fields whose other values do not follow from 
     "evaluate.resamples": {"resamples": 50},
     "detect.match": {"match": ["ddim*"]},
     "detect.classifiers": {"classifiers": ["forest"]},
+    "quantize.bits": {"bits": ["w4a8"]},
+    "quantize.methods": {"methods": ["naive"]},
+    "quantize.fsc_scope": {"fsc_scope": "tib"},
+    "quantize.weight_scheme": {"weight_scheme": "symmetric"},
+    "quantize.range_search": {"range_search": "minmax"},
+    "quantize.keep": {"keep": ["first"]},
     "track.uri": {"uri": "x"},
     "disturb.resamples": {"resamples": 50},
     "claims.runs": None,  # makes a run of another kind; below
+    "gan.network": None,  # whose variants are trained
+    "gan.heads": {"heads": 2},
+    "gan.width": {"width": 64},
+    "gan.betas_g": {"betas_g": [0.0, 0.9]},
+    "gan.betas_d": {"betas_d": [0.0, 0.9]},
+    "gan.knee": {"knee": 100},
+    "gan.loss": {"loss": "wasserstein"},
+    "gan.attention": {"attention": "dot"},
+    "gan.bcr": {"bcr": 1.0, "augment": ["colour"]},
+    "gan.augment": {"augment": ["colour"]},
+    "gan.probe_every": {"probe_every": 500},
+    "gan.log_every": {"log_every": 50},
+    "ttur.network": {"network": "resnet"},
+    "vitgan.variants": {"variants": ["full", "no overlap"]},
     "prepare.max_pixels": {"max_pixels": 10**9},  # with skip_corrupt more images are kept
     "sample.guidance": None,  # needs a second field; below
 }
@@ -123,8 +143,12 @@ NUMBERS = {  # every stage is in the run
     "search": {"nfe": [5]},
     "stepaware": {"nfe": [5]},
     "align": {"nfe": [5]},
+    "quantize": {"nfe": [5]},
     "detect": {"nfe": [5]},
     "disturb": {"images": 10},
+    "gan": {"network": "vitgan"},
+    "ttur": {"network": "dcgan"},
+    "vitgan": {"variants": ["full"]},
 }
 
 

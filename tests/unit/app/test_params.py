@@ -25,6 +25,7 @@ RUNS = (
     "digits",
     "papers",
     "digits-full",
+    "digits-gan",
     "cifar10-zoo",
     "cifar10",
     "celeba",
@@ -35,6 +36,10 @@ RUNS = (
     "digits-latent-map",
     "celeba-latent",
     "lsun-bedroom-latent",
+    "digits-semantica",
+    "digits-semantica-neighbours",
+    "digits-semantica-image",
+    "cifar10-semantica",
 )
 
 

@@ -8,6 +8,8 @@ from fewstep.app.stages import (
     encode,
     evaluate,
     extractor,
+    gan,
+    onecall,
     plans,
     prepare,
     report,
@@ -26,7 +28,10 @@ from fewstep.methods.s3.stage import STAGE as SEARCH
 from fewstep.methods.s3.stage import TEACHER
 from fewstep.methods.semantica.stage import PAIRS
 from fewstep.methods.semantica.stage import STAGE as SEMANTICA
+from fewstep.methods.tfmq.stage import STAGE as QUANTIZE
 from fewstep.methods.ttur.stage import STAGE as DISTURB
+from fewstep.methods.ttur.stage.rates import STAGE as TTUR
+from fewstep.methods.vitgan.stage import STAGE as VITGAN
 from fewstep.pipeline.stage.stages import Stages
 
 STAGES = Stages(
@@ -47,12 +52,17 @@ STAGES = Stages(
         STEPAWARE,
         ALIGN,
         compose.STAGE,
+        QUANTIZE,
+        gan.STAGE,
+        onecall.STAGE,
         sample.STAGE,
         evaluate.STAGE,
         DETECT,
         LFM,
         SEMANTICA,
         DISTURB,
+        TTUR,
+        VITGAN,
         claims.STAGE,
         report.STAGE,
         track.STAGE,

@@ -2,7 +2,6 @@
 
 import shutil
 import time
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +9,7 @@ import typer
 
 from fewstep.app.settings import ModelSettings, TrackSettings, TrainSettings
 from fewstep.app.stages.autoencoder import autoencoder_of
+from fewstep.app.stages.curve import live
 from fewstep.checks import ConfigError
 from fewstep.files import require_replaceable, sha256_file
 from fewstep.nets import AUTOENCODER, CARD, CONFIG, CURVE, ENCODER, WEIGHTS
@@ -76,6 +76,8 @@ def command(
     Example: fewstep train --data data/digits --out model --checkpoints checkpoints --steps 2000
     Several GPUs or cores: torchrun --nproc-per-node 2 --no-python -- fewstep train --data D --out M --checkpoints C
     """
+    import torch
+
     from fewstep.data.pairs import load_pairs
     from fewstep.diffusion.condition import Stored
     from fewstep.diffusion.schedule import DDPMTable, schedule_from_config
@@ -116,6 +118,8 @@ def command(
         if spec:
             stamp(spec, made)
 
+    if train.threads:
+        torch.set_num_threads(train.threads)
     started = time.time()
     with joined() as world, initial_weights(train.seed):
         n_classes = len(dataset.classes or ()) if model.class_conditional else 0
@@ -143,7 +147,7 @@ def command(
             loss_of_step=_sandwich(net, model, train) if several else None,
             start=started_from,
         )
-        with _live(metrics, track, spec, leads=world.leads):
+        with live(metrics, track, spec, leads=world.leads):
             state = train_denoiser(
                 dataset,
                 net,
@@ -277,17 +281,6 @@ def _copied(folder: Path, net: "UNet | Transformer") -> str:
     return sha256_file(folder / WEIGHTS)
 
 
-def _live(
-    metrics: Path, track: TrackSettings, spec: Spec | None, *, leads: bool
-) -> AbstractContextManager[None]:
-    """Send the curve to MLflow while it grows, where the settings ask for it."""
-    if not (track.live and spec and leads):
-        return nullcontext()
-    from fewstep.app.tracking import live_curve, tracking_uri
-
-    return live_curve(metrics, run=spec.run, key=spec.key, uri=tracking_uri(track.uri))
-
-
 STAGE = Stage(
     name="train",
     command=command,
@@ -306,5 +299,5 @@ STAGE = Stage(
     applies=lambda settings, before: settings.model.zoo is None,
     keeps="checkpoints",
     record="fewstep.app.stages.curve",
-    threads=0,
+    threads=lambda settings: settings.train.threads,
 )

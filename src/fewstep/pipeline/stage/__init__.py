@@ -36,7 +36,7 @@ class Of:
 
 @dataclass(frozen=True)
 class Every:
-    """The results of all stages that make something of a kind, but some."""
+    """The results of all stages before the reader in the list that make something of a kind, but some."""
 
     kind: Kind
     but: tuple[str, ...] = ()
@@ -68,7 +68,14 @@ class Value:
     text: str
 
 
-Input = str | Of | Every | First | Panels | Runs | Value
+@dataclass(frozen=True)
+class OfSource:
+    """What the result that a stage is run over was given for an option, such as the model that plans are for."""
+
+    option: str
+
+
+Input = str | Of | Every | First | Panels | Runs | Value | OfSource
 """What an option of a command is given; the name alone stands for `Of(name)`."""
 
 Inputs = Mapping[str, Input | Sequence[Input]]
@@ -125,7 +132,7 @@ class Stage:
         record: module with `records(folder, stamp) -> Iterator[Record]`, its runs in MLflow; without one, a stage that
             has a panel is recorded with its settings and files.
         measures: module with what claims may name as their metric, functions `(run, **setting) -> [Measurement]`.
-        threads: cores of a job; 0: all.
+        threads: cores of a job, by the settings of the run; 0: all.
         gpu: whether a job uses an accelerator where there is one.
         first: whether its jobs start before others, as part of the longest chain.
         root: folder of its results; "state" for a local view that is no result.
@@ -151,7 +158,7 @@ class Stage:
     panel: str | None = None
     record: str | None = None
     measures: str | None = None
-    threads: int = 1
+    threads: Callable[[Any], int] = lambda settings: 1
     gpu: bool = True
     first: bool = False
     root: Literal["results", "state"] = "results"

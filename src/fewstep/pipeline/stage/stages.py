@@ -10,7 +10,7 @@ import typer.models
 from pydantic import BaseModel, Field, create_model
 
 from fewstep.checks import ConfigError
-from fewstep.pipeline.stage import Every, First, Input, Of, Panels, Runs, Stage, Value
+from fewstep.pipeline.stage import Every, First, Input, Of, OfSource, Panels, Runs, Stage, Value
 from fewstep.pipeline.stage.settings import RunSettings, Section
 from fewstep.pipeline.stage.spec import STAMP
 
@@ -87,6 +87,7 @@ class Stages(Sequence[Stage]):
                     f"Stages must have names of their own, but two are called {stage.name}; rename one of them."
                 )
             self._by_name[stage.name] = stage
+        self._order = {name: i for i, name in enumerate(self._by_name)}
         own = {stage.name: stage.settings for stage in self._stages if stage.settings is not None}
         if both := sorted(sections.keys() & own.keys()):
             raise ConfigError(f"Sections must have names of their own, but {both[0]} is one of a stage, too.")
@@ -132,8 +133,7 @@ class Stages(Sequence[Stage]):
         for stage in self.in_run(settings):  # images are drawn from plans before they are evaluated
             if stage.over is not None:
                 found += [Result(stage, r.nfe, r) for r in list(found) if r.stage.makes == stage.over]
-        order = {stage.name: i for i, stage in enumerate(self._stages)}
-        return sorted(found, key=lambda result: order[result.stage.name])
+        return sorted(found, key=lambda result: self._order[result.stage.name])
 
     def inputs(self, result: Result, settings: RunSettings) -> dict[str, list[Given]]:
         """What the command of a result is given, by parameter; parameters without any are left out.
@@ -147,7 +147,13 @@ class Stages(Sequence[Stage]):
             given[_SOURCE[stage.over]] = [Given(result.source)]
         for name, value in stage.inputs(settings, result.nfe).items():
             values = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
-            found = [one for each in values for one in self._resolved(each, result, everything)]
+            found = []
+            for each in values:
+                if isinstance(each, OfSource):
+                    source = result.source
+                    found += [] if source is None else self.inputs(source, settings).get(each.option, [])
+                else:
+                    found += self._resolved(each, result, everything)
             if found:
                 given[name] = found
         rows = [
@@ -158,6 +164,7 @@ class Stages(Sequence[Stage]):
         return given
 
     def _resolved(self, value: Input, reader: Result, everything: Sequence[Result]) -> list[Given]:
+        assert not isinstance(value, OfSource)
         if isinstance(value, Value):
             return [Given(text=value.text)]
         if isinstance(value, Runs):
@@ -167,7 +174,11 @@ class Stages(Sequence[Stage]):
             return [Given(r, label=r.stage.name) for r in everything if r.stage.panel is not None]
         if isinstance(value, Every):
             return [
-                Given(r) for r in everything if r.stage.makes == value.kind and r.stage.name not in value.but
+                Given(r)
+                for r in everything
+                if r.stage.makes == value.kind
+                and r.stage.name not in value.but
+                and self._order[r.stage.name] < self._order[reader.stage.name]
             ]
         if isinstance(value, First):
             alternatives = (self._resolved(one, reader, everything) for one in value.of)
@@ -245,7 +256,8 @@ class Stages(Sequence[Stage]):
                 )
             values = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
             for one in values:
-                self._resolved(one, Result(stage), everything)
+                if not isinstance(one, OfSource):
+                    self._resolved(one, Result(stage), everything)
 
 
 CONDITIONS = "conditions"

@@ -10,6 +10,7 @@ from fewstep.files import write_json
 from fewstep.methods.s3.stage.options import ToZeroOption, of_run
 from fewstep.methods.s3.stage.settings import SearchSettings
 from fewstep.pipeline.stage.options import (
+    CallOption,
     ConditionsOption,
     DataOption,
     DeviceOption,
@@ -47,6 +48,7 @@ def command(
     to_zero: ToZeroOption = True,
     guidance: GuidanceOption = 1.0,
     conditions: ConditionsOption = None,
+    call: CallOption = None,
     device: DeviceOption = "auto",
     *,
     search: SearchSettings,
@@ -70,6 +72,7 @@ def command(
     )
     from fewstep.pipeline.storage import require_storage
     from fewstep.progress import track
+    from fewstep.sampling.document import save_plan
 
     numbers = _numbers(nfe)
     require_result_folder(out, spec, {".json", ".parquet"})
@@ -77,7 +80,7 @@ def command(
         require_storage(storage)
     to_zero, guidance = of_run(spec, to_zero, guidance)
     setup = processes.SearchSetup(
-        model, conditions, guidance, device, to_zero, search, reference, data, extractor
+        model, call, conditions, guidance, device, to_zero, search, reference, data, extractor
     )
     task = setup.task()
     for n in numbers:
@@ -108,7 +111,7 @@ def command(
         return
     with result_folder(out, spec) as folder:
         for found in finished:
-            found.plan.save(folder / f"{found.plan.name}.json")
+            save_plan(found.plan, folder / f"{found.plan.name}.json")
             write_json(folder / f"search.nfe{found.plan.nfe}.json", found.record)
             found.trials.to_parquet(folder / f"trials.nfe{found.plan.nfe}.parquet", index=False)
 
