@@ -177,7 +177,7 @@ class _Watched:
 
     def _hear(self, name: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            said = {**dict(enumerate(args)), **kwargs}
+            said: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
             numbers = {
                 key: float(value.flatten()[0])
                 for key, value in said.items()
@@ -353,10 +353,9 @@ def _disagreement(seen: Examination) -> Iterator[Finding]:
     off = [abs(call.timestep - row) for call, row in zip(seen.calls, rows, strict=True)]
     worst = int(np.argmax(off))
     wanted = seen.given.get("timesteps")
-    ignored = wanted is not None and any(
+    if wanted is not None and any(
         abs(float(a) - call.timestep) > 1 for a, call in zip(wanted, seen.calls, strict=False)
-    )
-    if ignored:
+    ):
         yield Finding(
             "timesteps-ignored",
             f"The timesteps that were given, {_listed(list(map(float, wanted)))}, are not those that are used, "

@@ -74,6 +74,12 @@ def _latent(model: Model, folder: Path) -> Model:
     return replace(model, decode=autoencoder.decode, fingerprint=both)
 
 
+def is_prompted(path: str | Path) -> bool:
+    """Whether a path names a text-to-image pipeline of diffusers, without reading its weights."""
+    place = Path(path)
+    return (place / INDEX).exists() and is_text_pipeline(place)
+
+
 def _require_model(found: Path) -> None:
     """Raise DataError where a folder is no model but holds some: a cache of the hub, or checkpoints of a training."""
     if not found.is_dir() or (found / CONFIG).exists() or (found / INDEX).exists():

@@ -216,7 +216,7 @@ def _is_recorded(value: Any) -> bool:
     return (
         isinstance(value, dict)
         and value.keys() - {"column"} == {"path", "sha256"}  # of prompts, the column of a table
-        and _is_text(value.get("column", ""))
+        and ("column" not in value or _is_text(value["column"]))
         and _is_text(value["path"])
         and isinstance(value["sha256"], dict)
         and all(map(_is_sha256, value["sha256"].values()))

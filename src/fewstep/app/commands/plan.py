@@ -72,6 +72,7 @@ def plan(
     from fewstep.sampling.document import save_plan
 
     schedule = load_model(model, call=call).schedule
+    spacing: str | list[float]
     if source is not None:
         nfe, spacing, to_zero = _read_times(source, kind, schedule, shift, nfe)
     elif timesteps is not None:

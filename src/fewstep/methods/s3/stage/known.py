@@ -9,7 +9,7 @@ from itertools import product
 from fewstep.checks import ConfigError, DataError
 from fewstep.diffusion.schedule import Flow
 from fewstep.methods.s3.space import Decisions, Space, completed, resized
-from fewstep.methods.s3.stage.scoring import PART, Candidate, Search
+from fewstep.methods.s3.stage.scoring import Candidate, Search
 from fewstep.progress import Track
 from fewstep.sampling.plan import Plan
 from fewstep.sampling.presets import ANALYTIC, PRESETS, Grid, analytical
@@ -55,7 +55,7 @@ def known_samplers(search: Search) -> list[Candidate]:
 
 def best_known(search: Search, track: Track) -> list[Candidate]:
     """The best known samplers, by a first look at few noises and a second one at more."""
-    first_look = search.teacher.validation[:PART]
+    first_look = search.teacher.validation[: search.settings.look_noises]
     ranked = _ranked(search, known_samplers(search), "error", lambda p: search.error(p, first_look), track)
     return look(search, ranked[:SECOND_LOOK], track)[:KNOWN]
 
