@@ -21,7 +21,18 @@ from fewstep.pipeline.stage.settings import Section
 
 ROOT = Path(__file__).parents[3]
 PARAMS = ROOT / "params.yaml"
-RUNS = ("digits", "papers", "digits-full", "cifar10-zoo", "cifar10", "celeba", "lsun-bedroom", "folder")
+RUNS = (
+    "digits",
+    "papers",
+    "digits-full",
+    "digits-gan",
+    "cifar10-zoo",
+    "cifar10",
+    "cifar10-gan",
+    "celeba",
+    "lsun-bedroom",
+    "folder",
+)
 
 
 ZOO = {
