@@ -27,7 +27,6 @@ from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import VPLinear
 from fewstep.files import atomic_file, canonical_json, read_json, sha256_text, write_json
 from fewstep.interop.load import load_model
-from fewstep.methods.s3.free import FreePlan
 from fewstep.methods.s3.space import Space, plan_of
 from fewstep.methods.s3.stage.decisions import SAMPLERS, best_decisions, run_plan_trials
 from fewstep.methods.s3.stage.known import known_samplers
@@ -45,6 +44,7 @@ from fewstep.pipeline.environment import environment
 from fewstep.pipeline.report import figures
 from fewstep.progress import track
 from fewstep.sampling.descent import polish, trajectory_gradient
+from fewstep.sampling.free import FreePlan
 from fewstep.sampling.plan import Plan, load_plan
 from fewstep.sampling.presets import PRESETS
 from fewstep.sampling.sample import sample, solve

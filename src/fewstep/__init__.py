@@ -23,6 +23,7 @@ _PUBLIC = {
     "load_conditions": "data.conditions",
     "Plan": "sampling.plan",
     "load_plan": "sampling.plan",
+    "with_integers": "sampling.quantised",
     "sample": "sampling.sample",
     "solve": "sampling.sample",
 }

@@ -1,7 +1,7 @@
 """A model is a function of (x_t, t[, condition]) with a schedule; `Denoiser` is the only code that calls it."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,6 +32,9 @@ class Model:
             latents, of which `shape` speaks.
         widths: of a slimmable network, the share of its channels that each sub-network has, the full one first.
         at_width: of a slimmable network, what to call instead of `fn`, by index into `widths`.
+        net_at_width: the networks behind these.
+        quantised: what to call instead of `fn` at each network call of a quantised plan, by its number; for each plan,
+            by the hash of the integers that it names.
         most_calls: network calls of a plan for it; 1 for a generator, whose input must be noise; None for any number.
     """
 
@@ -46,6 +49,10 @@ class Model:
     decode: Callable[[Tensor], Tensor] | None = field(default=None, compare=False)
     widths: tuple[float, ...] = (1.0,)
     at_width: Callable[[int], Callable[..., Tensor]] | None = field(default=None, compare=False)
+    net_at_width: Callable[[int], nn.Module] | None = field(default=None, compare=False)
+    quantised: Mapping[str, Callable[[int], Callable[..., Tensor]]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
     most_calls: int | None = None
 
     def __post_init__(self) -> None:
@@ -66,6 +73,18 @@ class Model:
                 "train the network with several widths, or set width to null."
             )
         return self.at_width(width)
+
+    def module(self, width: int | None) -> nn.Module:
+        """The network behind `network(width)`.
+        Raises: ConfigError: the model has no such width, or is a function without a network.
+        """
+        self.network(width)
+        net = self.net_at_width(width) if width and self.net_at_width is not None else self.net
+        if net is None:
+            raise ConfigError(
+                f"The layers of a network are needed, but {self.name} is a function; load a model."
+            )
+        return net
 
     def condition_of(self, seeds: Sequence[int]) -> Condition | None:
         """The condition of the image of each seed; None where the model has none."""
@@ -144,6 +163,7 @@ class Denoiser:
         *,
         t_cond: Tensor | float | None = None,
         width: int | None = None,
+        network: Callable[..., Tensor] | None = None,
     ) -> Tensor:
         """The model's raw output at time t, in the shape and dtype of x_t.
 
@@ -152,8 +172,10 @@ class Denoiser:
             t: scalar, (B,) or (B, 1, H, W).
             t_cond: the conditioning timestep, where it differs from t; the scale of x_t stays that of t.
             width: which sub-network to call, see `Model.network`.
+            network: what to call instead of that.
         """
-        model, network = self.model, self.model.network(width)
+        model = self.model
+        network = model.network(width) if network is None else network
         t = torch.as_tensor(t, dtype=torch.float64, device=x_t.device)
         t_in = t if t_cond is None else torch.as_tensor(t_cond, dtype=torch.float64, device=x_t.device)
         scale = input_scale(model.prediction, model.schedule, t)

@@ -1,16 +1,18 @@
 """The one way to a model that the user names: of the zoo, a folder of this project, or one of diffusers."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from fewstep.checks import DataError
 from fewstep.diffusion.denoiser import Model
-from fewstep.files import object_or_empty
+from fewstep.files import canonical_json, object_or_empty, sha256_text
+from fewstep.interop.autoencoder import load_autoencoder
 from fewstep.interop.diffusers_model import INDEX, NETWORKS, is_diffusers, load_diffusers
 from fewstep.interop.zoo import find, verify
-from fewstep.nets import CONFIG, folder
+from fewstep.nets import AUTOENCODER, CONFIG, folder
 
 _DEEPEST, _MOST = 3, 6
 """Levels at which models are looked for, as in hub/models--ORG--NAME/snapshots/HASH; most that are named."""
@@ -34,7 +36,22 @@ def load_model(path: str | Path, *, device: str | torch.device = "cpu") -> Model
     found = find(path)
     verify(found)
     _require_model(found)
-    return (load_diffusers if is_diffusers(found) else folder.load_model)(found, device=device)
+    if is_diffusers(found):
+        return load_diffusers(found, device=device)
+    model = folder.load_model(found, device=device)
+    return _latent(model, found / AUTOENCODER) if (found / AUTOENCODER).is_dir() else model
+
+
+def _latent(model: Model, folder: Path) -> Model:
+    """A model of latents with the decoder that its folder holds."""
+    autoencoder = load_autoencoder(folder, device=model.device)
+    if model.shape[:1] != (autoencoder.latent_channels,):
+        raise DataError(
+            f"{folder} must have latents of {model.shape[0]} channels, as the model has, but has "
+            f"{autoencoder.latent_channels}; train the model again."
+        )
+    both = sha256_text(canonical_json([model.fingerprint, autoencoder.fingerprint, autoencoder.scale]))
+    return replace(model, decode=autoencoder.decode, fingerprint=both)
 
 
 def _require_model(found: Path) -> None:

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from fewstep import files
 from fewstep.checks import ConfigError, DataError, UserError
-from fewstep.diffusion.condition import Condition
+from fewstep.diffusion.condition import Condition, Conditions
 from fewstep.diffusion.denoiser import Model
 from fewstep.diffusion.prediction import PREDICTIONS
 from fewstep.diffusion.schedule import Flow, Schedule, schedule_from_config
 from fewstep.nets import CARD, CONFIG, WEIGHTS
+from fewstep.nets.autoencoder import VAE, Autoencoder, as_autoencoder
 from fewstep.nets.classifier import Classifier
 from fewstep.nets.dcgan import DCGANGenerator
 from fewstep.nets.generator import Generator
@@ -38,6 +39,7 @@ Finish = Callable[[Path], object]
 
 SCHEMA = "fewstep.model/1"
 CLASSIFIER_SCHEMA = "fewstep.classifier/1"
+AUTOENCODER_SCHEMA = "fewstep.autoencoder/1"
 
 NETS: dict[str, type[nn.Module]] = {
     "unet": UNet,
@@ -46,6 +48,7 @@ NETS: dict[str, type[nn.Module]] = {
     "dcgan": DCGANGenerator,
     "resnet-gan": ResNetGenerator,
     "vitgan": ViTGenerator,
+    "vae": VAE,
 }
 
 
@@ -60,6 +63,7 @@ def save_model(
     card: Mapping[str, Any],
     dtype: torch.dtype = torch.float32,
     widths: Sequence[float] = (1.0,),
+    guidable: bool = True,
     finish: Finish | None = None,
 ) -> None:
     """Write a model folder at once: it is complete or absent.
@@ -74,6 +78,7 @@ def save_model(
         card: Free facts about the training.
         dtype: Of the stored weights; they are read back as float32 in any case.
         widths: Shares of its channels at which the network was trained, the full one first.
+        guidable: Whether the null condition was trained, which guidance needs.
         finish: Writes what else belongs into the folder, before it appears.
 
     Raises:
@@ -92,6 +97,8 @@ def save_model(
     }
     if len(widths) > 1:
         config["widths"] = list(widths)
+    if not guidable and getattr(net, "conditions", None) is not None:
+        config["guidable"] = False
     write_folder(folder, net, config, card=card, dtype=dtype, finish=finish)
 
 
@@ -148,6 +155,7 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> Mod
         name=config["name"],
         fingerprint=files.sha256_file(folder / WEIGHTS),
         widths=_read_widths(config.get("widths", [1.0]), net, folder / CONFIG),
+        guidable=config.get("guidable", True) is not False,
     )
 
 
@@ -227,6 +235,39 @@ def load_classifier(folder: str | Path, *, device: str | torch.device = "cpu") -
     )
 
 
+def save_autoencoder(
+    folder: str | Path,
+    net: VAE,
+    *,
+    scale: float,
+    name: str,
+    card: Mapping[str, Any],
+    finish: Finish | None = None,
+) -> None:
+    """Write the folder of an autoencoder; scale: 1 over the standard deviation of its latents."""
+    config = {"schema": AUTOENCODER_SCHEMA, "architecture": architecture(net), "scale": scale, "name": name}
+    write_folder(folder, net, config, card=card, finish=finish)
+
+
+def load_autoencoder(folder: str | Path, *, device: str | torch.device = "cpu") -> Autoencoder:
+    """Read the folder of an autoencoder.
+
+    Raises:
+        DataError: A missing, truncated or foreign file, weights that do not fit the architecture, or no scale.
+    """
+    folder = Path(folder)
+    net, config = read_folder(folder, AUTOENCODER_SCHEMA)
+    if not isinstance(net, VAE) or not _is_name(config.get("name")):
+        raise DataError(f"{folder / CONFIG} must describe an autoencoder with a name; train it again.")
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return as_autoencoder(
+        net.to(device),
+        scale=config.get("scale"),
+        name=config["name"],
+        fingerprint=files.sha256_file(folder / WEIGHTS),
+    )
+
+
 def as_model(
     net: nn.Module,
     *,
@@ -236,13 +277,15 @@ def as_model(
     name: str = "",
     fingerprint: str | None = None,
     widths: tuple[float, ...] = (1.0,),
+    guidable: bool = True,
 ) -> Model:
     """Wrap a network in memory as a model: evaluation mode, no gradients for its weights, channels-last.
 
     The network is called with x_t, `schedule.time_input(t)` and a `Condition` or None; what it takes it says by an
     attribute `conditions`, where it has one.
 
-    With several `widths` its sub-networks are copies, so its weights must not change any more.
+    With several `widths` its sub-networks are copies, so its weights must not change any more. A network that is not
+    `guidable` was not trained with its null condition, so the model has none.
     """
     net = net.eval().requires_grad_(False)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -254,18 +297,20 @@ def as_model(
 
         return fn
 
+    conditions: Conditions | None = getattr(net, "conditions", None)
     narrow = sub_networks(net, widths) if isinstance(net, UNet) and len(widths) > 1 else None
     return Model(
         fn=called(net),
         schedule=schedule,
         prediction=prediction,
         shape=shape,
-        conditions=getattr(net, "conditions", None),
+        conditions=conditions if guidable or conditions is None else conditions.without_null(),
         fingerprint=fingerprint,
         name=name,
         net=net,
         widths=widths,
         at_width=None if narrow is None else lambda width: called(narrow(width)),
+        net_at_width=narrow,
         most_calls=net.most_calls if isinstance(net, Generator) else None,
     )
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fewstep.checks import ConfigError
 from fewstep.diffusion.condition import CONTEXT, LABEL, Condition, Conditions
+from fewstep.nets.roles import Role
 from fewstep.nets.unet import (
     attend,
     conditions_of,
@@ -270,6 +271,31 @@ class Transformer(nn.Module):
         """Prefixes of the names of those weights that a network without maps and context has not."""
         crossing = (f"blocks.{i}.cross." for i in range(self.depth if self.context else 0))
         return (*(("maps_in.",) if self.maps else ()), *crossing)
+
+    def roles(self) -> dict[str, Role]:
+        """The role of every linear layer."""
+        found: dict[str, Role] = {"time_in": "time_mlp", "time_out": "time_mlp", "patch_in": "first"}
+        if self.maps_in is not None:
+            found["maps_in"] = "first"
+        for name, module in self.named_modules():
+            if isinstance(module, AdaptiveNorm):
+                found[f"{name}.modulation"] = "time_proj"
+            elif isinstance(module, SelfAttention | ContextAttention):
+                layers = (n for n, m in module.named_modules() if isinstance(m, nn.Linear))
+                found |= dict.fromkeys((f"{name}.{layer}" for layer in layers), "attn")
+            elif isinstance(module, Perceptron):
+                found |= {f"{name}.into": "body", f"{name}.out": "body"}
+        return found | {"patch_out": "last"}
+
+    def units(self) -> tuple[str, ...]:
+        """The blocks, by name."""
+        return tuple(f"blocks.{i}" for i in range(self.depth))
+
+    def temporal(self, time: Tensor, condition: Condition | None = None) -> list[Tensor]:
+        """Shifts, scales and gates of every normalisation, (B, parts * channels) each, for times (B,)."""
+        emb = F.silu(self._embedded(time, condition, time))[:, 0]
+        norms = (module for module in self.modules() if isinstance(module, AdaptiveNorm))
+        return [norm.modulation(emb) for norm in norms]
 
     def config(self) -> dict[str, Any]:
         """The constructor's values, ready for JSON: `Transformer(**net.config())` has the same parameters."""

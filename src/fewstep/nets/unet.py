@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fewstep.checks import ConfigError
 from fewstep.diffusion.condition import CONTEXT, LABEL, Classes, Condition, Conditions, Entry, Stored
+from fewstep.nets.roles import Role
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -218,6 +219,27 @@ class UNet(nn.Module):
         h, skips = self.encode(x, emb, condition)
         return self.decode(self.middle(h, emb, context), skips, emb, context)
 
+    def roles(self) -> dict[str, Role]:
+        """The role of every convolution and linear layer."""
+        found: dict[str, Role] = {"time_in": "time_mlp", "time_out": "time_mlp", "conv_in": "first"}
+        if self.maps_in is not None:
+            found["maps_in"] = "first"
+        for name in self.units():
+            block = self.get_submodule(name)
+            assert isinstance(block, Block)
+            found |= {f"{name}.{layer}": role for layer, role in block.roles().items()}
+        return found | {"conv_out": "last"}
+
+    def units(self) -> tuple[str, ...]:
+        """The residual blocks, by name."""
+        return tuple(name for name, module in self.named_modules() if isinstance(module, Block))
+
+    def temporal(self, time: Tensor, condition: Condition | None = None) -> list[Tensor]:
+        """The scale and shift of every block in the order of `units`, (B, 2 * width) each, for times (B,)."""
+        emb = F.silu(self.embed(time, condition, like=time))
+        blocks = (module for module in self.modules() if isinstance(module, Block))
+        return [block.emb(emb) for block in blocks]
+
     def tokens(self, condition: Condition | None, *, like: Tensor) -> Tensor | None:
         """What blocks attend to, `(B, T, context)`: one token of zeros for the null condition; None without context."""
         return context_tokens(self.context, condition, like=like)
@@ -295,6 +317,16 @@ class Block(nn.Module):
         self.shortcut = nn.Conv2d(width_in, width_out, 1) if width_in != width_out else None
         self.attention = Attention(width_out, head_channels, groups) if attend else None
         self.cross = CrossAttention(width_out, context, head_channels, groups) if attend and context else None
+
+    def roles(self) -> dict[str, Role]:
+        """The role of each of its layers."""
+        found: dict[str, Role] = {"conv1": "body", "emb": "time_proj", "conv2": "body"}
+        if self.shortcut is not None:
+            found["shortcut"] = "shortcut"
+        for name, part in (("attention", self.attention), ("cross", self.cross)):
+            layers = [] if part is None else [n for n, m in part.named_modules() if isinstance(m, nn.Linear)]
+            found |= dict.fromkeys((f"{name}.{layer}" for layer in layers), "attn")
+        return found
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:
         """`(B, width_in, H, W)` to `(B, width_out, H, W)`, or half the sides when `down`."""

@@ -22,6 +22,7 @@ from fewstep.pipeline.settings import DrawSettings
 from fewstep.pipeline.stage.code import code_hash
 from fewstep.progress import track
 from fewstep.sampling.plan import Plan
+from fewstep.sampling.quantised import integers_path
 from fewstep.sampling.sample import Costs
 from fewstep.sampling.sample import sample as sample_plan
 
@@ -55,6 +56,10 @@ class Drawing:
     def _condition_files(self) -> dict[str, Record]:
         path = self.conditions_path
         return {} if path is None else {"conditions": record(path, beside=self._beside)}
+
+    def _plan_files(self, plan: Plan, path: Path) -> dict[str, Record]:
+        files = {"plan": path} if plan.integers is None else {"plan": path, "integers": integers_path(path)}
+        return {role: record(file, beside=self._beside) for role, file in files.items() if file.is_file()}
 
     @property
     def _beside(self) -> Path:
@@ -158,7 +163,7 @@ class Drawing:
             "files": {
                 "model": self._model_files,
                 **self._condition_files,
-                **({} if path is None else {"plan": record(path, beside=self._beside)}),
+                **({} if path is None else self._plan_files(plan, path)),
             },
             "environment": environment(),
         }

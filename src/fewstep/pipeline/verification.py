@@ -25,6 +25,7 @@ from fewstep.pipeline.samples import parse_seeds, require_facts
 from fewstep.pipeline.seeds import require_unseen, require_unseen_rows
 from fewstep.pipeline.settings import DrawSettings, MeasureSettings
 from fewstep.sampling.plan import plan_from_json
+from fewstep.sampling.quantised import with_integers
 
 S = TypeVar("S", MeasureSettings, DrawSettings)
 
@@ -318,6 +319,8 @@ class Verifier:
                 yield Line(what, "failed", f"{conditions} holds other conditions; nothing was drawn")
                 return None
             plan = plan_from_json(subject["plan"]["steps"])
+            if (integers := self._place("integers")) is not None:
+                model = with_integers(model, [(integers, plan)])
             settings = _section(DrawSettings, subject["draw"])
             seeds = parse_seeds(self.certificate["protocol"]["seeds"])
             # what was drawn by force is drawn again: nothing new is reported

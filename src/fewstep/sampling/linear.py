@@ -117,5 +117,6 @@ def in_linear_form(plan: Plan, schedule: Schedule) -> Plan:
         guidance=plan.guidance,
         fingerprint=plan.fingerprint,
         convert_at=plan.convert_at,
+        integers=plan.integers,
         provenance=plan.provenance,
     )

@@ -142,6 +142,7 @@ class Plan:
         skip_scale: factors on the U-Net's skip connections.
         guidance: classifier-free guidance scale the plan was made for.
         fingerprint: sha256 of the weights the plan was made for, None for any model.
+        integers: sha256 of the integers that calls with `quant` are made with (`fewstep.nets.integers`), None without.
         convert_at: with t_cond, whether an output is converted at the node's time (step) or at t_cond (tau).
         provenance: where the plan came from, no part of its identity; keys and their meaning are below.
 
@@ -158,6 +159,7 @@ class Plan:
         stepaware: of a plan with searched widths, these, their cost, and their error.
         align: of a plan that an alignment has tried, whether or not it moved: the record of the alignment.
         composed: what the final comparison measured.
+        quantize: of a quantised plan, how it was quantised, and how far features and images are from those in floats.
     """
 
     schedule: Mapping[str, Any] = field(hash=False)
@@ -169,6 +171,7 @@ class Plan:
     guidance: float | None = None
     fingerprint: str | None = None
     convert_at: str = "step"
+    integers: str | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
@@ -224,7 +227,11 @@ class Plan:
             "schema": SCHEMA,
             "name": self.name,
             "nfe": self.nfe,
-            "model": {"fingerprint": self.fingerprint, "convert_at": self.convert_at},
+            "model": {
+                "fingerprint": self.fingerprint,
+                "convert_at": self.convert_at,
+                **({} if self.integers is None else {"integers": self.integers}),
+            },
             "noise_schedule": dict(self.schedule),
             "nodes": [_node_to_json(node) for node in self.nodes],
             "steps": [_step_to_json(step) for step in self.steps],
@@ -264,7 +271,7 @@ def plan_from_json(document: Any) -> Plan:
     optional = ("name", "nfe", "model", "final", "skip_scale", "guidance", "provenance", "compiled")
     top = _object(document, "plan", ("schema", "noise_schedule", "nodes", "steps"), optional)
     _one_of(top["schema"], (SCHEMA,), "schema")
-    model = _object(top.get("model") or {}, "model", (), ("fingerprint", "convert_at"))
+    model = _object(top.get("model") or {}, "model", (), ("fingerprint", "convert_at", "integers"))
     final = _object(top.get("final") or {}, "final", (), ("to_zero", "clip"))
     skip = top.get("skip_scale")
     plan = Plan(
@@ -279,6 +286,7 @@ def plan_from_json(document: Any) -> Plan:
         guidance=_optional_number(top.get("guidance"), "guidance"),
         fingerprint=_optional_text(model.get("fingerprint"), "model.fingerprint"),
         convert_at=_text(model.get("convert_at", "step"), "model.convert_at"),
+        integers=_optional_text(model.get("integers"), "model.integers"),
         provenance=_provenance(top.get("provenance") or {}),
     )
     for where, said, is_so in (

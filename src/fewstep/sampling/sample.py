@@ -14,11 +14,12 @@ from fewstep.data.pixels import to_u8
 from fewstep.diffusion.condition import Condition
 from fewstep.diffusion.denoiser import Denoiser, Model
 from fewstep.rng import ImageNoise
-from fewstep.sampling.plan import Node, Plan
+from fewstep.sampling.plan import Node, Plan, network_nodes
 from fewstep.sampling.solver import Compiled, Evaluate, Key, Read, Scalar, Update, Values, compile_plan
 
-Select = Callable[[Node], None]
-"""Called with the node before each network call, so that it can set the network's bits."""
+Select = Callable[[Node], Callable[..., Tensor] | None]
+"""Called with the node before each network call; gives what to call there instead of the model, such as a network in
+other bits, or None."""
 
 Observe = Callable[[Node, Tensor, Tensor], None]
 """Called with node, state and raw output of each network call."""
@@ -77,7 +78,8 @@ def solve(
         noise: unit normal noise (B, *shape) at each call, for stochastic plans.
         dtype: of autocast around the network call; None for the network's own.
         data_mean: mean of the data, in the shape of one image, for plans with `afs_mean`.
-        select: gets the node before each network call; needed by plans that set quant or skip_scale.
+        select: gets the node before each network call; needed by plans that set quant or skip_scale, unless the model
+            has the integers of the plan (`Model.quantised`).
         observe: gets node, state and output of each network call.
         values: numbers to use instead of the plan's; with them the autograd graph is kept.
         force: accept a plan for other weights or another schedule.
@@ -90,6 +92,7 @@ def solve(
         ConfigError: the plan does not fit the model, or needs an argument that is missing.
         DataError: x_T has the wrong form, or a state is not finite.
     """
+    select = select or quantised_calls(model, plan)
     _check_fit(model, plan, force, noise, data_mean, select)
     _check_state(model, x_T)
     if guidance is None:
@@ -197,9 +200,8 @@ def _run(
             node = compiled.plan.nodes[operation.node]
             x = store["x", operation.node]
             if node.eval == "net":
-                if select is not None:
-                    select(node)
-                output: Tensor | None = _call(denoiser, x, operation, node.width)
+                network = None if select is None else select(node)
+                output: Tensor | None = _call(denoiser, x, operation, node.width, network)
                 if observe is not None and output is not None:
                     observe(node, x, output)
             else:
@@ -217,10 +219,26 @@ def _run(
     return store["x", len(compiled.plan.nodes) - 1]
 
 
-def _call(denoiser: Denoiser, x: Tensor, operation: Evaluate, width: int | None) -> Tensor:
+def quantised_calls(model: Model, plan: Plan) -> Select | None:
+    """What a quantised plan calls at each node, where the model has the integers that it names; else None."""
+    if plan.integers is None or plan.integers not in model.quantised:
+        return None
+    of_call = model.quantised[plan.integers]
+    # times fall, so that each belongs to one node
+    calls = {plan.nodes[i].t: of_call(k) for k, i in enumerate(network_nodes(plan))}
+    return lambda node: calls[node.t] if node.quant is not None else None
+
+
+def _call(
+    denoiser: Denoiser,
+    x: Tensor,
+    operation: Evaluate,
+    width: int | None,
+    network: Callable[..., Tensor] | None,
+) -> Tensor:
     """Call the network; where no gradient is wanted, without the bookkeeping of autograd."""
     with nullcontext() if torch.is_grad_enabled() else torch.inference_mode():
-        return denoiser.output(x, operation.t, t_cond=operation.t_cond, width=width)
+        return denoiser.output(x, operation.t, t_cond=operation.t_cond, width=width, network=network)
 
 
 def _read(read: Read, x: Tensor, output: Tensor | None) -> Tensor:
@@ -292,7 +310,10 @@ def _check_fit(
     if plan.nodes[0].eval == "afs_mean" and data_mean is None:
         raise ConfigError("A plan with eval afs_mean needs data_mean, the mean of the training data.")
     if plan.changes_network and select is None:
-        raise ConfigError("A plan that sets quant or skip_scale needs a model that can change; pass select.")
+        raise ConfigError(
+            "A plan that sets quant or skip_scale needs a model that can change; pass select, or a model with the "
+            "plan's integers, which stand in the file beside it (fewstep.sampling.quantised.with_integers)."
+        )
     for width in {node.width for node in plan.nodes}:
         model.network(width)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from fewstep.diffusion.denoiser import Model
 from fewstep.rng import ImageNoise
 from fewstep.sampling.plan import Plan
-from fewstep.sampling.sample import Costs, solve
+from fewstep.sampling.sample import Costs, Select, solve
 from fewstep.sampling.solver import Values
 
 
@@ -28,12 +28,24 @@ class Task:
     batch_size: int = 250
     calls: int = field(default=0, compare=False)
 
-    def solve(self, plan: Plan, seeds: Sequence[int], *, values: Values | None = None) -> Tensor:
-        """x0 of each seed, (len(seeds), *shape); with `values` all at once and with the autograd graph."""
-        size = len(seeds) if values is not None else self.batch_size
-        return torch.cat([self._solve(plan, part, values) for part in batches(seeds, size)])
+    def solve(
+        self,
+        plan: Plan,
+        seeds: Sequence[int],
+        *,
+        values: Values | None = None,
+        select: Select | None = None,
+    ) -> Tensor:
+        """x0 of each seed, (len(seeds), *shape); with `values` all at once and with the autograd graph.
 
-    def _solve(self, plan: Plan, seeds: Sequence[int], values: Values | None) -> Tensor:
+        Args: select: as in `fewstep.sampling.sample.solve`.
+        """
+        size = len(seeds) if values is not None else self.batch_size
+        return torch.cat([self._solve(plan, part, values, select) for part in batches(seeds, size)])
+
+    def _solve(
+        self, plan: Plan, seeds: Sequence[int], values: Values | None, select: Select | None
+    ) -> Tensor:
         model = self.model
         noise = ImageNoise(seeds, model.shape)
         costs = Costs()
@@ -44,6 +56,7 @@ class Task:
             condition=model.condition_of(seeds),
             guidance=self.guidance,
             noise=noise if plan.stochastic else None,
+            select=select,
             values=values,
             costs=costs,
         )

@@ -32,6 +32,11 @@ RUNS = (
     "celeba",
     "lsun-bedroom",
     "folder",
+    "digits-latent",
+    "digits-latent-mask",
+    "digits-latent-map",
+    "celeba-latent",
+    "lsun-bedroom-latent",
 )
 
 
@@ -212,7 +217,8 @@ def test_an_unknown_field_is_named_with_what_is_allowed() -> None:
         ),
         (
             {"sample": {"guidance": 2.0}},
-            "sample.guidance: must be 1 for a model without classes, got 2.0; set model.class_conditional",
+            "sample.guidance: must be 1 for a model that is not trained without its conditions, too, got 2.0; set "
+            "train.label_dropout, such as 0.1",
         ),
     ],
 )

@@ -52,6 +52,7 @@ def command(
     from fewstep.pipeline.devices import chosen_device
     from fewstep.pipeline.drawing import Drawing
     from fewstep.sampling.plan import load_plan
+    from fewstep.sampling.quantised import with_integers
     from fewstep.train.world import joined
 
     files = files_in(plans, ".json")
@@ -69,7 +70,7 @@ def command(
         require_result_folder(out, spec, {".npz", ".json"})
     with joined(patience=PATIENCE) as world:
         network = load_model(model, device=chosen_device(device, local_rank=world.local_rank))
-        network = with_conditions(network, conditions)
+        network = with_integers(with_conditions(network, conditions), list(zip(files, loaded, strict=True)))
         for one in loaded:
             require_unseen_rows(one, chosen, identity_of(network))
         require_space(out, len(chosen) * math.prod(network.image_shape) * len(files))
@@ -94,10 +95,12 @@ def command(
 
 
 def _requires(settings: Any) -> None:
-    if settings.sample.guidance != 1.0 and not settings.model.class_conditional:
+    if settings.sample.guidance == 1.0 or settings.model.zoo is not None:
+        return
+    if settings.train.label_dropout == 0:
         raise ValueError(
-            f"sample.guidance: must be 1 for a model without classes, got {settings.sample.guidance}; "
-            "set model.class_conditional"
+            f"sample.guidance: must be 1 for a model that is not trained without its conditions, too, got "
+            f"{settings.sample.guidance}; set train.label_dropout, such as 0.1"
         )
 
 
@@ -107,6 +110,7 @@ STAGE = Stage(
     makes="images",
     does="draw the images",
     settings=SampleSettings,
+    rows="report",
     over="plans",
     inputs=lambda settings, nfe: {"model": OfSource("model")},  # of a generator, its own
     requires=_requires,

@@ -11,8 +11,8 @@ from typing import Any, Literal
 from fewstep.pipeline.stage.settings import Section
 
 Kind = Literal[
-    "dataset", "model", "extractor", "statistics", "solutions", "conditions", "plans", "images", "certificates",
-    "numbers", "report",
+    "dataset", "autoencoder", "model", "extractor", "statistics", "solutions", "conditions", "pairs", "plans", "images",
+    "certificates", "numbers", "report",
 ]  # fmt: skip
 """What a stage makes. Plans are sampled and images evaluated, whichever stage made them."""
 
@@ -36,7 +36,7 @@ class Of:
 
 @dataclass(frozen=True)
 class Every:
-    """The results of all stages that make something of a kind, but some."""
+    """The results of all stages before the reader in the list that make something of a kind, but some."""
 
     kind: Kind
     but: tuple[str, ...] = ()
@@ -121,6 +121,8 @@ class Stage:
         nfe: numbers of calls that it is run for, one result each; None: one result.
         applies: whether a run has it, given the stages before it in the run.
         requires: raises ValueError("section.field: sentence") where settings of several sections do not fit together.
+        rows: which of the run's stored conditions its command is given, where it takes `conditions` and the run has a
+            stage that makes some: those of the training images, those that plans are found by, or those to report on.
         over: one result for each result of this kind, whichever stage made it.
         across: runs whose finished results it reads. A run for which there are any makes nothing beside but its report
             and its place in MLflow; other runs do not have the stage.
@@ -148,6 +150,7 @@ class Stage:
     nfe: Callable[[Any], Sequence[int]] | None = None
     applies: Callable[[Any, Sequence["Stage"]], bool] = lambda settings, before: True
     requires: Callable[[Any], None] | None = None
+    rows: Literal["train", "search", "report"] = "search"
     over: Kind | None = None
     across: Callable[[Any], Sequence[str]] | None = None
     source: Callable[[Any], str | None] | None = None

@@ -87,6 +87,7 @@ class Stages(Sequence[Stage]):
                     f"Stages must have names of their own, but two are called {stage.name}; rename one of them."
                 )
             self._by_name[stage.name] = stage
+        self._order = {name: i for i, name in enumerate(self._by_name)}
         own = {stage.name: stage.settings for stage in self._stages if stage.settings is not None}
         if both := sorted(sections.keys() & own.keys()):
             raise ConfigError(f"Sections must have names of their own, but {both[0]} is one of a stage, too.")
@@ -132,8 +133,7 @@ class Stages(Sequence[Stage]):
         for stage in self.in_run(settings):  # images are drawn from plans before they are evaluated
             if stage.over is not None:
                 found += [Result(stage, r.nfe, r) for r in list(found) if r.stage.makes == stage.over]
-        order = {stage.name: i for i, stage in enumerate(self._stages)}
-        return sorted(found, key=lambda result: order[result.stage.name])
+        return sorted(found, key=lambda result: self._order[result.stage.name])
 
     def inputs(self, result: Result, settings: RunSettings) -> dict[str, list[Given]]:
         """What the command of a result is given, by parameter; parameters without any are left out.
@@ -156,6 +156,11 @@ class Stages(Sequence[Stage]):
                     found += self._resolved(each, result, everything)
             if found:
                 given[name] = found
+        rows = [
+            Given(r, stage.rows) for r in everything if r.stage.makes == "conditions" and r.stage != stage
+        ]
+        if CONDITIONS in stage.parameters and CONDITIONS not in given and rows:
+            given[CONDITIONS] = rows
         return given
 
     def _resolved(self, value: Input, reader: Result, everything: Sequence[Result]) -> list[Given]:
@@ -169,7 +174,11 @@ class Stages(Sequence[Stage]):
             return [Given(r, label=r.stage.name) for r in everything if r.stage.panel is not None]
         if isinstance(value, Every):
             return [
-                Given(r) for r in everything if r.stage.makes == value.kind and r.stage.name not in value.but
+                Given(r)
+                for r in everything
+                if r.stage.makes == value.kind
+                and r.stage.name not in value.but
+                and self._order[r.stage.name] < self._order[reader.stage.name]
             ]
         if isinstance(value, First):
             alternatives = (self._resolved(one, reader, everything) for one in value.of)
@@ -250,6 +259,9 @@ class Stages(Sequence[Stage]):
                 if not isinstance(one, OfSource):
                     self._resolved(one, Result(stage), everything)
 
+
+CONDITIONS = "conditions"
+"""Parameter of the commands that take the stored conditions of a run."""
 
 _SOURCE = {"plans": "plans", "images": "samples"}
 """Parameter that takes the results of the kind that a stage is run over."""

@@ -7,9 +7,9 @@ from toys import moved, reference_mixture, reference_noise, small_mixture, times
 
 from fewstep.checks import ConfigError, DataError
 from fewstep.diffusion.schedule import EDM, DDPMTable, Flow, VPLinear
-from fewstep.methods.s3.free import FreePlan
 from fewstep.rng import generator
 from fewstep.sampling.descent import polish, trajectory_gradient
+from fewstep.sampling.free import FreePlan
 from fewstep.sampling.linear import in_linear_form
 from fewstep.sampling.plan import load_plan
 from fewstep.sampling.presets import PRESETS

@@ -1,5 +1,6 @@
 """`fewstep compose`: the last comparison of all plans that were made for the model."""
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,14 +56,18 @@ def command(
     from fewstep.pipeline.devices import chosen_device
     from fewstep.progress import track
     from fewstep.sampling.plan import load_plan, require_distinct_plans
+    from fewstep.sampling.quantised import integers_path, with_integers
     from fewstep.sampling.task import Task
 
     require_replaceable(out, set(), names={PLANS, COMPOSITION, STAMP})
-    candidates = [load_plan(path) for path in files_in(plan, ".json")]
+    files = files_in(plan, ".json")
+    candidates = [load_plan(path) for path in files]
     place = chosen_device(device)
     network = load_extractor(extractor, device=place)
     guided = guidance if spec is None else spec.value("sample.guidance")
-    task = Task(with_conditions(load_model(model, device=place), conditions), guided, compose.batch_size)
+    loaded = with_conditions(load_model(model, device=place), conditions)
+    loaded = with_integers(loaded, list(zip(files, candidates, strict=True)))
+    task = Task(loaded, guided, compose.batch_size)
     measured = load_reference(find_reference(reference), extractor=network)
     made = compared(task, candidates, measured, network, compose, track=track)
     require_distinct_plans(made.plans)
@@ -70,6 +75,9 @@ def command(
         (folder / PLANS).mkdir()
         for one in made.plans:
             one.save(folder / PLANS / f"{one.name}.json")
+            if one.integers is not None:
+                source = next(f for f, c in zip(files, candidates, strict=True) if c.hash == one.hash)
+                shutil.copyfile(integers_path(source), integers_path(folder / PLANS / f"{one.name}.json"))
         made.table.to_parquet(folder / COMPOSITION, index=False)
         write_json(folder / PROTOCOL, made.protocol.model_dump())
         if spec:

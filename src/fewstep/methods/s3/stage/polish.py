@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fewstep.files import canonical_json, read_json, sha256_text, write_json
-from fewstep.methods.s3.free import FreePlan
 from fewstep.methods.s3.stage.scoring import Candidate, Search
 from fewstep.metrics.loss import FrechetLoss
 from fewstep.progress import Track
 from fewstep.sampling.descent import Gradient, frechet_gradient, polish, trajectory_gradient
+from fewstep.sampling.free import FreePlan
 from fewstep.sampling.plan import Plan
 from fewstep.sampling.task import Task
 

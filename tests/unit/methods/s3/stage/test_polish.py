@@ -7,13 +7,13 @@ import pytest
 from unit.methods.ddsm.stage.slimming import pixels, reference, slimmable
 from unit.methods.s3.stage.test_known import search_of, untracked
 
-from fewstep.methods.s3.free import FreePlan
 from fewstep.methods.s3.space import Space
 from fewstep.methods.s3.stage.known import best_known
 from fewstep.methods.s3.stage.polish import _frechet_tier, _trajectory_tier, polished
 from fewstep.methods.s3.stage.scoring import Candidate, Search
 from fewstep.methods.s3.stage.settings import SearchSettings
 from fewstep.methods.s3.stage.solutions import solve_teacher
+from fewstep.sampling.free import FreePlan
 from fewstep.sampling.linear import linear_form
 from fewstep.sampling.presets import PRESETS
 from fewstep.sampling.task import Task
