@@ -28,6 +28,7 @@ RUNS = (
     "digits-gan",
     "cifar10-zoo",
     "cifar10",
+    "cifar10-gan",
     "celeba",
     "lsun-bedroom",
     "folder",
