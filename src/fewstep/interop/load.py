@@ -8,6 +8,7 @@ import torch
 from fewstep.checks import DataError
 from fewstep.diffusion.denoiser import Model
 from fewstep.files import object_or_empty
+from fewstep.interop.bundle import is_bundle, load_bundle
 from fewstep.interop.diffusers_model import INDEX, NETWORKS, is_diffusers, load_diffusers
 from fewstep.interop.zoo import find, verify
 from fewstep.nets import CONFIG, folder
@@ -17,7 +18,7 @@ _DEEPEST, _MOST = 3, 6
 
 
 def load_model(path: str | Path, *, device: str | torch.device = "cpu") -> Model:
-    """Read a model folder, or a pipeline or network that diffusers has saved.
+    """Read a model folder, a bundle of `fewstep export`, or a pipeline or network that diffusers has saved.
 
     Args:
         path: Of the folder; NAME and zoo/NAME are models of the zoo. Where checksums stand beside the files, the files
@@ -32,6 +33,8 @@ def load_model(path: str | Path, *, device: str | torch.device = "cpu") -> Model
             sampled here.
     """
     found = find(path)
+    if is_bundle(found):
+        return load_bundle(found)
     verify(found)
     _require_model(found)
     return (load_diffusers if is_diffusers(found) else folder.load_model)(found, device=device)
