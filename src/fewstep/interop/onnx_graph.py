@@ -152,7 +152,7 @@ def write_graph(
     """
     # layers of the time leave the graph, whether they are integers or not
     here = {name: own for name, own in codes.items() if roles[name] not in ("time_mlp", "time_proj")}
-    if wide := [name for name, own in here.items() if int(own.signed().abs().max()) > 127]:
+    if wide := [name for name, own in here.items() if not _fits(own.signed())]:
         raise ConfigError(
             f"Integer kernels multiply weights of 8 bits with sign, into which those of {wide[0]} do not fit; quantise "
             "with --weight-scheme symmetric."
@@ -174,6 +174,10 @@ def write_graph(
     x, features = torch.zeros(2, *shape), torch.zeros(1, start)
     _export(path, _Graph(made.eval(), inputs), (x, features, torch.ones(max(len(scaled), 1))))
     return scaled
+
+
+def _fits(signed: Tensor) -> bool:
+    return int(signed.min()) >= -128 and int(signed.max()) <= 127
 
 
 def _as_registered(net: nn.Module, names: Sequence[str]) -> list[str]:
@@ -214,6 +218,19 @@ def _export(path: Path, graph: nn.Module, arguments: tuple[Tensor, ...]) -> None
         )
         assert program is not None
         program.save(str(path))
+    _strip(path)
+
+
+def _strip(path: Path) -> None:
+    """Leave out where in the source each node comes from, which is most of a small file."""
+    import onnx
+
+    model = onnx.load(path)
+    del model.metadata_props[:], model.graph.metadata_props[:], model.graph.value_info[:]
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    onnx.save(model, path)
 
 
 @contextmanager
