@@ -40,7 +40,9 @@ PresetName = Literal[
     "ipndm-4",
     "heun",
 ]
-GridName = Literal["uniform-t", "quadratic-t", "uniform-lambda", "karras"]
+GridName = Annotated[
+    str, StringConstraints(pattern=r"^(uniform-t|quadratic-t|uniform-lambda|karras|shifted(:\d+(\.\d+)?)?)$")
+]
 
 WITHOUT_SOURCE = ("digits", "cifar10")  # one comes with scikit-learn, the other is downloaded
 

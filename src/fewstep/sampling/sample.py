@@ -177,10 +177,8 @@ def sample(
 
 
 def start_std(model: Model, plan: Plan) -> float:
-    """Standard deviation at the first node: the prior's, scaled down where the grid starts later."""
-    schedule = model.schedule
-    t_start = schedule.t_of_lambda(plan.nodes[0].lambda_)
-    return schedule.prior_std * float(schedule.sigma(t_start) / schedule.sigma(schedule.t_max))
+    """Standard deviation at the first node: the prior's, scaled down where the grid starts later than t_start."""
+    return model.schedule.start_std(plan.nodes[0].lambda_)
 
 
 def _run(

@@ -304,7 +304,9 @@ def test_choices_are_those_of_the_code() -> None:
     from fewstep.train.losses import WEIGHTINGS
 
     assert set(get_args(plain.PresetName)) == set(PRESETS)
-    assert set(get_args(plain.GridName)) == set(GRIDS)
+    for grid in GRIDS:
+        assert parse_params(raw(plans={"grids": [grid]})).runs["digits"].plans.grids == [grid]
+    assert "plans.grids" in mistakes(raw(plans={"grids": ["cubic"]}))[0]
     for section, field, names in (
         (plain.ScheduleSettings, "type", SCHEDULES),
         (plain.ModelSettings, "prediction", PREDICTIONS),

@@ -25,6 +25,7 @@ def command(
     """
     from fewstep.interop.load import load_model
     from fewstep.nets.folder import architecture
+    from fewstep.sampling.document import save_plan
     from fewstep.sampling.presets import PRESETS
 
     require_result_folder(out, spec, {".json"})
@@ -42,7 +43,7 @@ def command(
         provenance={"preset": "ddim", "sampler": kind, "grid": "one call", "generator": loaded.name},
     )
     with result_folder(out, spec) as folder:
-        plan.save(folder / f"{plan.name}.json")
+        save_plan(plan, folder / f"{plan.name}.json")
     typer.echo(f"{out}: {plan.name}")
 
 
