@@ -75,12 +75,15 @@ class Comparison:
         """
         key = sha256_text(canonical_json(settings.result_settings()))[:16]
         done, folder = self.work / f"{key}.json", self.work / key
-        if not done.exists():
-            result = self._trained(name, settings, folder, watch)
-            write_json(done, result)
+        finished = done.exists()
+        if not finished:
+            write_json(done, self._trained(name, settings, folder, watch))
         result = read_json(done)
         rows = list(curve_rows(folder / CURVE)) if (folder / CURVE).exists() else []
         curve = cost_columns(rows, d_steps=settings.d_steps) if rows else pd.DataFrame()
+        if finished and watch is not None and "fd" in curve:
+            for fd in curve["fd"].dropna():
+                watch(float(fd))  # as it was told while the training ran
         fd = math.inf if result["fd"] is None else float(result["fd"])
         return Outcome(name, settings.seed, fd, result["stopped"], curve)
 
