@@ -37,6 +37,10 @@ RUNS = (
     "digits-latent-map",
     "celeba-latent",
     "lsun-bedroom-latent",
+    "digits-semantica",
+    "digits-semantica-neighbours",
+    "digits-semantica-image",
+    "cifar10-semantica",
 )
 
 
