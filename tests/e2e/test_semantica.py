@@ -100,7 +100,7 @@ def test_a_users_own_pictures_are_varied(study, folder, tmp_path):
 
 def test_variations_are_measured_and_shown(study, folder, tmp_path):
     made("semantica", "--model", folder / "model", "--data", study / "data", "--conditions",
-         folder / "tokens" / "report", "--extractor", study / "extractor", "--images", 30, "--variations", 4, "--nfe",
+         folder / "tokens" / "report", "--extractor", study / "extractor", "--images", 30, "--variations", 4, "--calls",
          3, "--mixtures", 20, "--pairs", folder / "by-class", "--out", tmp_path / "semantica")  # fmt: skip
     record = read_record(tmp_path / "semantica")
     assert [(row["group"], row["guidance"]) for row in record["results"]] == [

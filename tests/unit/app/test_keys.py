@@ -126,6 +126,11 @@ CHANGES: dict[str, Any] = {  # for fields whose other values do not follow from 
     "maps.kind": {"kind": "map"},
     "maps.encoder": {"encoder": "frozen"},
     "lfm.resamples": {"resamples": 50},
+    "encode.encoder": {"encoder": "effnet-lite0"},
+    "encode.heldout_classes": {"heldout_classes": [8]},
+    "pairs.mode": {"mode": "class"},
+    "pairs.source": {"mode": "table", "source": "pairs.csv"},
+    "pairs.quantiles": {"quantiles": [0.2, 0.9]},
     "claims.runs": None,  # makes a run of another kind; below
     "gan.network": None,  # whose variants are trained
     "gan.heads": {"heads": 2},
@@ -163,7 +168,17 @@ LATENTS = {  # every stage of latents is in the run
     "maps": {"kind": "mask"},
     "lfm": {"images": 10},
 }
-BASES = {"model.network": {}, "autoencoder": LATENTS, "latents": LATENTS, "maps": LATENTS, "lfm": LATENTS}
+TOKENS = {  # every stage of pairs of images is in the run
+    "encode": {"encoder": "classifier"},
+    "pairs": {"mode": "neighbours"},
+    "train": {"label_dropout": 0.1},
+    "semantica": {"images": 10},
+}
+BASES = {
+    "model.network": {},
+    **dict.fromkeys(("autoencoder", "latents", "maps", "lfm"), LATENTS),
+    **dict.fromkeys(("encode", "pairs", "semantica"), TOKENS),
+}
 """Settings without which a field or section has no effect, where these are not `NUMBERS`."""
 
 

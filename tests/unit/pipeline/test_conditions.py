@@ -12,13 +12,13 @@ from fewstep.diffusion.condition import Classes, Condition, Entry, Stored
 from fewstep.diffusion.denoiser import Model
 from fewstep.diffusion.schedule import VPLinear
 from fewstep.pipeline.conditions import (
-    conditions_of_images,
     identity_of,
     row_ranges,
     rows_used,
     with_conditions,
 )
 from fewstep.pipeline.seeds import SeedBlocks, require_unseen, require_unseen_rows
+from fewstep.pipeline.training_rows import conditions_of_images
 from fewstep.sampling.presets import PRESETS
 
 VP = VPLinear()

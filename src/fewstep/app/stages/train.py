@@ -13,10 +13,10 @@ from fewstep.app.stages.curve import live
 from fewstep.checks import ConfigError
 from fewstep.files import require_replaceable, sha256_file
 from fewstep.nets import AUTOENCODER, CARD, CONFIG, CURVE, ENCODER, WEIGHTS
-from fewstep.pipeline.conditions import conditions_of_images
 from fewstep.pipeline.stage import Every, First, Of, Stage
 from fewstep.pipeline.stage.options import DeviceOption, takes_settings
 from fewstep.pipeline.stage.spec import STAMP, Spec, stamp
+from fewstep.pipeline.training_rows import conditions_of_images
 
 if TYPE_CHECKING:
     from fewstep.data.latents import Latents

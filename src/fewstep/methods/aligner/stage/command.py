@@ -8,7 +8,7 @@ import typer
 
 from fewstep.checks import ConfigError, DataError
 from fewstep.methods.aligner.stage.settings import AlignSettings
-from fewstep.pipeline.conditions import conditions_of_images, with_conditions
+from fewstep.pipeline.conditions import with_conditions
 from fewstep.pipeline.measure import reference_and_extractor
 from fewstep.pipeline.samples import files_in
 from fewstep.pipeline.seeds import require_unseen
@@ -23,6 +23,7 @@ from fewstep.pipeline.stage.options import (
     takes_settings,
 )
 from fewstep.pipeline.stage.spec import Spec, require_result_folder, result_folder
+from fewstep.pipeline.training_rows import conditions_of_images
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,6 +7,7 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from PIL import Image
 
 from fewstep.methods.lfm.stage.run import read_record
@@ -88,6 +89,7 @@ def _figure(rows: list[dict[str, Any]], by: str, label: str, adaptive: dict[str,
         axes = figure.add_axes((0.08, 0.17, 0.4 if accurate else 0.86, 0.7))
         _line(axes, rows, by, lambda row: (row["value"], *row["interval"]))
         axes.set(yscale="log", xlabel=label)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(lambda value, _: number(value))
         axes.yaxis.set_minor_formatter(lambda value, _: "")
         axes.set_title("distance", loc="left", color=MUTED, fontsize=10)

@@ -44,7 +44,7 @@ def command(
     from fewstep.diffusion.condition import CONTEXT
     from fewstep.files import write_json
     from fewstep.methods.semantica.pairing import pooled, similarity_of
-    from fewstep.pipeline.conditions import conditions_of_images
+    from fewstep.pipeline.training_rows import conditions_of_images
 
     if pairs.mode is None:
         raise ConfigError("--mode must be class, neighbours, image or table; got none.")

@@ -86,7 +86,7 @@ class Varying:
             "protocol": {
                 "conditions": len(chosen),
                 "variations": self.settings.variations,
-                "nfe": self.settings.nfe,
+                "nfe": self.settings.calls,
                 "model": {"name": self.model.name, "fingerprint": self.model.fingerprint},
                 "extractor": self.extractor.protocol,
                 "judge": "classes of the extractor"
@@ -159,7 +159,7 @@ class Varying:
 
     def _drawn(self, rows: NDArray[np.int64], guidance: float, *, first: int) -> Images:
         """Images (N, H, W, C) of these rows by DDIM, whose noises are those of the seeds from `first` on."""
-        plan = PRESETS["ddim"](self.model.schedule, self.settings.nfe, grid="uniform-t", to_zero=True)
+        plan = PRESETS["ddim"](self.model.schedule, self.settings.calls, grid="uniform-t", to_zero=True)
         assert self.model.conditions is not None
         images = sample(
             self.model,

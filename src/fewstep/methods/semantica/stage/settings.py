@@ -42,7 +42,7 @@ class SemanticaSettings(Section):
 
     images: int = Field(default=0, ge=0, description="images to show the model, at most; 0: none")
     variations: int = Field(default=8, ge=2, le=256, description="images that are made of each")
-    nfe: Positive = Field(default=20, description="network evaluations of each, by DDIM")
+    calls: Positive = Field(default=20, description="network evaluations of each, by DDIM")
     guidances: list[Annotated[float, Field(ge=0)]] = Field(
         default=[1.0, 2.0], min_length=1, description="guidance scales"
     )
