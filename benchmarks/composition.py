@@ -33,6 +33,7 @@ from fewstep.pipeline.environment import environment
 from fewstep.pipeline.settings import MARGIN
 from fewstep.progress import track
 from fewstep.rng import generator
+from fewstep.sampling.document import save_plan
 from fewstep.sampling.plan import Plan, load_plan, widths_of
 from fewstep.sampling.presets import ANALYTIC, PRESETS, analytical
 from fewstep.sampling.task import Task
@@ -96,7 +97,7 @@ def run_align(args: argparse.Namespace) -> None:
             track=track,
         ).run()
         seconds = time.monotonic() - started
-        found.plan.save(measured.folder / f"{found.plan.name}.json")
+        save_plan(found.plan, measured.folder / f"{found.plan.name}.json")
         before = measured(plan, args.n)
         if found.plan.hash == plan.hash:
             cells = ["as it was", "", "1", found.record["why"], "0"]

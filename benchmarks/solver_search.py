@@ -44,6 +44,7 @@ from fewstep.pipeline.environment import environment
 from fewstep.pipeline.report import figures
 from fewstep.progress import track
 from fewstep.sampling.descent import polish, trajectory_gradient
+from fewstep.sampling.document import save_plan
 from fewstep.sampling.free import FreePlan
 from fewstep.sampling.plan import Plan, load_plan
 from fewstep.sampling.presets import PRESETS
@@ -249,9 +250,9 @@ def _searched(
         found = run_search(search, storage=f"{folder}/journal.log", work=folder, track=track)
         seconds = time.monotonic() - started
         known = {c.plan.hash: replace(c.plan, name=c.name) for c in known_samplers(search)}
-        found.plan.save(folder / "plan.json")
+        save_plan(found.plan, folder / "plan.json")
         for hash, preset in known.items():
-            preset.save(folder / "presets" / f"{hash}.json")
+            save_plan(preset, folder / "presets" / f"{hash}.json")
         facts = {
             "winner": found.record["winner"],
             "finalists": [row["hash"] for row in found.record["finalists"][: settings.finalists]],

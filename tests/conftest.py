@@ -28,6 +28,7 @@ torch.set_num_threads(1)
 def pytest_configure(config: pytest.Config) -> None:
     process.set_up()
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of commands that tests start, as above
 
 
 @pytest.fixture(scope="session")

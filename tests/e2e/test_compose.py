@@ -7,6 +7,7 @@ from e2e.shell import made, refused
 from fewstep.app.stages.compose.record import read_composition
 from fewstep.interop.load import load_model
 from fewstep.nets.folder import WEIGHTS
+from fewstep.sampling.document import save_plan
 from fewstep.sampling.plan import load_plan
 
 
@@ -66,7 +67,7 @@ def test_widths_of_another_model_are_refused(study, tmp_path):
     said = refused("stepaware", "--model", study / "model", "--plan", "base.json", "--out", "n", cwd=tmp_path)
     assert "width" in said
     plan = load_plan(tmp_path / "base.json").with_node(1, width=1)
-    plan.save(tmp_path / "narrow.json")
+    save_plan(plan, tmp_path / "narrow.json")
     said = refused(
         "sample", study / "model", "narrow.json", "--seeds", "0-3", "--out", "no.npz", cwd=tmp_path
     )

@@ -12,7 +12,20 @@ from fewstep.data.packed import load_dataset
 from fewstep.diffusion.condition import Condition
 from fewstep.pipeline.samples import read_samples
 
-TRAIN = ("--steps", 12, "--warmup", 2, "--channels", 8, "--batch-size", 32, "--ema-decay", 0.5)
+TRAIN = (
+    "--steps",
+    12,
+    "--warmup",
+    2,
+    "--channels",
+    8,
+    "--batch-size",
+    32,
+    "--ema-decay",
+    0.5,
+    "--label-dropout",
+    0.1,
+)
 
 
 def of_images(dataset):

@@ -19,6 +19,18 @@ SETTINGS = Settings.model_validate(
         "prepare": {"limit": 100, "workers": 1},
         "model": {"channels": 8, "attention": []},
         "train": {"steps": 4, "batch_size": 16, "warmup": 2, "log_every": 2, "checkpoint_seconds": 1e-9},
+        "gan": {
+            "network": "resnet",
+            "width": 2,
+            "latent": 4,
+            "steps": 4,
+            "batch_size": 16,
+            "log_every": 2,
+            "probe_every": 2,
+            "probe_images": 100,
+            "checkpoint_seconds": 1e-9,
+            "lr_g": 0.05,
+        },
         "extractor": {"steps": 2, "batch_size": 16},
         "plans": {"nfe": [3], "presets": ["ddim"], "grids": ["uniform-lambda"]},
         "search": {"nfe": []},
@@ -74,7 +86,8 @@ def killed_before_rename(number: int):
     return patch
 
 
-OF_ONE_KIND = ["plans/nfe3", "sample/plans/nfe3", "evaluate/plans/nfe3", "report"]
+OF_ONE_KIND = ["plans/nfe3", "onecall", "sample/plans/nfe3", "sample/onecall", "evaluate/plans/nfe3",
+               "evaluate/onecall", "report"]  # fmt: skip
 """Results that are written as those of stats, or built in one folder; the report needs them all."""
 
 
@@ -85,6 +98,7 @@ OF_ONE_KIND = ["plans/nfe3", "sample/plans/nfe3", "evaluate/plans/nfe3", "report
         "train",
         "extractor",
         "stats",
+        pytest.param("gan", marks=pytest.mark.slow),  # as train, with pictures beside the checkpoints
         *(pytest.param(place, marks=pytest.mark.slow) for place in OF_ONE_KIND),
     ],
 )

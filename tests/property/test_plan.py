@@ -12,6 +12,7 @@ from fewstep.diffusion.denoiser import Model
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import EDM, Flow, VPLinear
 from fewstep.rng import generator
+from fewstep.sampling.document import save_plan
 from fewstep.sampling.plan import (
     Corrector,
     Derivative,
@@ -120,7 +121,7 @@ def test_plans_survive_json_exactly(tmp_path_factory, drawn):
     again = plan_from_json(json.loads(json.dumps(plan.to_json(), allow_nan=False)))
     assert again == plan and again.hash == plan.hash and again.nfe == plan.nfe
     path = tmp_path_factory.mktemp("plans") / "plan.json"
-    plan.save(path)
+    save_plan(plan, path)
     assert load_plan(path) == plan
 
 

@@ -49,6 +49,16 @@ def options(stage):
     return words
 
 
+def cores(stage):
+    """Threads function: the cores of a job; 0 stands for all."""
+
+    def number(wildcards):
+        _, chosen = result_of(stage, wildcards)
+        return stage.threads(chosen) or workflow.cores
+
+    return number
+
+
 def place(stage):
     """The folder of a stage's results below that of the run, with wildcards."""
     if stage.over is not None:
@@ -77,7 +87,7 @@ for stage in keys.STAGES:
             log:
                 f"logs/{{run}}/{place(stage)}.log",
             priority: int(stage.first)
-            threads: stage.threads or workflow.cores
+            threads: cores(stage)
             resources:
                 gpu=GPU * stage.gpu,
             params:

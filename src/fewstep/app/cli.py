@@ -60,11 +60,12 @@ def commands() -> Callable[[], None]:
     Raises:
         ConfigError: The list of stages is wrong.
     """
-    from fewstep.app.commands import certificates, export, leaderboard, plan
+    from fewstep.app.commands import certificates, doctor, export, leaderboard, plan
     from fewstep.app.stages import STAGES
 
     others: dict[str, Callable[..., None]] = {
         "plan": plan.plan,
+        "doctor": doctor.doctor,
         "export": export.export,
         "verify": certificates.verify,
         "compare": certificates.compare,

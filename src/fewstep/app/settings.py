@@ -40,7 +40,9 @@ PresetName = Literal[
     "ipndm-4",
     "heun",
 ]
-GridName = Literal["uniform-t", "quadratic-t", "uniform-lambda", "karras"]
+GridName = Annotated[
+    str, StringConstraints(pattern=r"^(uniform-t|quadratic-t|uniform-lambda|karras|shifted(:\d+(\.\d+)?)?)$")
+]
 
 WITHOUT_SOURCE = ("digits", "cifar10")  # one comes with scikit-learn, the other is downloaded
 
@@ -54,20 +56,33 @@ class ScheduleSettings(Section):
 
 
 class ModelSettings(Section):
-    """The U-Net and what it predicts, or the model of the zoo that is used instead of training one."""
+    """The network and what it predicts, or the model of the zoo that is used instead of training one."""
 
     zoo: str | None = Field(
         default=None, min_length=1, description="a model of fewstep zoo; null: train one as the rest says"
     )
 
-    channels: int = Field(default=16, ge=8, le=1024, multiple_of=8, description="channels at full resolution")
+    network: Literal["unet", "transformer"] = Field(
+        default="unet", description="unet, or transformer: a DiT, of channels, depth and patch"
+    )
+    channels: int = Field(
+        default=16,
+        ge=8,
+        le=2048,
+        multiple_of=8,
+        description="channels at full resolution; of a transformer, of its tokens",
+    )
     multipliers: list[Positive] = Field(
-        default=[1, 2], min_length=1, max_length=6, description="channel factor of each resolution level"
+        default=[1, 2],
+        min_length=1,
+        max_length=6,
+        description="channel factor of each resolution level of a U-Net",
     )
-    blocks: int = Field(default=1, ge=1, le=8, description="residual blocks per level")
+    blocks: int = Field(default=1, ge=1, le=8, description="residual blocks per level of a U-Net")
     attention: list[Positive] = Field(
-        default=[4], description="sides of the levels at which attention is used"
+        default=[4], description="sides of the levels of a U-Net at which attention is used"
     )
+    depth: int = Field(default=4, ge=1, le=64, description="blocks of a transformer")
     patch: Positive = Field(
         default=1, description="side of the squares of pixels that enter the network as the channels of one"
     )
@@ -81,6 +96,58 @@ class ModelSettings(Section):
         default=[1.0],
         min_length=1,
         description="shares of its channels that the network also learns to work with, 1 first",
+    )
+
+    @model_validator(mode="after")
+    def _widths_are_of_a_unet(self) -> Self:
+        if self.network != "unet" and len(self.widths) > 1:
+            raise ValueError(
+                f"widths: must be [1.0] for a transformer, as only U-Nets slim, got {self.widths}"
+            )
+        return self
+
+
+class AutoencoderSettings(Section):
+    """The autoencoder whose latents the diffusion model is of; neither factor nor source: a model of pixels."""
+
+    factor: int | None = Field(
+        default=None,
+        ge=2,
+        le=32,
+        description="side of an image over that of its latent, a power of two; null: no autoencoder is trained",
+    )
+    source: str | None = Field(
+        default=None,
+        min_length=1,
+        description="folder of an AutoencoderKL of diffusers, or of fewstep autoencoder, to use instead",
+    )
+    channels: int = Field(default=32, ge=4, le=1024, multiple_of=4, description="channels at full resolution")
+    latent_channels: int = Field(default=4, ge=1, le=64, description="channels of a latent")
+    blocks: int = Field(default=1, ge=1, le=8, description="residual blocks per resolution")
+    kl_weight: float = Field(
+        default=1e-2,
+        ge=0,
+        description="weight of the posterior's divergence, in nats, beside the squared error of an image",
+    )
+    steps: Positive = Field(default=800, description="optimiser steps")
+    batch_size: int = Field(default=64, ge=1, le=65536, description="images per step")
+    lr: float = Field(default=2e-3, gt=0, le=1, description="highest learning rate of Adam")
+    flip: bool = Field(default=False, description="mirror half of the images, at random")
+    seed: int = Field(default=0, ge=0, description="seed of weights, order and noise")
+
+    @model_validator(mode="after")
+    def _factor_is_a_power_of_two(self) -> Self:
+        if self.factor is not None and self.factor & (self.factor - 1):
+            raise ValueError(f"factor: must be a power of two, got {self.factor}")
+        return self
+
+
+class LatentsSettings(Section):
+    """The latents of all images, drawn once."""
+
+    seed: int = Field(default=0, ge=0, description="image i is encoded with the noise of seed + i")
+    batch_size: int = Field(
+        default=250, ge=1, le=65536, json_schema_extra=NOT_A_RESULT, description="images at once"
     )
 
 
@@ -153,6 +220,12 @@ class TrainSettings(Section):
     flip: bool = Field(default=False, description="mirror half of the images, at random")
     checkpoint_seconds: float = Field(
         default=60.0, gt=0, json_schema_extra=NOT_A_RESULT, description="seconds between checkpoints"
+    )
+    threads: int = Field(
+        default=0,
+        ge=0,
+        json_schema_extra=NOT_A_RESULT,
+        description="cores of the job that trains; 0: all, which a small network has no use for",
     )
     log_every: Positive = Field(default=10, description="steps between lines of metrics.jsonl")
     seed: int = Field(default=0, ge=0, description="seed of weights, order and noise")

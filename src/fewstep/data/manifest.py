@@ -41,11 +41,11 @@ def manifest_problem(manifest: Any) -> str | None:
     """What is wrong with a manifest's content; None when nothing is."""
     if not isinstance(manifest, dict):
         return "it is not a JSON object"
+    if manifest.get("schema", SCHEMA) != SCHEMA:
+        return f"its schema is {manifest['schema']!r} instead of {SCHEMA!r}"
     missing = [field for field in FIELDS if field not in manifest]
     if missing:
         return f"it lacks {', '.join(missing)}"
-    if manifest["schema"] != SCHEMA:
-        return f"its schema is {manifest['schema']!r} instead of {SCHEMA!r}"
     n, shape, classes = manifest["n"], manifest["shape"], manifest["classes"]
     if not _is_count(n):
         return f"n is {n!r} instead of a positive count"

@@ -58,6 +58,11 @@ class Dataset:
         """Sha256 over the recorded hashes of the arrays; the same for every split."""
         return sha256_text(canonical_json(self.manifest["sha256"]))
 
+    @property
+    def of_images(self) -> str:
+        """Fingerprint of the dataset whose images these are: its own."""
+        return self.fingerprint
+
     def batch(self, indices: Sequence[int] | NDArray[np.int64] | Tensor) -> Tensor:
         """Read some images.
         Args: indices: rows of this split, shape (B,), in any order.

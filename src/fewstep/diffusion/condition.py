@@ -187,15 +187,20 @@ class Conditions(Protocol):
         """
         ...
 
+    def without_null(self) -> "Conditions":
+        """The same without a null condition, for a network that was not trained with it."""
+        ...
+
 
 @dataclass(frozen=True)
 class Classes:
     """Class labels: that of an image is its seed modulo their number.
 
-    Attributes: n: how many; n itself is the label of no class.
+    Attributes: n: how many; n itself is the label of no class. has_null: whether the model knows that label.
     """
 
     n: int
+    has_null: bool = True
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -217,9 +222,13 @@ class Classes:
         """The label of each seed, {"label": (len(seeds),)}."""
         return Condition({LABEL: torch.tensor([seed % self.n for seed in seeds], dtype=torch.int64)})
 
-    def null(self, like: Condition) -> Condition:
-        """No class, for as many images."""
-        return Condition({LABEL: torch.full_like(like.values[LABEL], self.n)})
+    def null(self, like: Condition) -> Condition | None:
+        """No class, for as many images; None for a model that does not know it."""
+        return Condition({LABEL: torch.full_like(like.values[LABEL], self.n)}) if self.has_null else None
+
+    def without_null(self) -> "Classes":
+        """Without the label of no class."""
+        return replace(self, has_null=False)
 
 
 @dataclass(frozen=True)
@@ -280,6 +289,10 @@ class Stored:
                 "--conditions, or bind rows to model.conditions."
             )
         return self.rows[[seed % len(self.rows) for seed in seeds]]
+
+    def without_null(self) -> "Stored":
+        """Without the null row."""
+        return replace(self, null_row=None)
 
     def null(self, like: Condition) -> Condition | None:
         """The null row for as many images, in the shapes of `like`."""

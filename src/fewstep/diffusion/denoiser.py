@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,9 @@ class Model:
         net_at_width: the networks behind these.
         quantised: what to call instead of `fn` at each network call of a quantised plan, by its number; for each plan,
             by the hash of the integers that it names.
+        most_calls: network calls of a plan for it; 1 for a generator, whose input must be noise; None for any number.
+        rows: network calls on one image that a call of `fn` takes: pipelines that guide by themselves need two.
+        call: what a pipeline is called with besides, such as guidance and size; plans that are found for it name it.
     """
 
     fn: Callable[..., Tensor]
@@ -52,6 +56,9 @@ class Model:
     quantised: Mapping[str, Callable[[int], Callable[..., Tensor]]] = field(
         default_factory=dict, compare=False, repr=False
     )
+    most_calls: int | None = None
+    rows: int = 1
+    call: Mapping[str, Any] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.prediction not in PREDICTIONS:
@@ -219,7 +226,7 @@ class Denoiser:
         if x_t.is_cuda:
             torch.cuda.synchronize(x_t.device)
         self.network_seconds += time.perf_counter() - started
-        self.calls += 1
+        self.calls += self.model.rows
         if result.shape != x_t.shape:
             raise DataError(
                 f"A model's output must have the shape of its input, {tuple(x_t.shape)}; "

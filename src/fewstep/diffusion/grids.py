@@ -1,19 +1,23 @@
 """Time grids `ts`: float64, (n_steps + 1,), strictly decreasing, both ends included."""
 
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from fewstep._typing import Float64
 from fewstep.checks import ConfigError
-from fewstep.diffusion.schedule import DDPMTable, Schedule
+from fewstep.diffusion.schedule import DDPMTable, Flow, Schedule
+
+SHIFTED = "shifted"
 
 
 def _ends(
     schedule: Schedule, n_steps: int, t_start: float | None, t_end: float | None
 ) -> tuple[float, float]:
-    t_start = schedule.t_max if t_start is None else t_start
+    t_start = schedule.t_start if t_start is None else t_start
     t_end = schedule.t_min if t_end is None else t_end
     if n_steps < 1:
         raise ConfigError(f"A grid needs at least 1 step; got {n_steps}.")
@@ -75,6 +79,64 @@ def karras(
     return _with_ends(schedule.t_of_lambda(-edm_sigmas.log()), t_start, t_end)
 
 
+def shifted(
+    schedule: Schedule,
+    n_steps: int,
+    *,
+    t_start: float | None = None,
+    t_end: float | None = None,
+    shift: float = 1.0,
+) -> Float64[Tensor, " {n_steps}+1"]:
+    """Equal steps of a flow's time 1 / (1 + e^lambda), then shifted: lambda - log(shift) [esser2024sd3, Sec. 5.3.2].
+
+    Of a flow it is t' = s t / (1 + (s - 1) t), the grid of its pipelines. Static shifts are s itself, exponential ones
+    e^mu, linear ones mu.
+    """
+    t_start, t_end = _ends(schedule, n_steps, schedule.t_max if t_start is None else t_start, t_end)
+    by = math.log(_shift(shift))
+    ends = [1 / (1 + math.exp(float(schedule.lambda_(t)) + by)) for t in (t_start, t_end)]
+    u = _line(ends[0], ends[1], n_steps)
+    return _with_ends(schedule.t_of_lambda(torch.log1p(-u) - u.log() - by), t_start, t_end)
+
+
+def shifted_to_zero(schedule: Schedule, n_steps: int, *, shift: float = 1.0) -> Float64[Tensor, " {n_steps}"]:
+    """The same down to clean data, whose time is left out: n_steps times shift(1 - i / n_steps), as in pipelines."""
+    by = math.log(_shift(shift))
+    # pipelines of flows begin at 1, for which t_max stands
+    flows = isinstance(schedule, Flow)
+    start = 1.0 if flows else 1 / (1 + math.exp(float(schedule.lambda_(schedule.t_max)) + by))
+    u = start * (1 - torch.arange(n_steps, dtype=torch.float64) / n_steps)
+    rest = schedule.t_of_lambda(torch.log1p(-u[1:]) - u[1:].log() - by)
+    return torch.cat([torch.tensor([schedule.t_max], dtype=torch.float64), rest])
+
+
+def _shift(shift: float) -> float:
+    if not 0 < shift < math.inf:
+        raise ConfigError(f"A grid's shift must be positive, 1 for none; got {shift:g}.")
+    return shift
+
+
+def grid_named(name: str) -> Callable[..., Tensor]:
+    """The grid of a name, a key of `GRIDS` or shifted:S.
+    Raises: ConfigError: there is none.
+    """
+    kind, colon, value = name.partition(":")
+    if kind == SHIFTED and colon:
+        return partial(shifted, shift=shift_of(name))
+    if name not in GRIDS:
+        raise ConfigError(f"grid must be one of {', '.join(GRIDS)}, shifted:S; got {name!r}.")
+    return GRIDS[name]
+
+
+def shift_of(name: str) -> float:
+    """S of the name shifted:S; 1 of shifted alone."""
+    _, colon, value = name.partition(":")
+    try:
+        return float(value) if colon else 1.0
+    except ValueError:
+        raise ConfigError(f"S of shifted:S must be a number such as 3; got {value!r}.") from None
+
+
 def of_rows(schedule: Schedule, rows: Sequence[int]) -> list[float]:
     """Times of rows k of a DDPM table, t = (k + 1) / K: the integer timesteps of other libraries, falling.
     Raises: ConfigError: the schedule has no rows, or they do not fall within the table.
@@ -95,4 +157,5 @@ GRIDS: dict[str, Callable[..., Tensor]] = {
     "quadratic-t": quadratic_t,
     "uniform-lambda": uniform_lambda,
     "karras": karras,
+    SHIFTED: shifted,
 }

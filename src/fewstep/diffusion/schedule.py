@@ -25,7 +25,17 @@ class Schedule(ABC):
     t_min: float
     t_max: float
     prior_std: float = 1.0
-    """Standard deviation of x_T at t_max, with which sampling starts."""
+    """Standard deviation of x_T, with which sampling starts."""
+
+    @property
+    def t_start(self) -> float:
+        """Where grids and training begin, and from where on x_t is taken for noise alone; t_max, or little before."""
+        return self.t_max
+
+    def start_std(self, lambda_t: float) -> float:
+        """Standard deviation of x_t where sampling starts at a half log-SNR: less than `prior_std` after t_start."""
+        t = self.t_of_lambda(lambda_t).clamp(max=self.t_start)
+        return self.prior_std * float(self.sigma(t) / self.sigma(self.t_start))
 
     @abstractmethod
     def alpha(self, t: Tensor | float) -> Tensor:
@@ -280,8 +290,13 @@ class EDM(Schedule):
 class Flow(Schedule):
     """alpha = 1 - t, sigma = t: straight paths [lipman2023flow, Eq. 22]."""
 
-    # at t = 1 alpha is 0 and lambda has no bound; 0.999 is lambda = -6.9, where x_t is noise to three digits
-    t_min, t_max = 1e-3, 0.999
+    # at t = 1 alpha is 0 and lambda has no bound; steps on x0 may start as near to it as this, as pipelines do
+    t_min, t_max = 1e-3, 1 - 1e-6
+
+    @property
+    def t_start(self) -> float:
+        """0.999, lambda = -6.9, where x_t is noise to three digits."""
+        return 0.999
 
     def alpha(self, t: Tensor | float) -> Tensor:
         return 1 - _tensor(t)

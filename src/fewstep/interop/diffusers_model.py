@@ -127,7 +127,7 @@ def load_diffusers(
         scheduler = _Scheduler.read(parts)
         prediction = scheduler.prediction() if prediction is None else prediction
         schedule = scheduler.schedule() if schedule is None else schedule
-    net = _load(parts.network, NETWORKS)
+    net = load_part(parts.network, NETWORKS)
     shape, n_classes = _form(net.config, parts)
     model = as_model(
         Network(net, n_classes).to(device),
@@ -139,7 +139,7 @@ def load_diffusers(
     )
     if parts.decoder is None:
         return model
-    return replace(model, decode=_decode(_load(parts.decoder, DECODERS).to(device)))
+    return replace(model, decode=_decode(load_part(parts.decoder, DECODERS).to(device)))
 
 
 def require_diffusers() -> Any:
@@ -207,7 +207,10 @@ def _class_name(folder: Path) -> str:
 # Networks
 
 
-def _load(folder: Path, classes: dict[str, str]) -> Any:
+def load_part(folder: Path, classes: dict[str, str]) -> Any:
+    """The frozen network of a folder whose class is among these.
+    Raises: ConfigError: it is of another class. DataError: a file is missing or damaged, or the weights are pickled.
+    """
     name = _class_name(folder)
     if name not in classes:
         raise ConfigError(f"{folder / CONFIG} must be of one of {', '.join(classes)}; got {name!r}.")
@@ -278,10 +281,12 @@ def _names(folder: Path) -> list[str]:
 
 def _fingerprint(parts: Parts) -> str:
     """Sha256 of the weights file, or of the hashes of several."""
-    paths = [
-        path for part in (parts.network, parts.decoder) if part is not None for path in _weights(part).files
-    ]
-    hashes = [files.sha256_file(path) for path in paths]
+    return fingerprint_of(*(part for part in (parts.network, parts.decoder) if part is not None))
+
+
+def fingerprint_of(*parts: Path) -> str:
+    """Sha256 of the only weights file of these folders, or of the hashes of several."""
+    hashes = [files.sha256_file(path) for part in parts for path in _weights(part).files]
     return hashes[0] if len(hashes) == 1 else files.sha256_text(files.canonical_json(hashes))
 
 

@@ -1,17 +1,20 @@
 """Plans as schedulers of diffusers, for pipelines that know nothing of fewstep."""
 
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fewstep.checks import ConfigError
 from fewstep.diffusion.condition import Classes
 from fewstep.diffusion.denoiser import Model
-from fewstep.diffusion.schedule import DDPMTable
+from fewstep.diffusion.schedule import DDPMTable, Flow, Schedule
 from fewstep.files import atomic_dir
 from fewstep.interop import diffusers_scheduler
 from fewstep.interop.diffusers_scheduler import PlanScheduler
+from fewstep.interop.text_model import SETTINGS
 from fewstep.sampling.linear import linear_form
 from fewstep.sampling.plan import Plan
 from fewstep.sampling.sample import check_fingerprint, start_std
@@ -24,8 +27,12 @@ A sampler of {n} network evaluations for diffusers, made by fewstep; it needs to
 
     import sys; sys.path.insert(0, "{place}")
     from {module} import PlanScheduler
-    pipe.scheduler = PlanScheduler.from_pretrained("{place}")
-    pipe(num_inference_steps={n}{guidance}, ...)
+    pipe = DiffusionPipeline.from_pretrained(..., scheduler=PlanScheduler.from_pretrained("{place}"))
+    pipe({prompt}num_inference_steps={n}{guidance}, ...)
+
+In a pipeline that is loaded already, `pipe.scheduler = PlanScheduler.from_pretrained("{place}")`. A pipeline that
+was saved with it loads again where `{module}.py` is copied into its folder `scheduler`, with trust_remote_code=True.
+It is for text-to-image and unconditional pipelines: image-to-image and inpainting start in the middle, and are refused.
 
 It starts at noise of standard deviation {start:.6g}{start_note}.
 Plan {hash}, for the model {fingerprint}.
@@ -79,7 +86,22 @@ def to_diffusers(plan: Plan, model: Model) -> PlanScheduler:
         plan_name=plan.name,
         plan_hash=plan.hash,
         model_fingerprint=model.fingerprint,
+        state_sigmas=_state_sigmas(plan, model.schedule, [row.node for row in rows[analytic:]]),
     )
+
+
+def _state_sigmas(plan: Plan, schedule: Schedule, nodes: Sequence[int]) -> list[float]:
+    """Noise of the states at some nodes, as schedulers of diffusers count it."""
+    lambdas = torch.tensor([plan.nodes[i].lambda_ for i in nodes], dtype=torch.float64)
+    t = schedule.t_of_lambda(lambdas)
+    noise: list[float] = (t if isinstance(schedule, Flow) else schedule.edm_sigma(t)).tolist()
+    return noise
+
+
+def said_of_call(call: Mapping[str, Any]) -> str:
+    """The arguments of a pipeline's call, as code; how the pipeline was loaded is not among them."""
+    given = {name: value for name, value in call.items() if name not in (*SETTINGS, "pipeline")}
+    return "".join(f", {name}={value!r}" for name, value in given.items())
 
 
 def export_diffusers(plan: Plan, model: Model, out: str | Path) -> PlanScheduler:
@@ -100,7 +122,12 @@ def export_diffusers(plan: Plan, model: Model, out: str | Path) -> PlanScheduler
         n=scheduler.num_inference_steps,
         place=out.name,
         module=MODULE,
-        guidance="" if scale is None else f", guidance_scale={scale:g}",
+        prompt="" if model.call is None else "prompt, ",
+        guidance=said_of_call(model.call)
+        if model.call is not None
+        else ""
+        if scale is None
+        else f", guidance_scale={scale:g}",
         start=config.init_noise_sigma,
         start_note=""
         if config.init_noise_sigma == 1

@@ -13,11 +13,19 @@ START_TOLERANCE = 1e-3
 """Pipelines that take unit noise whatever the scheduler says may be this far from its standard deviation."""
 
 
+_WHOLE = (
+    "A plan runs from noise to data, so it is for text-to-image pipelines, not for image-to-image and inpainting, "
+    "which start in the middle; got {}; use a scheduler of diffusers there."
+)
+
+
 class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has no types
     """One plan: evaluation k gives x0_k = of_x * x + of_output * output, and then x = A * x + sum over m of c_m * x0_m.
 
     Args:
         timesteps: conditioning timesteps of the network, one for each evaluation; they need not be whole numbers.
+        state_sigmas: noise of the states that it is given there, which is what other schedulers call sigmas: of a flow
+            its time, otherwise sigma / alpha. It is no function of `timesteps` where these were aligned.
         rows: [of_x, of_output, A, [c_0, ..., c_k]] of each evaluation k.
         init_noise_sigma: standard deviation of the noise to start with.
         clip: bound on the result, None for no bound.
@@ -41,6 +49,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
         plan_name: str = "",
         plan_hash: str = "",
         model_fingerprint: str | None = None,
+        state_sigmas: list[float] | None = None,
     ) -> None:
         self.register_to_config(
             timesteps=timesteps,
@@ -52,6 +61,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
             plan_name=plan_name,
             plan_hash=plan_hash,
             model_fingerprint=model_fingerprint,
+            state_sigmas=state_sigmas,
         )
         self._start_was_scaled = False
         self.set_timesteps()
@@ -66,18 +76,61 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
         return float(self.config.init_noise_sigma)
 
     def set_timesteps(
-        self, num_inference_steps: int | None = None, device: str | torch.device | None = None
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: Any = None,
+        sigmas: Any = None,
+        mu: float | None = None,
     ) -> None:
-        """Start anew; a plan has one number of evaluations."""
+        """Start anew; a plan has one number of evaluations, and times of its own.
+
+        Args:
+            num_inference_steps: evaluations of the plan, or None.
+            device: of `timesteps`.
+            timesteps: taken because pipelines pass them; as many, and of no other effect.
+            sigmas: as `timesteps`.
+            mu: shift of a pipeline's own times; of no effect.
+        """
         n = len(self.config.rows)
-        if num_inference_steps not in (None, n):
-            raise ValueError(
-                f"num_inference_steps must be {n}, the evaluations of the plan {self.config.plan_name!r}; "
-                f"got {num_inference_steps}."
-            )
+        lists = {"timesteps": timesteps, "sigmas": sigmas}
+        given = {name: len(values) for name, values in lists.items() if values is not None}
+        for name, count in {"num_inference_steps": num_inference_steps, **given}.items():
+            if count not in (None, n):
+                raise ValueError(
+                    f"num_inference_steps must be {n}, the evaluations of the plan {self.config.plan_name!r}; "
+                    f"got {f'{count} {name}' if name in given else count}."
+                )
         self.num_inference_steps = n
         self.timesteps = torch.tensor(self.config.timesteps, dtype=torch.float32, device=device)
+        noise = self.config.state_sigmas or [float("nan")] * n
+        self.sigmas = torch.tensor([*noise, 0.0], dtype=torch.float32)
+        self._begin_index: int | None = None
         self._x0: list[torch.Tensor] = []
+
+    @property
+    def begin_index(self) -> int | None:
+        """0 where the pipeline has set it."""
+        return self._begin_index
+
+    @property
+    def step_index(self) -> int:
+        """The next evaluation."""
+        return len(self._x0)
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """A plan begins with its first evaluation."""
+        if begin_index:
+            raise ValueError(_WHOLE.format(f"beginning at evaluation {begin_index}"))
+        self._begin_index = begin_index
+
+    def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: Any) -> torch.Tensor:
+        """Not for plans: image-to-image pipelines start in the middle."""
+        raise ValueError(_WHOLE.format("add_noise"))
+
+    def scale_noise(self, sample: torch.Tensor, timestep: Any, noise: Any = None) -> torch.Tensor:
+        """Not for plans: image-to-image pipelines start in the middle."""
+        raise ValueError(_WHOLE.format("scale_noise"))
 
     def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
         """The sample itself."""

@@ -215,7 +215,8 @@ def _is_recorded(value: Any) -> bool:
     """Whether it says where files stand and what their hashes are."""
     return (
         isinstance(value, dict)
-        and value.keys() == {"path", "sha256"}
+        and value.keys() - {"column"} == {"path", "sha256"}  # of prompts, the column of a table
+        and ("column" not in value or _is_text(value["column"]))
         and _is_text(value["path"])
         and isinstance(value["sha256"], dict)
         and all(map(_is_sha256, value["sha256"].values()))

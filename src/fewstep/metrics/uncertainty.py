@@ -10,6 +10,7 @@ A bootstrap with replacement must not be used: its duplicates act like a smaller
 itself upwards by more than half.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from statistics import NormalDist
 from typing import Any, NamedTuple
@@ -244,3 +245,19 @@ def extrapolate(
     residual = distances - (value + slope * inverse)
     r2 = 1 - float(residual @ residual / np.square(distances - distances.mean()).sum())
     return Extrapolation(float(value), float(slope), r2)
+
+
+def student_quantile(p: float, dof: int) -> float:
+    """The quantile of Student's t above its median, by bisection of its distribution function.
+
+    Args: p: in [0.5, 1). dof: degrees of freedom.
+    Raises: ValueError: p out of range, or no degree of freedom.
+    """
+    if not 0.5 <= p < 1 or dof < 1:
+        raise ValueError(f"p must lie in [0.5, 1) and dof be 1 or more; got {p} and {dof}.")
+    # with t = sqrt(dof) tan(a) the density becomes cos(a)^(dof - 1), and the axis finite
+    angles = np.linspace(0.0, math.pi / 2, 20_001)
+    density = np.cos(angles) ** (dof - 1)
+    steps = (density[1:] + density[:-1]) / 2
+    distribution = 0.5 + 0.5 * np.concatenate([[0.0], np.cumsum(steps)]) / steps.sum()
+    return math.sqrt(dof) * math.tan(float(np.interp(p, distribution, angles)))

@@ -18,15 +18,20 @@ from torch import Tensor, nn
 
 from fewstep import files
 from fewstep.checks import ConfigError, DataError, UserError
-from fewstep.diffusion.condition import Condition
+from fewstep.diffusion.condition import Condition, Conditions
 from fewstep.diffusion.denoiser import Model
 from fewstep.diffusion.prediction import PREDICTIONS
-from fewstep.diffusion.schedule import Schedule, schedule_from_config
+from fewstep.diffusion.schedule import Flow, Schedule, schedule_from_config
 from fewstep.nets import CARD, CONFIG, WEIGHTS
+from fewstep.nets.autoencoder import VAE, Autoencoder, as_autoencoder
 from fewstep.nets.classifier import Classifier
+from fewstep.nets.dcgan import DCGANGenerator
+from fewstep.nets.generator import Generator
+from fewstep.nets.resnet_gan import ResNetGenerator
 from fewstep.nets.slim import check_widths, sub_networks
 from fewstep.nets.transformer import Transformer
 from fewstep.nets.unet import UNet
+from fewstep.nets.vitgan import ViTGenerator
 from fewstep.rng import initial_weights
 
 Finish = Callable[[Path], object]
@@ -34,8 +39,17 @@ Finish = Callable[[Path], object]
 
 SCHEMA = "fewstep.model/1"
 CLASSIFIER_SCHEMA = "fewstep.classifier/1"
+AUTOENCODER_SCHEMA = "fewstep.autoencoder/1"
 
-NETS: dict[str, type[nn.Module]] = {"unet": UNet, "transformer": Transformer, "classifier": Classifier}
+NETS: dict[str, type[nn.Module]] = {
+    "unet": UNet,
+    "transformer": Transformer,
+    "classifier": Classifier,
+    "dcgan": DCGANGenerator,
+    "resnet-gan": ResNetGenerator,
+    "vitgan": ViTGenerator,
+    "vae": VAE,
+}
 
 
 def save_model(
@@ -49,6 +63,7 @@ def save_model(
     card: Mapping[str, Any],
     dtype: torch.dtype = torch.float32,
     widths: Sequence[float] = (1.0,),
+    guidable: bool = True,
     finish: Finish | None = None,
 ) -> None:
     """Write a model folder at once: it is complete or absent.
@@ -63,6 +78,7 @@ def save_model(
         card: Free facts about the training.
         dtype: Of the stored weights; they are read back as float32 in any case.
         widths: Shares of its channels at which the network was trained, the full one first.
+        guidable: Whether the null condition was trained, which guidance needs.
         finish: Writes what else belongs into the folder, before it appears.
 
     Raises:
@@ -81,7 +97,26 @@ def save_model(
     }
     if len(widths) > 1:
         config["widths"] = list(widths)
+    if not guidable and getattr(net, "conditions", None) is not None:
+        config["guidable"] = False
     write_folder(folder, net, config, card=card, dtype=dtype, finish=finish)
+
+
+def save_generator(
+    folder: str | Path,
+    net: Generator,
+    *,
+    name: str,
+    card: Mapping[str, Any],
+    finish: Finish | None = None,
+) -> None:
+    """Write the model folder of a generator, which makes x0 of noise in one call; arguments as of `save_model`.
+
+    Its schedule starts at noise of unit variance, whose first numbers are the latent vector.
+    """
+    save_model(
+        folder, net, schedule=Flow(), prediction="x0", shape=net.shape, name=name, card=card, finish=finish
+    )
 
 
 def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> Model:
@@ -120,6 +155,7 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> Mod
         name=config["name"],
         fingerprint=files.sha256_file(folder / WEIGHTS),
         widths=_read_widths(config.get("widths", [1.0]), net, folder / CONFIG),
+        guidable=config.get("guidable", True) is not False,
     )
 
 
@@ -199,6 +235,39 @@ def load_classifier(folder: str | Path, *, device: str | torch.device = "cpu") -
     )
 
 
+def save_autoencoder(
+    folder: str | Path,
+    net: VAE,
+    *,
+    scale: float,
+    name: str,
+    card: Mapping[str, Any],
+    finish: Finish | None = None,
+) -> None:
+    """Write the folder of an autoencoder; scale: 1 over the standard deviation of its latents."""
+    config = {"schema": AUTOENCODER_SCHEMA, "architecture": architecture(net), "scale": scale, "name": name}
+    write_folder(folder, net, config, card=card, finish=finish)
+
+
+def load_autoencoder(folder: str | Path, *, device: str | torch.device = "cpu") -> Autoencoder:
+    """Read the folder of an autoencoder.
+
+    Raises:
+        DataError: A missing, truncated or foreign file, weights that do not fit the architecture, or no scale.
+    """
+    folder = Path(folder)
+    net, config = read_folder(folder, AUTOENCODER_SCHEMA)
+    if not isinstance(net, VAE) or not _is_name(config.get("name")):
+        raise DataError(f"{folder / CONFIG} must describe an autoencoder with a name; train it again.")
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return as_autoencoder(
+        net.to(device),
+        scale=config.get("scale"),
+        name=config["name"],
+        fingerprint=files.sha256_file(folder / WEIGHTS),
+    )
+
+
 def as_model(
     net: nn.Module,
     *,
@@ -208,13 +277,15 @@ def as_model(
     name: str = "",
     fingerprint: str | None = None,
     widths: tuple[float, ...] = (1.0,),
+    guidable: bool = True,
 ) -> Model:
     """Wrap a network in memory as a model: evaluation mode, no gradients for its weights, channels-last.
 
     The network is called with x_t, `schedule.time_input(t)` and a `Condition` or None; what it takes it says by an
     attribute `conditions`, where it has one.
 
-    With several `widths` its sub-networks are copies, so its weights must not change any more.
+    With several `widths` its sub-networks are copies, so its weights must not change any more. A network that is not
+    `guidable` was not trained with its null condition, so the model has none.
     """
     net = net.eval().requires_grad_(False)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -226,19 +297,21 @@ def as_model(
 
         return fn
 
+    conditions: Conditions | None = getattr(net, "conditions", None)
     narrow = sub_networks(net, widths) if isinstance(net, UNet) and len(widths) > 1 else None
     return Model(
         fn=called(net),
         schedule=schedule,
         prediction=prediction,
         shape=shape,
-        conditions=getattr(net, "conditions", None),
+        conditions=conditions if guidable or conditions is None else conditions.without_null(),
         fingerprint=fingerprint,
         name=name,
         net=net,
         widths=widths,
         at_width=None if narrow is None else lambda width: called(narrow(width)),
         net_at_width=narrow,
+        most_calls=net.most_calls if isinstance(net, Generator) else None,
     )
 
 

@@ -1,6 +1,6 @@
 """Stored conditions of a command: bound to a model, beside a dataset, and the rows that found a plan."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,35 +8,50 @@ from typing import TYPE_CHECKING, Any
 from fewstep.checks import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from fewstep.data.latents import Latents
     from fewstep.data.packed import Dataset
     from fewstep.diffusion.condition import Condition
     from fewstep.diffusion.denoiser import Model
 
 
 def with_conditions(model: "Model", folder: Path | None) -> "Model":
-    """The model with the rows of a conditions folder bound to it; the model itself where it needs none.
+    """The model with the rows of a conditions folder, or of a list of prompts, bound to it.
+
+    The model itself where it needs none.
 
     Raises:
         ConfigError: the model takes no stored conditions but a folder is named, or the other way round.
         DataError: the folder is damaged, or holds what the model does not take.
     """
     from fewstep.data.conditions import load_conditions
+    from fewstep.data.prompts import ENTRIES, is_prompts, prompts_condition, read_prompts
     from fewstep.diffusion.condition import Stored, said
+    from fewstep.interop.text_model import TextFunction, with_prompts
 
     stored = model.conditions if isinstance(model.conditions, Stored) else None
     if folder is None:
         if stored is not None and stored.rows is None:
-            raise ConfigError(
-                f"{model.name} needs --conditions, a folder of rows with {said(stored.entries)}; name one."
+            wanted = (
+                "--prompts, a list of prompts (.txt, .csv or .parquet)"
+                if stored.entries == ENTRIES
+                else f"--conditions, a folder of rows with {said(stored.entries)}"
             )
+            raise ConfigError(f"{model.name} needs {wanted}; name one.")
         return model
     if stored is None:
         takes = "nothing" if model.conditions is None else said(model.conditions.entries)
         raise ConfigError(
             f"--conditions must be left out for {model.name}, which takes no stored conditions ({takes}); got {folder}."
         )
+    if is_prompts(folder) and not isinstance(model.fn, TextFunction):
+        raise ConfigError(
+            f"{model.name} takes {said(stored.entries)}, not prompts; name a folder of conditions instead of {folder}."
+        )
     try:
-        return replace(model, conditions=stored.bind(load_conditions(folder)))
+        rows = prompts_condition(read_prompts(folder)) if is_prompts(folder) else load_conditions(folder)
+        if isinstance(model.fn, TextFunction):
+            return with_prompts(model, rows)
+        return replace(model, conditions=stored.bind(rows))
     except DataError as error:
         raise DataError(f"--conditions {folder}: {error}") from None
 
@@ -46,23 +61,23 @@ def identity_of(model: "Model") -> dict[str, Any] | None:
     return None if model.conditions is None else model.conditions.identity
 
 
-def conditions_of_images(folder: Path, dataset: "Dataset", images: str) -> "Condition":
-    """Stored conditions of the images of a dataset, row i of image i.
+def conditions_of_images(folder: Path, dataset: "Dataset | Latents", images: str) -> "Condition":
+    """Stored conditions of the images of a dataset of n images: row i, and any row i + k n, is of image i.
 
     Raises: DataError: they are of another dataset, or not as many. `images` says in the message what is conditioned.
     """
     from fewstep.data.conditions import load_conditions, read_conditions_manifest
 
     rows, of = load_conditions(folder), read_conditions_manifest(folder)["source"].get("fingerprint")
-    if of not in (None, dataset.fingerprint):
+    if of not in (None, dataset.of_images):
         raise DataError(
-            f"--conditions must be of the images of {images}, with fingerprint {dataset.fingerprint:.12}..., but "
+            f"--conditions must be of the images of {images}, with fingerprint {dataset.of_images:.12}..., but "
             f"{folder} is of {str(of):.12}...; make the conditions of these images."
         )
-    if len(rows) != len(dataset):
+    if len(rows) % len(dataset):
         raise DataError(
-            f"--conditions must have one row for each image of {images}, {len(dataset)}; {folder} has {len(rows)}; "
-            "make the conditions of these images."
+            f"--conditions must have one row for each image of {images}, {len(dataset)}, or a whole number of such "
+            f"blocks; {folder} has {len(rows)}; make the conditions of these images."
         )
     return rows
 
@@ -95,4 +110,24 @@ def rows_used(
         }
     )
     both = {**provenance.get("conditions", {}), **own}
-    return {"conditions": both} if both else {}
+    used = {*provenance.get("prompts", []), *prompts_used(model, seeds.values())}
+    return {**({"conditions": both} if both else {}), **({"prompts": sorted(used)} if used else {})}
+
+
+def prompts_used(model: "Model", blocks: Iterable[Sequence[int]]) -> set[str]:
+    """What the prompts of some images are known by, `fewstep.data.prompts.digest`; none where there are no prompts.
+    Args: blocks: first and last seed of each, or all of them.
+    """
+    from fewstep.data.prompts import PROMPT, digest, prompts_of
+    from fewstep.diffusion.condition import Stored
+
+    stored = model.conditions
+    if not isinstance(stored, Stored) or stored.rows is None or PROMPT not in stored.rows.values:
+        return set()
+    rows = {
+        row
+        for block in blocks
+        for first, last in row_ranges(block, len(stored.rows))
+        for row in range(first, last + 1)
+    }
+    return {digest(prompt) for prompt in prompts_of(stored.rows[sorted(rows)])}

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fewstep.checks import DataError
+from fewstep.data.prompts import split_column
 from fewstep.diffusion.denoiser import Model
 from fewstep.files import canonical_json, sha256_text
 from fewstep.pipeline.conditions import identity_of
@@ -32,7 +33,8 @@ class Drawing:
     """Images of one model for the seeds of one command.
 
     Attributes: model_path: where the model was read. out: where the images will stand, in one file or one a plan.
-        conditions_path: where the model's stored conditions were read, if it has some.
+        conditions_path: where the model's stored conditions were read, if it has some. call_path: the file of what a
+            pipeline is called with.
     """
 
     model: Model
@@ -42,6 +44,7 @@ class Drawing:
     out: Path
     force: bool = False
     conditions_path: Path | None = None
+    call_path: Path | None = None
 
     @property
     def parts(self) -> Path:
@@ -54,8 +57,10 @@ class Drawing:
 
     @cached_property
     def _condition_files(self) -> dict[str, Record]:
-        path = self.conditions_path
-        return {} if path is None else {"conditions": record(path, beside=self._beside)}
+        files = {"conditions": self.conditions_path, "call": self.call_path}
+        return {
+            name: _recorded(path, beside=self._beside) for name, path in files.items() if path is not None
+        }
 
     def _plan_files(self, plan: Plan, path: Path) -> dict[str, Record]:
         files = {"plan": path} if plan.integers is None else {"plan": path, "integers": integers_path(path)}
@@ -143,7 +148,12 @@ class Drawing:
         )
         wall = time.perf_counter() - started
         meta = {
-            "model": {"fingerprint": model.fingerprint, "name": model.name, "ema": True},
+            "model": {
+                "fingerprint": model.fingerprint,
+                "name": model.name,
+                "ema": True,
+                **({} if model.call is None else {"call": dict(model.call)}),
+            },
             "plan": plan.to_json(),
             "plan_hash": plan.hash,
             "plan_name": plan.name,
@@ -169,6 +179,12 @@ class Drawing:
         }
         array = np.ascontiguousarray(images.numpy().transpose(0, 2, 3, 1))
         return Samples(array, np.array(seeds, np.int64), meta)
+
+
+def _recorded(path: Path, *, beside: Path) -> Record:
+    """A file or folder; of a table of prompts also the column."""
+    file, column = split_column(path)
+    return {**record(file, beside=beside), **({} if column is None else {"column": column})}
 
 
 def _is_sound(part: Path) -> bool:

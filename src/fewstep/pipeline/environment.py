@@ -12,6 +12,7 @@ import torch
 import fewstep
 
 if TYPE_CHECKING:
+    from fewstep.data.latents import Latents
     from fewstep.data.packed import Dataset
 
 
@@ -44,7 +45,7 @@ def environment() -> dict[str, str | None]:
     }
 
 
-def card_facts(dataset: "Dataset", net: Any) -> dict[str, Any]:
+def card_facts(dataset: "Dataset | Latents", net: Any) -> dict[str, Any]:
     """What the card of every trained network says: its data, its size, and what it was made with."""
     return {
         "data": {"name": dataset.name, "fingerprint": dataset.fingerprint, "n": len(dataset)},

@@ -38,7 +38,7 @@ def record_dataset(path: Path, *, beside: Path) -> Record:
 
 def seen_from(recorded: Mapping[str, Any], old: Path, new: Path) -> Record:
     """The same record for a result in another folder."""
-    return {"path": _seen_from(old / recorded["path"], new), "sha256": dict(recorded["sha256"])}
+    return {**recorded, "path": _seen_from(old / recorded["path"], new), "sha256": dict(recorded["sha256"])}
 
 
 def _seen_from(path: Path, folder: Path) -> str:

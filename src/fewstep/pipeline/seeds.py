@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fewstep.checks import ConfigError
-from fewstep.pipeline.conditions import row_ranges
+from fewstep.pipeline.conditions import prompts_used, row_ranges
 
 if TYPE_CHECKING:
+    from fewstep.diffusion.denoiser import Model
     from fewstep.sampling.plan import Plan
 
 BLOCK = 1_000_000
@@ -69,6 +70,19 @@ def require_unseen(plan: "Plan", seeds: Sequence[int] | SeedBlocks) -> None:
                     f"Seeds to report on must not have been searched on, but {block[0]}-{block[-1]} overlaps "
                     f"{first}-{last} ({purpose} of {plan.name}); choose other seeds."
                 )
+
+
+def require_unseen_prompts(plan: "Plan", seeds: Sequence[int], model: "Model") -> None:
+    """Raise ConfigError where prompts of these seeds had a part in finding the plan, whatever list they are in."""
+    searched = set(plan.provenance.get("prompts", ()))
+    if not searched:
+        return
+    reported = prompts_used(model, [seeds])
+    if both := len(searched & reported):
+        raise ConfigError(
+            f"Prompts to report on must not have been searched on, but {both:,} of {len(reported):,} were "
+            f"({plan.name}); take others with --prompts."
+        )
 
 
 def require_unseen_rows(plan: "Plan", seeds: Sequence[int], conditions: Mapping[str, Any] | None) -> None:

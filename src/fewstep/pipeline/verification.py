@@ -309,11 +309,14 @@ class Verifier:
             yield Line(what, "not reached", missing or "")
             return None
         try:
-            model = None if changed else load_model(place, device=self.device)
+            model = None if changed else load_model(place, call=self._place("call"), device=self.device)
             if model is None or model.fingerprint != subject["model"]["fingerprint"]:
                 yield Line(what, "failed", f"{place} is another model; nothing was drawn")
                 return None
             conditions = self._place("conditions")
+            column = self.certificate["files"].get("conditions", {}).get("column")
+            if conditions is not None and column is not None:
+                conditions = conditions.with_name(f"{conditions.name}:{column}")
             model = with_conditions(model, conditions)
             if identity_of(model) != self.certificate["protocol"].get("conditions"):
                 yield Line(what, "failed", f"{conditions} holds other conditions; nothing was drawn")
@@ -324,7 +327,16 @@ class Verifier:
             settings = _section(DrawSettings, subject["draw"])
             seeds = parse_seeds(self.certificate["protocol"]["seeds"])
             # what was drawn by force is drawn again: nothing new is reported
-            drawing = Drawing(model, seeds, settings, place, self.folder / "drawn.npz", True, conditions)
+            drawing = Drawing(
+                model,
+                seeds,
+                settings,
+                place,
+                self.folder / "drawn.npz",
+                True,
+                conditions,
+                self._place("call"),
+            )
             samples = drawing.draw(plan)
         except UserError as error:
             yield Line(what, "failed", str(error))

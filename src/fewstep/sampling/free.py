@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from fewstep.diffusion.schedule import Schedule
 from fewstep.sampling.descent import Free
 from fewstep.sampling.linear import in_linear_form, linear_form
-from fewstep.sampling.plan import Plan
+from fewstep.sampling.plan import MIN_GAP, Plan
 from fewstep.sampling.solver import Points, Values, first_order
 
-SLACK = 0.01  # share of the log-SNR range kept between the last evaluation and t_min, at the start
+SLACK = 0.01  # share of the last gap kept between the last evaluation and t_min, at the start
 
 
 class FreePlan(Free):
@@ -41,7 +41,8 @@ class FreePlan(Free):
             # the last evaluation may move too, as far as the network goes
             limit = schedule.lambda_(torch.tensor(schedule.t_min, dtype=torch.float64))
             self.range = limit - finite[0]
-            gaps = torch.cat([gaps, (limit - finite[-1]).clamp_min(SLACK * self.range)[None]])
+            last = gaps[-1] if len(gaps) else self.range.clamp_min(MIN_GAP)
+            gaps = torch.cat([gaps, (limit - finite[-1]).clamp_min(SLACK * last)[None]])
         self.gaps = nn.Parameter(gaps.log())
         self._first_gaps = gaps.log()
         rows = len(plan.steps)

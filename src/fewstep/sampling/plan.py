@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fewstep.checks import ConfigError
-from fewstep.files import canonical_json, read_json, sha256_text, write_json
+from fewstep.files import canonical_json, read_json, sha256_text
 
 SCHEMA = "fewstep.plan/1"
+"""Of what a plan is made of, of which its identity is the hash."""
+SCHEMA_2 = "fewstep.plan/2"
+"""Of its file, which has the compiled rows, too: `fewstep.sampling.document`."""
 EVALS = ("net", "afs_zero", "afs_mean", "none")
 PREDS = ("eps", "x0")
 SCALES = ("none", "bh1", "bh2", "linear", "const")
@@ -152,7 +155,10 @@ class Plan:
         preset: name of the known sampler, a key of `fewstep.sampling.presets.PRESETS`; aligned ones keep it.
         grid: its spacing, or how tables call the grid.
         sampler: how tables call the plan, where that is not the preset: `searched`, `ddim+aligned`, ...
+        generator: name of the generator that it samples in one call.
         parents: hashes of the plans that it was derived from; none where a search built it from the space alone.
+        call: of a text-to-image pipeline, what it was called with besides: guidance, size, ...
+        prompts: digests of the prompts that had a part in finding it, refused when images are judged.
         seeds: purpose -> first and last seed of images that had a part in finding it; refused when images are judged.
         found, objective: of a searched plan, the candidate that won, and what it was chosen by, with its value.
         stepaware: of a plan with searched widths, these, their cost, and their error.
@@ -226,7 +232,7 @@ class Plan:
         return sha256_text(canonical_json(document))
 
     def to_json(self) -> Json:
-        """The document of schema `fewstep.plan/1`."""
+        """What the plan is made of, the document of schema `fewstep.plan/1`."""
         return {
             "schema": SCHEMA,
             "name": self.name,
@@ -244,10 +250,6 @@ class Plan:
             "guidance": self.guidance,
             "provenance": dict(self.provenance),
         }
-
-    def save(self, path: str | Path, *, compiled: Json | None = None) -> None:
-        """Write the JSON file by rename; `compiled` (Compiled.to_json) lets other programs run it."""
-        write_json(path, self.to_json() | ({} if compiled is None else {"compiled": compiled}))
 
     def with_node(self, index: int, **changes: Any) -> "Plan":
         """A copy with fields of one node changed, such as `with_node(0, eval="afs_mean")`."""
@@ -269,12 +271,12 @@ def load_plan(path: str | Path) -> Plan:
 
 
 def plan_from_json(document: Any) -> Plan:
-    """The plan of a document of schema `fewstep.plan/1`; `compiled` is derived, so it is not read.
+    """The plan of a document of schema `fewstep.plan/1` or 2; `compiled` is derived, so it is not read.
     Raises: ConfigError: a field is unknown, missing or wrong, or the plan cannot be executed.
     """
     optional = ("name", "nfe", "model", "final", "skip_scale", "guidance", "provenance", "compiled")
     top = _object(document, "plan", ("schema", "noise_schedule", "nodes", "steps"), optional)
-    _one_of(top["schema"], (SCHEMA,), "schema")
+    _one_of(top["schema"], (SCHEMA, SCHEMA_2), "schema")
     model = _object(top.get("model") or {}, "model", (), ("fingerprint", "convert_at", "integers"))
     final = _object(top.get("final") or {}, "final", (), ("to_zero", "clip"))
     skip = top.get("skip_scale")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fewstep.checks import ConfigError
-from fewstep.diffusion.grids import GRIDS
+from fewstep.diffusion.grids import SHIFTED, grid_named, shift_of, shifted_to_zero
 from fewstep.diffusion.schedule import Schedule
 from fewstep.sampling.plan import Corrector, Derivative, Node, Plan, Raw, Scale, Step
 from fewstep.sampling.solver import Points, first_order
@@ -197,8 +197,10 @@ class Spacing:
             raise ConfigError(f"nfe must be at least 1; got {n_steps}.")
         if not self.to_zero:
             return self.above_zero(n_steps)
+        if isinstance(self.grid, str) and self.grid.partition(":")[0] == SHIFTED and self.t_start is None:
+            return [*shifted_to_zero(self.schedule, n_steps, shift=shift_of(self.grid)).tolist(), 0.0]
         if n_steps == 1 and isinstance(self.grid, str):
-            return [self.schedule.t_max if self.t_start is None else self.t_start, 0.0]
+            return [self.schedule.t_start if self.t_start is None else self.t_start, 0.0]
         return [*self.above_zero(n_steps - 1), 0.0]
 
     def above_zero(self, n_steps: int) -> list[float]:
@@ -213,9 +215,10 @@ class Spacing:
 
     def between(self, n_steps: int, t_start: float | None, t_end: float | None) -> list[float]:
         """Times of the named grid between other ends."""
-        if not isinstance(self.grid, str) or self.grid not in GRIDS:
-            raise ConfigError(f"grid must be one of {', '.join(GRIDS)}; got {self.grid!r}.")
-        ts: list[float] = GRIDS[self.grid](self.schedule, n_steps, t_start=t_start, t_end=t_end).tolist()
+        if not isinstance(self.grid, str):
+            raise ConfigError(f"grid must be a name here; got {self.grid!r:.60}.")
+        grid = grid_named(self.grid)
+        ts: list[float] = grid(self.schedule, n_steps, t_start=t_start, t_end=t_end).tolist()
         return ts
 
 
@@ -278,9 +281,10 @@ class Preset:
         Args:
             schedule: noise schedule of the model.
             nfe: network calls per image.
-            grid: a key of `fewstep.diffusion.grids.GRIDS`, or the times themselves, falling, without the 0 of
-                to_zero; the preset's own when None.
-            t_start: first time of the grid; the schedule's t_max when None.
+            grid: a key of `fewstep.diffusion.grids.GRIDS`, shifted:S with a shift S, or the times themselves, falling,
+                without the 0 of to_zero; the preset's own when None.
+            t_start: first time of the grid; the schedule's t_start when None, of shifted its t_max. Steps on eps start
+                at t_start at the earliest: beyond it they would multiply the rounding of x_T by 1 / alpha.
             t_end: last time of the grid; the schedule's t_min when None.
             to_zero: append clean data (sigma = 0) to the grid as the last node, reached by a step of order 1. The
                 grid above it is one step shorter, so that nfe stays as given.
@@ -290,8 +294,15 @@ class Preset:
             ConfigError: an unknown grid, or an nfe that the sampler cannot have.
         """
         spacing = Spacing(schedule, self.grid if grid is None else grid, t_start, t_end, to_zero)
-        plan = self.sampler(schedule, self.times(spacing, nfe), **options)
-        name = f"{self.name}.{spacing.name}" + (".to-zero" if plan.to_zero else "") + f".nfe{nfe}"
+        ts = self.times(spacing, nfe)
+        plan = self.sampler(schedule, ts, **options)
+        if ts[0] > schedule.t_start and any(step.pred == "eps" for step in plan.steps):
+            plan = self.sampler(schedule, [schedule.t_start, *ts[1:]], **options)
+        name = (
+            f"{self.name}.{spacing.name.replace(':', '-')}"
+            + (".to-zero" if plan.to_zero else "")
+            + f".nfe{nfe}"
+        )
         return replace(plan, name=name, provenance={"preset": self.name, "grid": spacing.name})
 
 

@@ -177,10 +177,8 @@ def sample(
 
 
 def start_std(model: Model, plan: Plan) -> float:
-    """Standard deviation at the first node: the prior's, scaled down where the grid starts later."""
-    schedule = model.schedule
-    t_start = schedule.t_of_lambda(plan.nodes[0].lambda_)
-    return schedule.prior_std * float(schedule.sigma(t_start) / schedule.sigma(schedule.t_max))
+    """Standard deviation at the first node: the prior's, scaled down where the grid starts later than t_start."""
+    return model.schedule.start_std(plan.nodes[0].lambda_)
 
 
 def _run(
@@ -298,6 +296,11 @@ def _check_fit(
 ) -> None:
     if not force:
         check_fingerprint(model, plan)
+    if model.most_calls is not None and plan.nfe > model.most_calls:
+        raise ConfigError(
+            f"{model.name} is a generator, which makes an image in {model.most_calls} network call; the plan "
+            f"{plan.name} has {plan.nfe}; take that of fewstep onecall."
+        )
     if plan.stochastic and noise is None:
         raise ConfigError(
             "A plan with eta > 0 draws noise; pass noise, such as rng.ImageNoise(seeds, shape)."

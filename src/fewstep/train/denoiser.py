@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.checks import ConfigError
+from fewstep.data.pairs import Pairs
 from fewstep.diffusion.condition import LABEL, Condition, Conditions, null_of, require_entries, said
 from fewstep.train.batches import Batch, ImageSource, batch_settings, image_batches
 from fewstep.train.descent import descend
@@ -27,6 +28,7 @@ def train_denoiser(
     recipe: Recipe,
     *,
     condition: Condition | None = None,
+    pairs: Pairs | None = None,
     checkpoints: str | Path | None = None,
     metrics: str | Path | None = None,
     until: int | None = None,
@@ -43,7 +45,9 @@ def train_denoiser(
         net: `net(x_t, time, condition)`; its attribute `conditions`, where it has one, says what it takes. Changed in
             place.
         recipe: How.
-        condition: Of each image of the dataset, in its order, but for the labels, which are the dataset's.
+        condition: Of each image of the dataset, in its order, but for the labels, which are the dataset's; as
+            `image_batches` takes it.
+        pairs: Which rows of `condition` each image is trained with, for a network without classes.
         checkpoints: Folder of the checkpoints, as all that follows for `fit`.
         metrics: JSONL file of the averages over every `log_every` steps.
         until: Stop early at this step.
@@ -63,6 +67,11 @@ def train_denoiser(
     conditions: Conditions | None = getattr(net, "conditions", None)
     given = condition
     condition = _condition(conditions, dataset, given)
+    if pairs is not None and (given is None or LABEL in (condition or given).values):
+        raise ConfigError(
+            "pairs need conditions and a network without classes, as a pair says which condition an image has; "
+            "leave out one of the two."
+        )
     null = None if conditions is None else null_of(conditions, 1)
     if recipe.condition_dropout and null is None:
         raise ConfigError(
@@ -120,6 +129,8 @@ def train_denoiser(
     }
     if given is not None:
         settings["conditions"] = given.sha256
+    if pairs is not None:
+        settings["pairs"] = pairs.sha256
     return fit(
         State({"net": net}, {"net": optimiser}, {"net": ema}),
         step,
@@ -129,6 +140,7 @@ def train_denoiser(
             seed=recipe.seed,
             flip=recipe.flip,
             condition=condition,
+            pairs=pairs,
             rank=world.rank,
             world_size=world.size,
             device=device,
@@ -163,7 +175,8 @@ def _condition(
             raise ConfigError(
                 "the network has classes but the dataset has no labels; use n_classes=0, or prepare it with labels."
             )
-        values[LABEL] = torch.as_tensor(np.asarray(dataset.labels), dtype=torch.int64)
+        labels = torch.as_tensor(np.asarray(dataset.labels), dtype=torch.int64)
+        values[LABEL] = labels.repeat(1 if given is None else max(1, len(given) // max(1, len(labels))))
     if not values:
         raise ConfigError(
             f"the network takes {said(conditions.entries)}, but there are no conditions; give one row for each image."

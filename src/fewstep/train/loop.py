@@ -73,13 +73,15 @@ class State:
 
 @dataclass(frozen=True)
 class LRSchedule:
-    """Factor on the learning rates in step 0, 1, ...: a line up, then constant or a cosine down to 0.
+    """Factor on the learning rates in step 0, 1, ...: a line up, then constant, a cosine down to 0, or a power law.
 
     Args:
         steps: Length of the whole training.
         warmup: Steps of the rise.
-        shape: "constant" or "cosine".
+        shape: "constant", "cosine", or "power": 1 / (1 + step / knee) ** power.
         cooldown: Last steps, in which a constant rate falls to 0 as 1 - sqrt [hagele2024scaling].
+        knee: Steps after which a power law bends.
+        power: Its exponent; above 1/2 and up to 1 for stochastic approximation.
 
     Raises:
         ConfigError: An unknown shape, a cooldown of a rate that is not constant, or too many steps of either.
@@ -89,12 +91,21 @@ class LRSchedule:
     warmup: int = 0
     shape: str = "constant"
     cooldown: int = 0
+    knee: int = 0
+    power: float = 0.0
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ConfigError(f"training needs steps >= 1; got {self.steps}.")
-        if self.shape not in ("constant", "cosine"):
-            raise ConfigError(f"the learning-rate schedule must be constant or cosine; got {self.shape!r}.")
+        if self.shape not in ("constant", "cosine", "power"):
+            raise ConfigError(
+                f"the learning-rate schedule must be constant, cosine or power; got {self.shape!r}."
+            )
+        if (self.shape == "power") != (self.knee > 0 and self.power > 0):
+            raise ConfigError(
+                f"a power law, and no other schedule, needs a knee and a power above 0; got {self.knee} and "
+                f"{self.power}."
+            )
         if not 0 <= self.warmup < self.steps:
             raise ConfigError(
                 f"the warm-up must be shorter than the training, {self.steps} steps; got {self.warmup}."
@@ -113,21 +124,47 @@ class LRSchedule:
             return (step + 1) / (self.warmup + 1)
         if self.shape == "cosine":
             return 0.5 * (1.0 + math.cos(math.pi * (step - self.warmup) / (self.steps - self.warmup)))
+        if self.shape == "power":
+            return float((1.0 + step / self.knee) ** -self.power)
         falling = step - (self.steps - self.cooldown)
         return 1.0 if falling < 0 else 1.0 - math.sqrt((falling + 1) / (self.cooldown + 1))
 
     def settings(self, made: int) -> dict[str, Any]:
-        """What the first `made` steps depended on: while the rate is constant, not on the length of the training.
+        """What the first `made` steps depended on: the length of the training only where the rate follows from it.
 
-        So a training at a constant rate may be made longer, or be ended by a cooldown, later. The name lr_course is
-        that of the first checkpoints.
+        So a training at a constant rate or by a power law may be made longer, or at a constant rate be ended by a
+        cooldown, later. The name lr_course is that of the first checkpoints.
         """
         known: dict[str, Any] = {"warmup_steps": self.warmup, "lr_course": self.shape}
+        if self.shape == "power":
+            return known | {"knee": self.knee, "power": self.power}
         if self.shape != "constant" or made > self.steps - self.cooldown:
             known["steps"] = self.steps
         if made > self.steps - self.cooldown:
             known["cooldown"] = self.cooldown
         return known
+
+
+class Diverged(DataError):
+    """Training that cannot be resumed in a useful way: a value is not finite, or a probe says why."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What is measured on the way, such as a distance of samples, and logged in the row of that step.
+
+    Attributes:
+        every: Steps between measurements, a multiple of `log_every`; the last step is measured, too.
+        measure: From the state to scalars by name, on the leading process; deterministic. Raises Diverged where there
+            is no use in training on.
+    """
+
+    every: int
+    measure: Callable[[State], Mapping[str, float]]
+
+    def is_due(self, step: int, steps: int) -> bool:
+        """Whether it is measured after so many of all steps."""
+        return step % self.every == 0 or step == steps
 
 
 class Step(Protocol):
@@ -149,6 +186,8 @@ def fit(
     lr_schedule: LRSchedule,
     seed: int,
     settings: Mapping[str, Any],
+    lr_schedules: Mapping[str, LRSchedule] | None = None,
+    probe: Probe | None = None,
     checkpoints: str | Path | None = None,
     metrics: str | Path | None = None,
     until: int | None = None,
@@ -167,6 +206,8 @@ def fit(
         lr_schedule: Length of the whole training, and its learning rates.
         seed: Of the generator that `step` receives, and of dropout.
         settings: Plain values that decide the result; a checkpoint of other settings is refused.
+        lr_schedules: Schedules of optimisers that have one of their own, by name.
+        probe: What is measured on the way.
         checkpoints: Folder of the checkpoints; None: nothing is kept.
         metrics: JSONL file with a line every `log_every` steps and for the last; on resume cut back to the checkpoint.
         until: Stop early at this step, with a checkpoint; the learning rate follows the whole schedule.
@@ -181,15 +222,21 @@ def fit(
 
     Raises:
         ConfigError: A checkpoint of other settings, or of more steps, or another process that trains with this folder.
-        DataError: A full disk, a damaged checkpoint, or training that diverged: the last checkpoint is kept.
+        DataError: A full disk or a damaged checkpoint. Diverged: training that diverged; the last checkpoint is kept.
         KeyboardInterrupt, SystemExit: On SIGINT and SIGTERM, after a checkpoint was written.
     """
     if log_every < 1:
         raise ConfigError(f"training needs log_every >= 1; got {log_every}.")
+    if probe is not None and (probe.every < 1 or probe.every % log_every):
+        raise ConfigError(
+            f"a probe must be made every multiple of {log_every} steps, between rows of the log; got {probe.every}."
+        )
     world = World() if world is None else world
     run = _Run(
         state=state,
         lr_schedule=lr_schedule,
+        own_schedules=lr_schedules or {},
+        probe=probe,
         settings={**settings, "seed": seed, "log_every": log_every},
         folder=None if checkpoints is None else Path(checkpoints),
         metrics=MetricsLog(Path(metrics) if metrics is not None and world.leads else None),
@@ -211,7 +258,7 @@ def fit(
         with _signals() as received:
             bar = progress(range(state.step, last)) if world.leads else range(state.step, last)
             for i in bar:
-                _set_rates(state, base, lr_schedule(i))
+                _set_rates(state, base, run.factor(i))
                 if device.type == "cpu":
                     # Dropout draws from the global stream: it is placed, so that a resumed run draws the same.
                     torch.set_rng_state(generator(seed, "dropout", i, world.rank).get_state())
@@ -225,7 +272,7 @@ def fit(
                 run.after_step(values, last=i + 1 == last or stopping, check=device.type == "cpu", bar=bar)
                 if stopping:
                     _stop(received)
-    _set_rates(state, base, 1.0)
+    _set_rates(state, base, lambda name: 1.0)
     return state
 
 
@@ -235,6 +282,8 @@ class _Run:
 
     state: State
     lr_schedule: LRSchedule
+    own_schedules: Mapping[str, LRSchedule]
+    probe: Probe | None
     settings: dict[str, Any]
     folder: Path | None
     metrics: MetricsLog
@@ -247,6 +296,10 @@ class _Run:
     saved_at: float = field(default_factory=time.monotonic)
     logged_at: float = field(default_factory=time.monotonic)
     logged_images: int = 0
+
+    def factor(self, step: int) -> Callable[[str], float]:
+        """From the name of an optimiser to the factor on its rates in a step."""
+        return lambda name: self.own_schedules.get(name, self.lr_schedule)(step)
 
     def alone(self) -> AbstractContextManager[None]:
         """Keep other trainings away from the checkpoints."""
@@ -285,7 +338,7 @@ class _Run:
         if check or logs or saves:
             self._read()
         if logs:
-            self._log(bar)
+            self._log(bar, self._probed())
         if saves:
             self._save()
 
@@ -298,26 +351,47 @@ class _Run:
         """Add the pending values to the sums.
 
         Raises:
-            DataError: One of them is not finite.
+            Diverged: One of them is not finite.
         """
         for step, values in self.pending:
             for name, value in values.items():
                 number = float(value)
                 if not math.isfinite(number):
-                    raise DataError(self._diverged(step, name, number))
+                    raise Diverged(self._diverged(step, name, number))
                 self.sums[name] = self.sums.get(name, 0.0) + number
             self.count += 1
         self.pending.clear()
 
-    def _diverged(self, step: int, name: str, number: float) -> str:
+    def _kept(self) -> str:
         kept = None if self.folder is None else latest_checkpoint(self.folder)
-        where = "no checkpoint was kept" if kept is None else f"the last good checkpoint is {kept}"
+        return "no checkpoint was kept" if kept is None else f"the last good checkpoint is {kept}"
+
+    def _diverged(self, step: int, name: str, number: float) -> str:
         return (
-            f"training diverged: {name} must be finite but is {number} at step {step}; {where}. "
+            f"training diverged: {name} must be finite but is {number} at step {step}; {self._kept()}. "
             "Lower the learning rate, clip gradients, or check the data."
         )
 
-    def _log(self, bar: Iterable[int]) -> None:
+    def _probed(self) -> dict[str, float]:
+        """The probe's values where it is due; its time does not count as training.
+
+        Raises:
+            Diverged: It says that there is no use in training on; in all processes.
+        """
+        if self.probe is None or not self.probe.is_due(self.state.step, self.lr_schedule.steps):
+            return {}
+        started, values, reason = time.monotonic(), {}, ""
+        if self.world.leads:
+            try:
+                values = dict(self.probe.measure(self.state))
+            except Diverged as error:
+                reason = f"{error} ({self._kept()})"
+        if self.world.any(bool(reason), next(next(iter(self.state.nets.values())).parameters()).device):
+            raise Diverged(reason or "training was stopped by the leading process, which says why.")
+        self.logged_at += time.monotonic() - started
+        return values
+
+    def _log(self, bar: Iterable[int], probed: Mapping[str, float]) -> None:
         now, state = time.monotonic(), self.state
         speed = (state.images_seen - self.logged_images) / max(now - self.logged_at, 1e-9)
         means = {name: total / self.count for name, total in self.sums.items()}
@@ -328,6 +402,7 @@ class _Run:
                 "images": state.images_seen,
                 **means,
                 **rates,
+                **probed,
                 SPEED: round(speed, 1),
             }
         )
@@ -355,14 +430,19 @@ class _Run:
 
     def _settings(self, made: int) -> dict[str, Any]:
         """All that the first `made` steps depended on."""
-        return {**self.settings, **self.lr_schedule.settings(made)}
+        own = {name: schedule.settings(made) for name, schedule in self.own_schedules.items()}
+        return {
+            **self.settings,
+            **self.lr_schedule.settings(made),
+            **({"lr_schedules": own} if own else {}),
+        }
 
 
-def _set_rates(state: State, base: Mapping[str, list[float]], factor: float) -> None:
-    """Set every learning rate to its base times the factor."""
+def _set_rates(state: State, base: Mapping[str, list[float]], factor: Callable[[str], float]) -> None:
+    """Set every learning rate to its base times the factor of its optimiser."""
     for name, optimiser in state.optimisers.items():
         for group, lr in zip(optimiser.param_groups, base[name], strict=True):
-            group["lr"] = lr * factor
+            group["lr"] = lr * factor(name)
 
 
 @contextmanager

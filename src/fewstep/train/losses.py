@@ -52,7 +52,7 @@ def check_weighting(weighting: str) -> None:
 
 
 def draw_times(schedule: Schedule, n: int, *, weighting: str = "uniform", rng: torch.Generator) -> Tensor:
-    """Training times, float64 `(n,)`, in the schedule's [t_min, t_max].
+    """Training times, float64 `(n,)`, in the schedule's [t_min, t_start].
 
     Uniform in t; with EDM's schedule or weighting log edm_sigma is normal [karras2022edm, Table 1].
     """
@@ -60,7 +60,7 @@ def draw_times(schedule: Schedule, n: int, *, weighting: str = "uniform", rng: t
         log_sigma = LOG_SIGMA_MEAN + LOG_SIGMA_STD * torch.randn(n, generator=rng, dtype=torch.float64)
         return schedule.t_of_lambda(-log_sigma).clamp(schedule.t_min, schedule.t_max)
     uniform = torch.rand(n, generator=rng, dtype=torch.float64)
-    return schedule.t_min + (schedule.t_max - schedule.t_min) * uniform
+    return schedule.t_min + (schedule.t_start - schedule.t_min) * uniform
 
 
 class NoisedBatch(NamedTuple):

@@ -31,7 +31,7 @@ class Recipe:
     """A training of a diffusion model, but for its images and its network.
 
     Attributes:
-        schedule: Noise amplitudes; the times are uniform on [t_min, t_max] (EDM: log-normal noise levels).
+        schedule: Noise amplitudes; the times are uniform on [t_min, t_start] (EDM: log-normal noise levels).
         prediction: What the network learns to output, one of `PREDICTIONS`.
         steps: Optimiser steps.
         batch_size: Images per step over all processes.

@@ -1,5 +1,6 @@
 """A board: a run that makes nothing but verdicts on what other runs made."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,8 +8,8 @@ import pytest
 from fewstep.app.keys import make_specs
 from fewstep.app.params import Settings, parse_params
 from fewstep.app.stages import STAGES
-from fewstep.app.stages.claims.board import planned
-from fewstep.checks import ConfigError
+from fewstep.app.stages.claims.board import judged_papers, planned
+from fewstep.checks import ConfigError, DataError
 from fewstep.pipeline import claims
 from fewstep.pipeline.stage.settings import RunSettings
 
@@ -76,3 +77,12 @@ def test_a_claim_about_what_no_run_makes_is_one_sentence() -> None:
 def test_every_paper_is_on_the_board_once() -> None:
     assert not {one["folder"] for one in planned(PAPERS)} & set(PAPERS)
     assert len({*PAPERS, *(one["folder"] for one in planned([]))}) == 12
+
+
+def test_what_is_no_finished_run_is_one_sentence(tmp_path: Path) -> None:
+    given = {name: tmp_path / name for name in NEEDED}
+    with pytest.raises(DataError, match=r"must be the folder of a finished run, with its results"):
+        judged_papers(given, STAGES)
+    with pytest.raises(ConfigError, match="claims must be about runs that are given, other; .* add results/"):
+        (tmp_path / "other/evaluate").mkdir(parents=True)
+        judged_papers({"other": tmp_path / "other"}, STAGES)

@@ -21,7 +21,22 @@ from fewstep.pipeline.stage.settings import Section
 
 ROOT = Path(__file__).parents[3]
 PARAMS = ROOT / "params.yaml"
-RUNS = ("digits", "papers", "digits-full", "cifar10-zoo", "cifar10", "celeba", "lsun-bedroom", "folder")
+RUNS = (
+    "digits",
+    "papers",
+    "digits-full",
+    "digits-gan",
+    "cifar10-zoo",
+    "cifar10",
+    "celeba",
+    "lsun-bedroom",
+    "folder",
+    "digits-latent",
+    "digits-latent-mask",
+    "digits-latent-map",
+    "celeba-latent",
+    "lsun-bedroom-latent",
+)
 
 
 ZOO = {
@@ -201,7 +216,8 @@ def test_an_unknown_field_is_named_with_what_is_allowed() -> None:
         ),
         (
             {"sample": {"guidance": 2.0}},
-            "sample.guidance: must be 1 for a model without classes, got 2.0; set model.class_conditional",
+            "sample.guidance: must be 1 for a model that is not trained without its conditions, too, got 2.0; set "
+            "train.label_dropout, such as 0.1",
         ),
     ],
 )
@@ -287,7 +303,9 @@ def test_choices_are_those_of_the_code() -> None:
     from fewstep.train.losses import WEIGHTINGS
 
     assert set(get_args(plain.PresetName)) == set(PRESETS)
-    assert set(get_args(plain.GridName)) == set(GRIDS)
+    for grid in GRIDS:
+        assert parse_params(raw(plans={"grids": [grid]})).runs["digits"].plans.grids == [grid]
+    assert "plans.grids" in mistakes(raw(plans={"grids": ["cubic"]}))[0]
     for section, field, names in (
         (plain.ScheduleSettings, "type", SCHEDULES),
         (plain.ModelSettings, "prediction", PREDICTIONS),

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fewstep.checks import ConfigError
-from fewstep.diffusion.grids import GRIDS
+from fewstep.diffusion.grids import GRIDS, grid_named, shifted_to_zero
 from fewstep.diffusion.schedule import EDM, Cosine, DDPMTable, Flow, VPLinear, schedule_from_config
 
 ALL = [
@@ -112,9 +112,32 @@ def test_grids_fall_from_end_to_end(schedule, grid, n_steps):
     ts = GRIDS[grid](schedule, n_steps)
     assert ts.shape == (n_steps + 1,)
     assert ts.dtype == torch.float64
-    assert float(ts[0]) == schedule.t_max
+    assert float(ts[0]) == (schedule.t_max if grid == "shifted" else schedule.t_start)
     assert float(ts[-1]) == schedule.t_min
     assert bool((ts.diff() < 0).all())
+
+
+@given(st.floats(0.2, 8.0), st.integers(1, 20))
+def test_the_shifted_grid_is_that_of_flow_pipelines(shift, n):
+    """t' = s t / (1 + (s - 1) t) of t = 1 - i / n, which is lambda - log s; 1 - 1e-6 stands for 1."""
+    ts = shifted_to_zero(Flow(), n, shift=shift)
+    t = 1 - torch.arange(1, n, dtype=torch.float64) / n
+    published = shift * t / (1 + (shift - 1) * t)
+    torch.testing.assert_close(ts[1:], published, rtol=1e-12, atol=0)
+    by = Flow().lambda_(ts[1:]) - Flow().lambda_(shifted_to_zero(Flow(), n)[1:])
+    assert by.numpy() == pytest.approx(-math.log(shift), abs=1e-9)
+    whole = grid_named(f"shifted:{shift}")(Flow(), n)
+    assert (float(whole[0]), float(whole[-1])) == (Flow().t_max, Flow().t_min)
+
+
+def test_names_of_shifted_grids():
+    assert torch.equal(grid_named("shifted")(Flow(), 4), grid_named("shifted:1")(Flow(), 4))
+    with pytest.raises(ConfigError, match="must be positive, 1 for none; got 0"):
+        grid_named("shifted:0")(Flow(), 4)
+    with pytest.raises(ConfigError, match="must be a number such as 3; got 'x'"):
+        grid_named("shifted:x")
+    with pytest.raises(ConfigError, match="grid must be one of .*, shifted:S; got 'karras:2'"):
+        grid_named("karras:2")
 
 
 def test_karras_grid_is_the_published_formula():

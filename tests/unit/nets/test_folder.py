@@ -187,6 +187,7 @@ def test_every_network_can_be_described_and_rebuilt():
         "unet": CONFIG,
         "transformer": {"type": "transformer", "image_size": 8, "in_channels": 1, "channels": 8},
         "classifier": {"type": "classifier", "in_channels": 1, "n_classes": 2},
+        "vae": {"type": "vae", "in_channels": 1},
     }
     assert values.keys() == NETS.keys()
     for config in values.values():

@@ -6,6 +6,7 @@ import pytest
 
 from fewstep.checks import ConfigError, DataError
 from fewstep.diffusion.schedule import EDM, VPLinear
+from fewstep.sampling.document import save_plan
 from fewstep.sampling.plan import (
     Corrector,
     Derivative,
@@ -18,7 +19,6 @@ from fewstep.sampling.plan import (
     plan_from_json,
 )
 from fewstep.sampling.presets import PRESETS
-from fewstep.sampling.solver import compile_plan
 
 VP = VPLinear()
 
@@ -44,11 +44,12 @@ def test_file_round_trip(tmp_path):
         plan(), provenance={"study": "a", "trial": 3}, guidance=2.0, clip=1.0, fingerprint="ab"
     )
     path = tmp_path / "plan.json"
-    original.save(path)
+    save_plan(original, path)
     assert load_plan(path) == original
-    original.save(path, compiled=compile_plan(original, VP).to_json())
-    assert json.loads(path.read_text())["compiled"]["steps"][0]["c"].keys() == {"0"}
-    assert load_plan(path) == original
+    written = json.loads(path.read_text())
+    assert written["schema"] == "fewstep.plan/2" and len(written["compiled"]["rows"]) == original.nfe
+    path.write_text(json.dumps(original.to_json()))  # version 1
+    assert load_plan(path) == original and load_plan(path).hash == original.hash
 
 
 def test_schema_of_one_step():
@@ -119,7 +120,11 @@ def changed(path, value):
 @pytest.mark.parametrize(
     "path, value, message",
     [
-        (["schema"], "fewstep.plan/2", "schema must be one of fewstep.plan/1; got 'fewstep.plan/2'"),
+        (
+            ["schema"],
+            "fewstep.plan/3",
+            "schema must be one of fewstep.plan/1, fewstep.plan/2; got 'fewstep.plan/3'",
+        ),
         (["schema"], ..., "plan.schema must be there"),
         (["steps"], ..., "plan.steps must be there"),
         (["colour"], 1, "plan must have no field but schema, .*; got 'colour'"),

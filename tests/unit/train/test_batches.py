@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from toy import ToyImages
 
 from fewstep.checks import ConfigError, DataError
+from fewstep.data.pairs import pairs_of
 from fewstep.data.pixels import to_unit
 from fewstep.diffusion.condition import Condition
 from fewstep.train.batches import image_batches, indices
@@ -84,5 +85,50 @@ def test_a_map_is_mirrored_with_its_image():
 
 
 def test_another_number_of_conditions_than_images_is_refused():
-    with pytest.raises(DataError, match="each of the 20 images, in their order; got 19"):
+    with pytest.raises(DataError, match="each of the 20 images, in their order, .*; got 19"):
         image_batches(ToyImages(), batch_size=4, seed=0, condition=told(19))
+
+
+def rows_of(batch):
+    """The rows of conditions that a batch was given."""
+    return [int(row) for row in batch.condition.values["context"].flatten()]
+
+
+def test_each_image_is_given_each_of_its_rows():
+    images, conditions = ToyImages(), told(60)
+    seen: dict[int, set[int]] = {}
+    for step in range(30):
+        batch = image_batches(images, batch_size=20, seed=1, condition=conditions)(step)
+        for i, row in zip(indices(step, n=20, batch_size=20, seed=1).tolist(), rows_of(batch), strict=True):
+            assert row % 20 == i
+            seen.setdefault(i, set()).add(row)
+    assert all(rows == {i, i + 20, i + 40} for i, rows in seen.items())
+
+
+def test_pairs_say_which_rows_an_image_is_given():
+    images, conditions = ToyImages(), told(7)
+    pairs = pairs_of([5, 6, 0], [3, 3, 11])
+    at = image_batches(images, batch_size=40, seed=1, condition=conditions, pairs=pairs)
+    batch = at(0)
+    own = {3: {5, 6}, 11: {0}}
+    for target, rows in own.items():
+        pixels = to_unit(images.batch([target]))[0]
+        mine = [row for x0, row in zip(batch.x0, rows_of(batch), strict=True) if torch.equal(x0, pixels)]
+        assert len(mine) == 20 and set(mine) == rows, "images without a pair are left out"
+    parts = [
+        image_batches(images, batch_size=40, seed=1, condition=conditions, pairs=pairs, rank=r, world_size=2)(
+            0
+        )
+        for r in range(2)
+    ]
+    assert [row for part in parts for row in rows_of(part)] == rows_of(batch)
+    with pytest.raises(DataError, match="target_id of pairs must be below 20, .*; got 20"):
+        image_batches(images, batch_size=8, seed=0, condition=conditions, pairs=pairs_of([0], [20]))
+
+
+def test_latents_are_no_bytes():
+    images = ToyImages()
+    latents = torch.randn(20, 4, 2, 2)
+    images.batch = lambda rows: latents[torch.as_tensor(rows)]
+    batch = image_batches(images, batch_size=20, seed=1)(0)
+    assert torch.equal(batch.x0, latents[indices(0, n=20, batch_size=20, seed=1)])

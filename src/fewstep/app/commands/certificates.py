@@ -24,6 +24,10 @@ def verify(
     conditions: Annotated[
         Path | None, typer.Option(help="the conditions folder, where it stands elsewhere")
     ] = None,
+    call: Annotated[
+        Path | None,
+        typer.Option(help="the file of what the pipeline is called with, where it stands elsewhere"),
+    ] = None,
     features: Annotated[
         Path | None, typer.Option(help="folder in which fewstep evaluate kept features; spares the network")
     ] = None,
@@ -56,6 +60,7 @@ def verify(
         "extractor": extractor,
         "data": data,
         "conditions": conditions,
+        "call": call,
     }
     places = {role: place for role, place in given.items() if place is not None}
     for role, place in places.items():

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from fewstep.checks import ConfigError
+from fewstep.pipeline.stage.options import CallOption
 
 TARGETS = ("diffusers", "onnx")
 
@@ -17,6 +18,7 @@ def export(
     ],
     plan: Annotated[Path, typer.Argument(metavar="PLAN", help="plan file")],
     out: Annotated[Path, typer.Option(help="folder to write")],
+    call: CallOption = None,
     to: Annotated[str, typer.Option(help=f"what it is for: {', '.join(TARGETS)}")] = "diffusers",
     precision: Annotated[
         Literal["f32", "bf16"], typer.Option(help="of a bundle: arithmetic of what is not integers")
@@ -43,7 +45,7 @@ def export(
     require_diffusers()
     from fewstep.interop.diffusers_plan import export_diffusers
 
-    scheduler = export_diffusers(load_plan(plan), load_model(model), out)
+    scheduler = export_diffusers(load_plan(plan), load_model(model, call=call), out)
     typer.echo(
         f"{out}: scheduler of diffusers, num_inference_steps={scheduler.num_inference_steps}, "
         f"starts at noise of std {scheduler.config.init_noise_sigma:.6g}"

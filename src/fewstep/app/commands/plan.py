@@ -1,21 +1,32 @@
-"""`fewstep plan`: one known sampler as a plan."""
+"""`fewstep plan`: one known sampler as a plan, on a grid or on the times of another program; and back."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fewstep.app.stages.plans import known
 from fewstep.checks import ConfigError
-from fewstep.files import require_file
+from fewstep.files import atomic_file, require_file
+from fewstep.pipeline.stage.options import CallOption
+
+if TYPE_CHECKING:
+    from fewstep.diffusion.schedule import Schedule
 
 
 def plan(
-    preset: Annotated[str, typer.Argument(help="a known sampler, such as ddim, dpmpp-2m, unipc-3")],
-    model: Annotated[Path, typer.Option(help="model folder whose noise schedule the plan is for")],
-    nfe: Annotated[int, typer.Option(help="network calls per image")],
-    out: Annotated[Path, typer.Option(help="plan file to write")],
-    grid: Annotated[str | None, typer.Option(help="spacing of times (default: uniform-lambda)")] = None,
+    preset: Annotated[
+        str, typer.Argument(help="a known sampler, such as ddim, dpmpp-2m, unipc-3; with --to a plan file")
+    ],
+    out: Annotated[Path, typer.Option(help="plan file to write; with --to the list")],
+    model: Annotated[
+        Path | None, typer.Option(help="model folder whose noise schedule the plan is for")
+    ] = None,
+    nfe: Annotated[int | None, typer.Option(help="network calls per image")] = None,
+    call: CallOption = None,
+    grid: Annotated[
+        str | None, typer.Option(help="spacing of times, shifted:S with a shift (default: uniform-lambda)")
+    ] = None,
     to_zero: Annotated[
         bool, typer.Option("--to-zero", help="end at clean data, by a step of order 1")
     ] = False,
@@ -26,26 +37,52 @@ def plan(
             help="rows of the model's table instead of a spacing; without --to-zero with the end",
         ),
     ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FILE", help="times of another program instead of a spacing"),
+    ] = None,
+    kind: Annotated[
+        str, typer.Option(help="what --from holds: sigmas, comfyui, diffusers-sigmas, ays")
+    ] = "sigmas",
+    to: Annotated[
+        str | None, typer.Option(help="write a plan's times for another program: one of the kinds of --kind")
+    ] = None,
+    shift: Annotated[
+        float, typer.Option(help="of the scheduler that diffusers-sigmas are for, which applies it again")
+    ] = 1.0,
 ) -> None:
-    """Write a known sampler as a plan.
+    """Write a known sampler as a plan, or the times of a plan as a list.
 
     Example: fewstep plan dpmpp-2m --model results/digits/train --nfe 10 --out plan.json
     Timesteps of diffusers: fewstep plan ddim --model DIR --nfe 3 --timesteps 999,666,333 --to-zero --out plan.json
+    Times of another program: fewstep plan ddim --model DIR --from sigmas.txt --out plan.json
+    And back: fewstep plan plan.json --to comfyui --out sigmas.txt
     """
+    require_file(out)
+    if to is not None:
+        _write_list(Path(preset), to, shift, out)
+        return
+    if sum(given is not None for given in (grid, timesteps, source)) > 1:
+        names = "--timesteps and --grid both" if source is None else "--from and --grid or --timesteps both"
+        raise ConfigError(f"{names} say where the times are; leave out one of the two.")
+    if model is None:
+        raise ConfigError("--model must name the model whose noise schedule the plan is for; got none.")
     from fewstep.diffusion.grids import of_rows
     from fewstep.interop.load import load_model
+    from fewstep.sampling.document import save_plan
 
-    if grid is not None and timesteps is not None:
-        raise ConfigError("--timesteps and --grid both say where the times are; leave out one of the two.")
-    require_file(out)
-    schedule = load_model(model).schedule
-    spacing = (
-        ("uniform-lambda" if grid is None else grid)
-        if timesteps is None
-        else of_rows(schedule, _rows(timesteps))
-    )
+    schedule = load_model(model, call=call).schedule
+    spacing: str | list[float]
+    if source is not None:
+        nfe, spacing, to_zero = _read_times(source, kind, schedule, shift, nfe)
+    elif timesteps is not None:
+        spacing = of_rows(schedule, _rows(timesteps))
+    else:
+        spacing = "uniform-lambda" if grid is None else grid
+    if nfe is None:
+        raise ConfigError("--nfe must say how many network calls an image takes; got none.")
     made = known(preset, schedule, nfe, spacing, to_zero)
-    made.save(out)
+    save_plan(made, out)
     typer.echo(f"{out}: {made.name}, {made.nfe} network calls per image")
 
 
@@ -54,3 +91,26 @@ def _rows(text: str) -> list[int]:
         return [int(k) for k in text.split(",")]
     except ValueError:
         raise ConfigError(f"--timesteps must be whole numbers such as 999,666,333; got {text!r}.") from None
+
+
+def _read_times(
+    source: Path, kind: str, schedule: "Schedule", shift: float, nfe: int | None
+) -> tuple[int, list[float], bool]:
+    """Network calls, times, and that they end at clean data."""
+    from fewstep.sampling.lists import read_list, times_of
+
+    times = times_of(read_list(source), kind, schedule, shift=shift)
+    if nfe is not None and nfe != len(times):
+        raise ConfigError(f"--nfe must be {len(times)}, the times of {source}, or be left out; got {nfe}.")
+    return len(times), times, True
+
+
+def _write_list(file: Path, to: str, shift: float, out: Path) -> None:
+    from fewstep.sampling.lists import list_of, sampler_of, text_of
+    from fewstep.sampling.plan import load_plan
+
+    made = load_plan(file)
+    values = list_of(made, to, shift=shift)
+    with atomic_file(out) as temporary:
+        temporary.write_text(text_of(values, to), encoding="utf-8")
+    typer.echo(f"{out}: {to} of {made.nfe} network calls, for the sampler {sampler_of(made).name}")

@@ -166,8 +166,8 @@ def collect_samples(results: Results, files: dict[str, SampleFile]) -> Samples:
 
 
 def _require_model(file: SampleFile, results: Results) -> None:
-    expected = results.model.get("fingerprint")
-    if file.model != expected:
+    if file.model not in results.models:
+        expected = results.model.get("fingerprint")
         raise DataError(
             f"{file.path} must hold samples of the certified model {expected}, got samples of {file.model}; "
             "sample again or name another folder."

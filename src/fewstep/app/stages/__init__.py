@@ -2,10 +2,13 @@
 
 from fewstep.app.settings import ModelSettings
 from fewstep.app.stages import (
+    autoencoder,
     claims,
     compose,
     evaluate,
     extractor,
+    gan,
+    onecall,
     plans,
     prepare,
     report,
@@ -17,16 +20,23 @@ from fewstep.app.stages import (
 )
 from fewstep.methods.aligner.stage import STAGE as ALIGN
 from fewstep.methods.ddsm.stage import STAGE as STEPAWARE
+from fewstep.methods.lfm.stage import MAPS
+from fewstep.methods.lfm.stage import STAGE as LFM
 from fewstep.methods.multilid.stage import STAGE as DETECT
 from fewstep.methods.s3.stage import STAGE as SEARCH
 from fewstep.methods.s3.stage import TEACHER
 from fewstep.methods.tfmq.stage import STAGE as QUANTIZE
 from fewstep.methods.ttur.stage import STAGE as DISTURB
+from fewstep.methods.ttur.stage.rates import STAGE as TTUR
+from fewstep.methods.vitgan.stage import STAGE as VITGAN
 from fewstep.pipeline.stage.stages import Stages
 
 STAGES = Stages(
     (
         prepare.STAGE,
+        autoencoder.STAGE,
+        autoencoder.LATENTS,
+        MAPS,
         train.STAGE,
         zoo.STAGE,
         extractor.STAGE,
@@ -38,10 +48,15 @@ STAGES = Stages(
         ALIGN,
         compose.STAGE,
         QUANTIZE,
+        gan.STAGE,
+        onecall.STAGE,
         sample.STAGE,
         evaluate.STAGE,
         DETECT,
+        LFM,
         DISTURB,
+        TTUR,
+        VITGAN,
         claims.STAGE,
         report.STAGE,
         track.STAGE,

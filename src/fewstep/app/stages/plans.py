@@ -10,7 +10,7 @@ from fewstep.app.settings import PlansSettings
 from fewstep.checks import ConfigError
 from fewstep.nets import PLANS
 from fewstep.pipeline.stage import MODEL, Stage
-from fewstep.pipeline.stage.options import takes_settings
+from fewstep.pipeline.stage.options import CallOption, takes_settings
 from fewstep.pipeline.stage.spec import Spec, result_folder
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def command(
     ],
     nfe: Annotated[int, typer.Option(help="network calls per image")],
     out: Annotated[Path, typer.Option(help="folder to write")],
+    call: CallOption = None,
     *,
     plans: PlansSettings,
     spec: Spec | None,
@@ -37,10 +38,11 @@ def command(
     """
     from fewstep.interop.load import load_model
     from fewstep.interop.zoo import find
+    from fewstep.sampling.document import save_plan
     from fewstep.sampling.plan import load_plan, require_distinct_plans
     from fewstep.sampling.sample import check_fingerprint
 
-    loaded = load_model(model)
+    loaded = load_model(model, call=call)
     schedule = loaded.schedule
     left_out: list[str] = []
     made: dict[str, Plan] = {}
@@ -66,7 +68,7 @@ def command(
         raise ConfigError(f"No preset can make {nfe} network calls: {' '.join(left_out)}")
     with result_folder(out, spec) as folder:
         for one in made.values():
-            one.save(folder / f"{one.name}.json")
+            save_plan(one, folder / f"{one.name}.json")
     for reason in left_out:
         typer.echo(f"left out: {reason}", err=True)
     typer.echo(f"{out}: {len(made)} plans of {nfe} network calls per image")

@@ -70,7 +70,7 @@ STAGE = Stage(
     does="pack the images",
     settings=PrepareSettings,
     inputs=lambda settings, nfe: {"dataset": Value(settings.prepare.dataset)},
-    applies=lambda settings, before: settings.model.zoo is None,
+    applies=lambda settings, before: settings.model.zoo is None or settings.gan.network is not None,
     source=_md5_of_source,
     gpu=False,
 )

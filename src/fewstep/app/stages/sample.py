@@ -12,9 +12,10 @@ from fewstep.files import require_file, require_space
 from fewstep.pipeline.conditions import identity_of, with_conditions
 from fewstep.pipeline.parts import PATIENCE, parse_shard
 from fewstep.pipeline.samples import files_in, parse_seeds, require_distinct_names
-from fewstep.pipeline.seeds import require_unseen, require_unseen_rows
-from fewstep.pipeline.stage import MODEL, Stage
+from fewstep.pipeline.seeds import require_unseen, require_unseen_prompts, require_unseen_rows
+from fewstep.pipeline.stage import OfSource, Stage
 from fewstep.pipeline.stage.options import (
+    CallOption,
     ConditionsOption,
     DeviceOption,
     ModelArgument,
@@ -35,6 +36,7 @@ def command(
     seeds: Annotated[str | None, typer.Option(help="one image per seed, FIRST-LAST, such as 0-49999")] = None,
     shard: ShardOption = None,
     conditions: ConditionsOption = None,
+    call: CallOption = None,
     device: DeviceOption = "auto",
     force: Annotated[
         bool, typer.Option("--force", help="accept plans for another model or schedule")
@@ -72,12 +74,13 @@ def command(
         require_distinct_names(files)
         require_result_folder(out, spec, {".npz", ".json"})
     with joined(patience=PATIENCE) as world:
-        network = load_model(model, device=chosen_device(device, local_rank=world.local_rank))
+        network = load_model(model, call=call, device=chosen_device(device, local_rank=world.local_rank))
         network = with_integers(with_conditions(network, conditions), list(zip(files, loaded, strict=True)))
         for one in loaded:
             require_unseen_rows(one, chosen, identity_of(network))
+            require_unseen_prompts(one, chosen, network)
         require_space(out, len(chosen) * math.prod(network.image_shape) * len(files))
-        drawing = Drawing(network, chosen, sample, find(model), out, force, conditions)
+        drawing = Drawing(network, chosen, sample, find(model), out, force, conditions, call)
         mine = parse_shard(shard)
         for path, one in zip(files, loaded, strict=True):
             drawing.make(one, path, mine)
@@ -109,10 +112,12 @@ def _plan_files(model: Path, plans: list[Path]) -> list[Path]:
 
 
 def _requires(settings: Any) -> None:
-    if settings.sample.guidance != 1.0 and not settings.model.class_conditional:
+    if settings.sample.guidance == 1.0 or settings.model.zoo is not None:
+        return
+    if settings.train.label_dropout == 0:
         raise ValueError(
-            f"sample.guidance: must be 1 for a model without classes, got {settings.sample.guidance}; "
-            "set model.class_conditional"
+            f"sample.guidance: must be 1 for a model that is not trained without its conditions, too, got "
+            f"{settings.sample.guidance}; set train.label_dropout, such as 0.1"
         )
 
 
@@ -122,7 +127,8 @@ STAGE = Stage(
     makes="images",
     does="draw the images",
     settings=SampleSettings,
+    rows="report",
     over="plans",
-    inputs=lambda settings, nfe: {"model": MODEL},
+    inputs=lambda settings, nfe: {"model": OfSource("model")},  # of a generator, its own
     requires=_requires,
 )

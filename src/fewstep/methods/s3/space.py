@@ -93,7 +93,9 @@ class Space:
 
     def _ends(self) -> tuple[float, float]:
         t_end = self.schedule.t_min if self.t_end is None else self.t_end
-        ends = self.schedule.lambda_(torch.tensor([self.schedule.t_max, t_end], dtype=torch.float64)).tolist()
+        ends = self.schedule.lambda_(
+            torch.tensor([self.schedule.t_start, t_end], dtype=torch.float64)
+        ).tolist()
         return ends[0], ends[1]
 
     def build(self, ask: Ask) -> Plan:
@@ -117,7 +119,7 @@ class Space:
         )
         times = self.schedule.t_of_lambda(lambdas)
         # the ends are written out, as the inverse of the log-SNR may round past them
-        times[0] = self.schedule.t_max
+        times[0] = self.schedule.t_start
         pairs = list(zip(times.tolist(), lambdas.tolist(), strict=True))
         pairs += [(0.0, math.inf)] if self.to_zero else []
         kinds = ["afs_zero" if analytic else "net", *["net"] * (n - 1), "none"]

@@ -39,7 +39,8 @@ class Results:
         metric: Name of the Fréchet distance as the certificates spell it, for example `FD-classifier#1k`.
         level: Probability that the intervals of that distance state; None when there are none.
         protocol: What every certificate agrees on.
-        model: `fingerprint` and `name` of the model that all samples come from.
+        model: `fingerprint` and `name` of the model that all samples come from, but those of generators.
+        generators: Their names by fingerprint: models of one network call, which stand beside the plans of the model.
         data: `fingerprint` and `name` of the dataset.
         environments: The distinct software environments, as key-value mappings.
     """
@@ -50,6 +51,7 @@ class Results:
     level: float | None
     protocol: dict[str, Any]
     model: dict[str, Any]
+    generators: dict[str, str]
     data: dict[str, Any]
     environments: list[dict[str, Any]]
 
@@ -57,6 +59,11 @@ class Results:
     def baseline(self) -> float:
         """Mean distance of real against real images at equal N; NaN when no certificate has it."""
         return float(self.frame["baseline"].mean())
+
+    @property
+    def models(self) -> set[str | None]:
+        """Fingerprints of all models that samples may come from."""
+        return {self.model.get("fingerprint"), *self.generators}
 
     @property
     def steps(self) -> list[int]:
@@ -100,7 +107,7 @@ def read_results(paths: Sequence[Path]) -> Results:
         raise DataError(
             "There must be a certificate to report on, got none; make some with fewstep evaluate."
         )
-    certified = [read_certified(file) for file in files]
+    certified = sorted((read_certified(file) for file in files), key=lambda one: one.is_generator)
     first = certified[0]
     metric = _frechet_name(first)
     for other in certified[1:]:
@@ -119,6 +126,7 @@ def read_results(paths: Sequence[Path]) -> Results:
         level=first.content["results"][metric].get("level"),
         protocol=first.content["protocol"],
         model=first.content["subject"]["model"],
+        generators={model["fingerprint"]: model["name"] for model in _generators(certified)},
         data=first.content["subject"]["data"],
         environments=[distinct[key] for key in sorted(distinct)],
     )
@@ -302,10 +310,16 @@ def _frechet_name(certified: Certified) -> str:
     )
 
 
+def _generators(certified: Sequence[Certified]) -> list[Mapping[str, Any]]:
+    """Models of generators, which several certificates may be of."""
+    return [one.content["subject"]["model"] for one in certified if one.is_generator]
+
+
 def _require_same_protocol(a: Certified, b: Certified) -> None:
-    """Numbers are ranked only if they answer the same question about the same model."""
+    """Numbers are ranked only if they answer the same question about the same model, or about a generator beside it."""
     difference = protocol_difference(a.content, b.content)
-    for part in ("model", "data"):
+    # a generator is a model of its own; it answers what one call can do on the same data
+    for part in ("data",) if b.is_generator else ("model", "data"):
         one, other = a.content["subject"][part], b.content["subject"][part]
         if one != other and difference is None:
             difference = f"{part} is {one} and {other}"

@@ -44,6 +44,11 @@ class Certified:
         return "preset" not in self.plan.provenance or bool(self.parents)
 
     @property
+    def is_generator(self) -> bool:
+        """Whether the images are of a generator, a model of one network call with its own plan."""
+        return "generator" in self.plan.provenance
+
+    @property
     def measured(self) -> tuple[Any, Any]:
         """What two certificates of one plan agree on."""
         return self.content["subject"]["images_sha256"], self.content["results"]

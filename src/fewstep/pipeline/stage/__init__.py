@@ -11,8 +11,8 @@ from typing import Any, Literal
 from fewstep.pipeline.stage.settings import Section
 
 Kind = Literal[
-    "dataset", "model", "extractor", "statistics", "solutions", "conditions", "plans", "images", "certificates",
-    "numbers", "report",
+    "dataset", "autoencoder", "model", "extractor", "statistics", "solutions", "conditions", "pairs", "plans", "images",
+    "certificates", "numbers", "report",
 ]  # fmt: skip
 """What a stage makes. Plans are sampled and images evaluated, whichever stage made them."""
 
@@ -68,7 +68,14 @@ class Value:
     text: str
 
 
-Input = str | Of | Every | First | Panels | Runs | Value
+@dataclass(frozen=True)
+class OfSource:
+    """What the result that a stage is run over was given for an option, such as the model that plans are for."""
+
+    option: str
+
+
+Input = str | Of | Every | First | Panels | Runs | Value | OfSource
 """What an option of a command is given; the name alone stands for `Of(name)`."""
 
 Inputs = Mapping[str, Input | Sequence[Input]]
@@ -114,6 +121,8 @@ class Stage:
         nfe: numbers of calls that it is run for, one result each; None: one result.
         applies: whether a run has it, given the stages before it in the run.
         requires: raises ValueError("section.field: sentence") where settings of several sections do not fit together.
+        rows: which of the run's stored conditions its command is given, where it takes `conditions` and the run has a
+            stage that makes some: those of the training images, those that plans are found by, or those to report on.
         over: one result for each result of this kind, whichever stage made it.
         across: runs whose finished results it reads. A run for which there are any makes nothing beside but its report
             and its place in MLflow; other runs do not have the stage.
@@ -123,7 +132,7 @@ class Stage:
         record: module with `records(folder, stamp) -> Iterator[Record]`, its runs in MLflow; without one, a stage that
             has a panel is recorded with its settings and files.
         measures: module with what claims may name as their metric, functions `(run, **setting) -> [Measurement]`.
-        threads: cores of a job; 0: all.
+        threads: cores of a job, by the settings of the run; 0: all.
         gpu: whether a job uses an accelerator where there is one.
         first: whether its jobs start before others, as part of the longest chain.
         root: folder of its results; "state" for a local view that is no result.
@@ -141,6 +150,7 @@ class Stage:
     nfe: Callable[[Any], Sequence[int]] | None = None
     applies: Callable[[Any, Sequence["Stage"]], bool] = lambda settings, before: True
     requires: Callable[[Any], None] | None = None
+    rows: Literal["train", "search", "report"] = "search"
     over: Kind | None = None
     across: Callable[[Any], Sequence[str]] | None = None
     source: Callable[[Any], str | None] | None = None
@@ -148,7 +158,7 @@ class Stage:
     panel: str | None = None
     record: str | None = None
     measures: str | None = None
-    threads: int = 1
+    threads: Callable[[Any], int] = lambda settings: 1
     gpu: bool = True
     first: bool = False
     root: Literal["results", "state"] = "results"

@@ -48,7 +48,19 @@ PlansGuidanceOption = Annotated[
 ConditionsOption = Annotated[
     Path | None,
     typer.Option(
-        help="conditions folder, for a model that takes stored ones: seed s has its row s modulo rows"
+        "--conditions",
+        "--prompts",
+        metavar="FOLDER|FILE[:COLUMN]",
+        help="conditions folder, or a list of prompts (.txt, .csv, .parquet): seed s has row s modulo rows",
+    ),
+]
+CallOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--call",
+        metavar="FILE",
+        help="YAML file of what a text-to-image pipeline is called with: guidance_scale, negative_prompt, height, "
+        "width, ..., dtype, lora, lora_scale",
     ),
 ]
 StudyOption = Annotated[

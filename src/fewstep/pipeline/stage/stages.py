@@ -10,7 +10,7 @@ import typer.models
 from pydantic import BaseModel, Field, create_model
 
 from fewstep.checks import ConfigError
-from fewstep.pipeline.stage import Every, First, Input, Of, Panels, Runs, Stage, Value
+from fewstep.pipeline.stage import Every, First, Input, Of, OfSource, Panels, Runs, Stage, Value
 from fewstep.pipeline.stage.settings import RunSettings, Section
 from fewstep.pipeline.stage.spec import STAMP
 
@@ -147,12 +147,24 @@ class Stages(Sequence[Stage]):
             given[_SOURCE[stage.over]] = [Given(result.source)]
         for name, value in stage.inputs(settings, result.nfe).items():
             values = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
-            found = [one for each in values for one in self._resolved(each, result, everything)]
+            found = []
+            for each in values:
+                if isinstance(each, OfSource):
+                    source = result.source
+                    found += [] if source is None else self.inputs(source, settings).get(each.option, [])
+                else:
+                    found += self._resolved(each, result, everything)
             if found:
                 given[name] = found
+        rows = [
+            Given(r, stage.rows) for r in everything if r.stage.makes == "conditions" and r.stage != stage
+        ]
+        if CONDITIONS in stage.parameters and CONDITIONS not in given and rows:
+            given[CONDITIONS] = rows
         return given
 
     def _resolved(self, value: Input, reader: Result, everything: Sequence[Result]) -> list[Given]:
+        assert not isinstance(value, OfSource)
         if isinstance(value, Value):
             return [Given(text=value.text)]
         if isinstance(value, Runs):
@@ -244,8 +256,12 @@ class Stages(Sequence[Stage]):
                 )
             values = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
             for one in values:
-                self._resolved(one, Result(stage), everything)
+                if not isinstance(one, OfSource):
+                    self._resolved(one, Result(stage), everything)
 
+
+CONDITIONS = "conditions"
+"""Parameter of the commands that take the stored conditions of a run."""
 
 _SOURCE = {"plans": "plans", "images": "samples"}
 """Parameter that takes the results of the kind that a stage is run over."""

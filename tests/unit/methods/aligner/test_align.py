@@ -25,6 +25,7 @@ from fewstep.methods.aligner import optimise
 from fewstep.methods.aligner.align import align
 from fewstep.methods.aligner.objectives import OBJECTIVES
 from fewstep.rng import ImageNoise
+from fewstep.sampling.document import save_plan
 from fewstep.sampling.linear import in_linear_form
 from fewstep.sampling.plan import load_plan
 from fewstep.sampling.presets import PRESETS
@@ -254,7 +255,7 @@ def test_classes_and_guidance_are_those_of_the_task():
 
 def test_an_aligned_plan_travels_as_a_file(tmp_path):
     found = aligned(ddim(5), magnitude=True).plan
-    found.save(tmp_path / "plan.json")
+    save_plan(found, tmp_path / "plan.json")
     read = load_plan(tmp_path / "plan.json")
     assert read == found and read.hash == found.hash
     x = ImageNoise(range(4), (8,))()

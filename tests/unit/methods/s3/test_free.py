@@ -9,6 +9,7 @@ from fewstep.checks import ConfigError, DataError
 from fewstep.diffusion.schedule import EDM, DDPMTable, Flow, VPLinear
 from fewstep.rng import generator
 from fewstep.sampling.descent import polish, trajectory_gradient
+from fewstep.sampling.document import save_plan
 from fewstep.sampling.free import FreePlan
 from fewstep.sampling.linear import in_linear_form
 from fewstep.sampling.plan import load_plan
@@ -240,7 +241,7 @@ def test_a_polished_plan_travels_as_a_file(tmp_path, to_zero):
     free = FreePlan(PRESETS["unipc-3"](VP, 5, to_zero=to_zero), VP)
     mixture.polish(free, 12, lr=0.1)
     made = free.plan()
-    made.save(tmp_path / "plan.json")
+    save_plan(made, tmp_path / "plan.json")
     read = load_plan(tmp_path / "plan.json")
     assert read == made and read.hash == made.hash
     model, x = mixture.task.model, reference_noise(4)

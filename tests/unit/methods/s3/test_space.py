@@ -99,7 +99,7 @@ def test_random_plans_run_and_cost_what_they_should(schedule, to_zero):
             assert x0.isfinite().all()
             analytic = decisions["first_step"] == "zero"
             assert len(plan.steps) == nfe + analytic
-            assert plan.to_zero == to_zero and plan.nodes[0].t == schedule.t_max
+            assert plan.to_zero == to_zero and plan.nodes[0].t == schedule.t_start
             for i, step in enumerate(plan.steps):
                 points = [d.points for d in step.deriv] + (
                     [d.points for d in step.corr.deriv] if step.corr else []

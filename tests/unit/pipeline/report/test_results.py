@@ -11,6 +11,7 @@ import pytest
 from unit.app.report.study import METRIC, STUDY, certificate, write_all
 
 from fewstep.checks import ConfigError, DataError
+from fewstep.files import sha256_text
 from fewstep.pipeline.report.results import (
     as_good,
     best_lines,
@@ -48,6 +49,36 @@ def test_a_certificate_without_distance_is_refused(tmp_path: Path) -> None:
     del other["results"][METRIC]
     with pytest.raises(DataError, match="Fréchet"):
         read_results([write_all(tmp_path, [other])])
+
+
+def _of_generator(fd: float, name: str = "gan") -> dict[str, Any]:
+    made = certificate(name, "one call", 1, fd, provenance={"preset": "ddim", "generator": name})
+    made["subject"]["model"] = {"fingerprint": sha256_text(name), "name": name}
+    return made
+
+
+def test_a_generator_stands_beside_the_plans_of_the_model(tmp_path: Path) -> None:
+    """Whatever the order of the files, the model of the report is that of the plans."""
+    results = read_results([write_all(tmp_path, [_of_generator(5.0), *STUDY, _of_generator(6.0, "other")])])
+    assert results.model["name"] == "tiny"
+    assert results.generators == {sha256_text(name): name for name in ("gan", "other")}
+    assert results.models == {*results.generators, results.model["fingerprint"]}
+    assert list(results.at(1)["sampler"]) == ["gan", "other"]
+    assert not results.at(1)["own"].any()  # no plan that was made for the model
+
+
+def test_plans_of_two_models_are_not_ranked(tmp_path: Path) -> None:
+    other = certificate("ddim", "karras", 5, 3.0)
+    other["subject"]["model"] = {"fingerprint": sha256_text("other"), "name": "other"}
+    with pytest.raises(ConfigError, match="share one protocol to be ranked, but model is"):
+        read_results([write_all(tmp_path, [STUDY[0], other])])
+
+
+def test_a_generator_of_other_data_is_not_ranked(tmp_path: Path) -> None:
+    other = _of_generator(5.0)
+    other["subject"]["data"] = {"name": "other", "fingerprint": sha256_text("other")}
+    with pytest.raises(ConfigError, match="data is"):
+        read_results([write_all(tmp_path, [*STUDY, other])])
 
 
 def test_nothing_to_report_is_an_error() -> None:

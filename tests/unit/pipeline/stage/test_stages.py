@@ -9,7 +9,7 @@ import typer
 from pydantic import Field
 
 from fewstep.checks import ConfigError
-from fewstep.pipeline.stage import Every, Inputs, Of, Panels, Stage, Value
+from fewstep.pipeline.stage import Every, Inputs, Of, OfSource, Panels, Stage, Value
 from fewstep.pipeline.stage.settings import Section
 from fewstep.pipeline.stage.stages import Stages
 
@@ -125,6 +125,27 @@ def test_numbers_of_calls_files_and_drawn_images_can_be_named() -> None:
     assert result is not None
     line = listed.words(result, "run", chosen)
     assert line[:4] == ["pick", "run", "results/run/draw/make/nfe3", "results/run/make/nfe4/best.json"]
+
+
+def test_a_stage_over_results_can_be_given_what_each_of_them_was_given() -> None:
+    """As images of a generator are drawn with its own model, and those of other plans with theirs."""
+
+    def draw_with(
+        plans: Annotated[Path, typer.Argument()], plan: Annotated[Path, typer.Option()], out: Path
+    ) -> None: ...
+
+    again = Stage(
+        name="again", command=draw_with, makes="certificates", does="draw", over="plans",
+        inputs=lambda s, nfe: {"plan": OfSource("plan")},
+    )  # fmt: skip
+    listed, chosen = stages(again), settings()
+    lines = {
+        result.place: listed.words(result, "run", chosen)
+        for result in listed.results(chosen)
+        if result.stage is again
+    }
+    assert "results/run/make/nfe4" in lines["again/refine/nfe4"]
+    assert not any("--plan" in word for word in lines["again/make/nfe3"])  # which was given none
 
 
 def test_plans_made_from_plans_are_refinements() -> None:

@@ -23,6 +23,7 @@ def command(
     """Write DDIM on times spaced by a power as a plan."""
     from fewstep.interop.load import load_model
     from fewstep.methods.powergrid import times
+    from fewstep.sampling.document import save_plan
     from fewstep.sampling.presets import PRESETS
 
     loaded = load_model(model)
@@ -34,5 +35,5 @@ def command(
         provenance={"sampler": "powergrid", "grid": f"power {powergrid.power:g}"},
     )
     with result_folder(out, spec) as folder:
-        plan.save(folder / f"{plan.name}.json")
+        save_plan(plan, folder / f"{plan.name}.json")
     typer.echo(f"{out}: {plan.name}")

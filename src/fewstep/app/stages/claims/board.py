@@ -43,6 +43,12 @@ def judged_papers(runs: Mapping[str, Path], stages: Stages) -> list[JudgedPaper]
         ConfigError: a claim is not whole, or about a run that is not among these.
         DataError: a result is missing or damaged.
     """
+    for name, results in runs.items():
+        if not (results / "evaluate").is_dir():
+            raise DataError(
+                f"{results} must be the folder of a finished run, with its results, but there is none; run make "
+                f"run RUN={name}"
+            )
     read = {folder: read_paper(folder) for folder in papers()}
     for folder, paper in read.items():
         require_metrics(paper, stages, name=f"methods/{folder}/{FILE}")

@@ -12,7 +12,7 @@ STAGE = Stage(
     settings=ComposeSettings,
     inputs=lambda settings, nfe: {
         "model": MODEL,
-        "plan": Every("plans", but=("plans",)),
+        "plan": Every("plans", but=("plans", "onecall")),
         "reference": REFERENCE,
         "extractor": extractor(settings),
     },

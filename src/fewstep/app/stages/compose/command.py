@@ -11,6 +11,7 @@ from fewstep.files import atomic_dir, require_replaceable
 from fewstep.pipeline.conditions import with_conditions
 from fewstep.pipeline.samples import files_in
 from fewstep.pipeline.stage.options import (
+    CallOption,
     ConditionsOption,
     DeviceOption,
     ExtractorOption,
@@ -33,6 +34,7 @@ def command(
     out: Annotated[Path, typer.Option(help="folder to write")],
     guidance: GuidanceOption = 1.0,
     conditions: ConditionsOption = None,
+    call: CallOption = None,
     device: DeviceOption = "auto",
     *,
     compose: ComposeSettings,
@@ -55,6 +57,7 @@ def command(
     from fewstep.metrics.reference import load_reference
     from fewstep.pipeline.devices import chosen_device
     from fewstep.progress import track
+    from fewstep.sampling.document import save_plan
     from fewstep.sampling.plan import load_plan, require_distinct_plans
     from fewstep.sampling.quantised import integers_path, with_integers
     from fewstep.sampling.task import Task
@@ -65,7 +68,7 @@ def command(
     place = chosen_device(device)
     network = load_extractor(extractor, device=place)
     guided = guidance if spec is None else spec.value("sample.guidance")
-    loaded = with_conditions(load_model(model, device=place), conditions)
+    loaded = with_conditions(load_model(model, call=call, device=place), conditions)
     loaded = with_integers(loaded, list(zip(files, candidates, strict=True)))
     task = Task(loaded, guided, compose.batch_size)
     measured = load_reference(find_reference(reference), extractor=network)
@@ -74,7 +77,7 @@ def command(
     with atomic_dir(out) as folder:
         (folder / PLANS).mkdir()
         for one in made.plans:
-            one.save(folder / PLANS / f"{one.name}.json")
+            save_plan(one, folder / PLANS / f"{one.name}.json")
             if one.integers is not None:
                 source = next(f for f, c in zip(files, candidates, strict=True) if c.hash == one.hash)
                 shutil.copyfile(integers_path(source), integers_path(folder / PLANS / f"{one.name}.json"))

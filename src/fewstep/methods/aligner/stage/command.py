@@ -13,6 +13,7 @@ from fewstep.pipeline.measure import reference_and_extractor
 from fewstep.pipeline.samples import files_in
 from fewstep.pipeline.seeds import require_unseen
 from fewstep.pipeline.stage.options import (
+    CallOption,
     DataOption,
     DeviceOption,
     ExtractorOption,
@@ -49,10 +50,13 @@ def command(
     conditions: Annotated[
         Path | None,
         typer.Option(
-            help="conditions folder, for a model that takes stored ones; objectives that start from images need one "
-            "row for each of them"
+            "--conditions",
+            "--prompts",
+            help="conditions folder or list of prompts, for a model that takes stored ones; objectives that "
+            "start from images need one row for each of them",
         ),
     ] = None,
+    call: CallOption = None,
     device: DeviceOption = "auto",
     *,
     align: AlignSettings,
@@ -76,7 +80,7 @@ def command(
     parents = [load_plan(path) for path in files_in(plan, ".json")]
     _check(parents, out, align, spec)
     guidance = spec.value("sample.guidance") if spec else guidance
-    network = with_conditions(load_model(model, device=chosen_device(device)), conditions)
+    network = with_conditions(load_model(model, call=call, device=chosen_device(device)), conditions)
     # a plan that was found for one guidance keeps it
     tasks = [
         Task(network, guidance if one.guidance is None else one.guidance, align.batch_size) for one in parents
@@ -155,12 +159,14 @@ def _of_images(
 
 
 def _write(out: Path, found: Sequence["Aligned"], spec: Spec | None) -> None:
+    from fewstep.sampling.document import save_plan
+
     if out.suffix == ".json":
-        found[0].plan.save(out)
+        save_plan(found[0].plan, out)
         return
     with result_folder(out, spec) as folder:
         for one in found:
-            one.plan.save(folder / f"{one.plan.name}.json")
+            save_plan(one.plan, folder / f"{one.plan.name}.json")
 
 
 def _sentence(parent: "Plan", aligned: "Aligned") -> str:

@@ -13,6 +13,7 @@ from fewstep.pipeline.measure import reference_and_extractor
 from fewstep.pipeline.samples import files_in
 from fewstep.pipeline.seeds import require_unseen
 from fewstep.pipeline.stage.options import (
+    CallOption,
     ConditionsOption,
     DataOption,
     DeviceOption,
@@ -54,6 +55,7 @@ def command(
     study: StudyOption = None,
     guidance: PlansGuidanceOption = 1.0,
     conditions: ConditionsOption = None,
+    call: CallOption = None,
     device: DeviceOption = "auto",
     *,
     stepaware: StepAwareSettings,
@@ -78,7 +80,7 @@ def command(
     guidance = spec.value("sample.guidance") if spec else guidance
     kept = study or out.with_name(f"{out.name}.study")
     kept = kept / spec.key if spec else kept
-    network = _model(model, conditions, parents, stepaware, device)
+    network = _model(model, call, conditions, parents, stepaware, device)
     # a plan that was found for one guidance keeps it
     tasks = [
         Task(network, guidance if parent.guidance is None else parent.guidance, stepaware.batch_size)
@@ -120,6 +122,7 @@ def _check(model: Path | None, parents: Sequence["Plan"], budget: float | None, 
 
 def _model(
     path: Path,
+    call: Path | None,
     conditions: Path | None,
     parents: Sequence["Plan"],
     settings: StepAwareSettings,
@@ -132,7 +135,7 @@ def _model(
     from fewstep.pipeline.devices import chosen_device
     from fewstep.sampling.sample import check_fingerprint
 
-    loaded = with_conditions(load_model(path, device=chosen_device(device)), conditions)
+    loaded = with_conditions(load_model(path, call=call, device=chosen_device(device)), conditions)
     require_slimmable(loaded)
     for parent in parents:
         require_full_width(parent)
@@ -175,13 +178,14 @@ def _front(folder: Path, parents: Sequence["Plan"]) -> list["Plan"]:
 
 def _write_one(plans: Sequence["Plan"], budget: float | None, out: Path) -> None:
     from fewstep.methods.ddsm.stage.run import pick
+    from fewstep.sampling.document import save_plan
 
     if budget is None:
         raise ConfigError(
             "--front needs --budget, the share of the full network's cost that a plan may have."
         )
     chosen = pick(plans, budget)
-    chosen.save(out)
+    save_plan(chosen, out)
     share = chosen.provenance["stepaware"]["cost"]["share"]
     typer.echo(f"{out}: {chosen.name}, {share:.1%} of the full network's cost")
 
@@ -189,10 +193,12 @@ def _write_one(plans: Sequence["Plan"], budget: float | None, out: Path) -> None
 def _write_all(out: Path, found: Sequence["FoundWidths"], spec: Spec | None) -> None:
     import pandas as pd
 
+    from fewstep.sampling.document import save_plan
+
     with result_folder(out, spec) as folder:
         for searched in found:
             for plan in searched.plans:
-                plan.save(folder / f"{plan.name}.json")
+                save_plan(plan, folder / f"{plan.name}.json")
         pd.concat([searched.frame for searched in found]).to_parquet(folder / "trials.parquet", index=False)
     typer.echo(f"{out}: {sum(len(searched.plans) for searched in found)} plans")
 

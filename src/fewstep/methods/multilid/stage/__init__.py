@@ -11,7 +11,7 @@ def _inputs(settings: Any, nfe: None) -> Inputs:
     numbers = tuple(settings.detect.nfe)
     classifier = settings.extractor.name == "classifier"
     return {
-        "samples": [Of(name, nfe=numbers, sampled=True) for name in ("plans", "search")],
+        "samples": [Of(name, nfe=numbers, sampled=True) for name in ("plans", "search", "onecall")],
         "data": "prepare",
         "features": "extractor" if classifier else Value("effnet-lite0"),
     }

@@ -71,7 +71,7 @@ def _with_distances(detection: Detection, results: Results) -> pd.DataFrame:
     """Generators under the protocol that counts, with the distance of their certificates, or NaN."""
     generators = detection.record["generators"]
     for one in generators:
-        if one["model"] != results.model.get("fingerprint"):
+        if one["model"] not in results.models:
             raise DataError(
                 f"The detection must be of samples of the certified model {results.model.get('fingerprint')}, but "
                 f"{one['name']} is of {one['model']}; name another folder."

@@ -10,6 +10,7 @@ from fewstep.files import write_json
 from fewstep.methods.s3.stage.options import ToZeroOption, of_run
 from fewstep.methods.s3.stage.settings import SearchSettings
 from fewstep.pipeline.stage.options import (
+    CallOption,
     ConditionsOption,
     DataOption,
     DeviceOption,
@@ -47,6 +48,13 @@ def command(
     to_zero: ToZeroOption = True,
     guidance: GuidanceOption = 1.0,
     conditions: ConditionsOption = None,
+    call: CallOption = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            help="defaults of the settings: images, or text for text-to-image pipelines (their default)"
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     *,
     search: SearchSettings,
@@ -59,7 +67,9 @@ def command(
 
     Example: fewstep search --model my-pipeline --nfe 5,8,10 --data data/images --out found
     """
+    from fewstep.interop.load import is_prompted
     from fewstep.methods.s3.stage import workers as processes
+    from fewstep.methods.s3.stage.cost import told_cost
     from fewstep.methods.s3.stage.run import run_search, run_trials
     from fewstep.methods.s3.stage.solutions import (
         FILE,
@@ -70,18 +80,23 @@ def command(
     )
     from fewstep.pipeline.storage import require_storage
     from fewstep.progress import track
+    from fewstep.sampling.document import save_plan
 
     numbers = _numbers(nfe)
     require_result_folder(out, spec, {".json", ".parquet"})
     if storage is not None:
         require_storage(storage)
     to_zero, guidance = of_run(spec, to_zero, guidance)
+    if spec is None:
+        search = search.in_profile(profile or ("text" if call or is_prompted(model) else "images"))
     setup = processes.SearchSetup(
-        model, conditions, guidance, device, to_zero, search, reference, data, extractor
+        model, call, conditions, guidance, device, to_zero, search, reference, data, extractor
     )
     task = setup.task()
     for n in numbers:
         setup.space(task, n)  # refuses a number that is too small before anything is made
+    if task.model.call is not None and not worker:
+        typer.echo(told_cost(task, search, numbers), err=True)
     kept = study or out.with_name(f"{out.name}.study")
     kept = kept / spec.key if spec else kept
     measures = setup.measures(task)
@@ -108,7 +123,7 @@ def command(
         return
     with result_folder(out, spec) as folder:
         for found in finished:
-            found.plan.save(folder / f"{found.plan.name}.json")
+            save_plan(found.plan, folder / f"{found.plan.name}.json")
             write_json(folder / f"search.nfe{found.plan.nfe}.json", found.record)
             found.trials.to_parquet(folder / f"trials.nfe{found.plan.nfe}.parquet", index=False)
 

@@ -7,13 +7,15 @@ from functools import partial
 from itertools import product
 
 from fewstep.checks import ConfigError, DataError
+from fewstep.diffusion.schedule import Flow
 from fewstep.methods.s3.space import Decisions, Space, completed, resized
-from fewstep.methods.s3.stage.scoring import PART, Candidate, Search
+from fewstep.methods.s3.stage.scoring import Candidate, Search
 from fewstep.progress import Track
 from fewstep.sampling.plan import Plan
 from fewstep.sampling.presets import ANALYTIC, PRESETS, Grid, analytical
 
 GRIDS = ("uniform-t", "uniform-lambda", "quadratic-t", "karras")
+SHIFTS = (1.0, 1.7, 3.0)  # of pipelines: none, AuraFlow's and Flux' at 512 pixels, SD3's and Flux' at 1024
 SECOND_LOOK = 30  # presets that get one
 LOOK_IMAGES = 128  # of it: where there is a reference, the distance between sets ranks well with so few
 KNOWN = 12  # presets that are the first trials
@@ -37,6 +39,8 @@ def known_samplers(search: Search) -> list[Candidate]:
     space = search.space
     for ending in ("", ANALYTIC) if space.analytic else ("",):
         grids: dict[str, Grid] = {name: name for name in GRIDS}
+        if isinstance(space.schedule, Flow):  # what its pipelines use, whose last call is not at t_min
+            grids |= {f"shifted-{shift:g}": f"shifted:{shift:g}" for shift in SHIFTS}
         grids["gits"] = search.teacher.grid(space.nfe + bool(ending), to_zero=space.to_zero)
         for (preset, make), (grid, spacing) in product(PRESETS.items(), grids.items()):
             sampler = partial(analytical, make) if ending else make
@@ -51,7 +55,7 @@ def known_samplers(search: Search) -> list[Candidate]:
 
 def best_known(search: Search, track: Track) -> list[Candidate]:
     """The best known samplers, by a first look at few noises and a second one at more."""
-    first_look = search.teacher.validation[:PART]
+    first_look = search.teacher.validation[: search.settings.look_noises]
     ranked = _ranked(search, known_samplers(search), "error", lambda p: search.error(p, first_look), track)
     return look(search, ranked[:SECOND_LOOK], track)[:KNOWN]
 

@@ -23,11 +23,13 @@ def of_run(spec: Spec | None, to_zero: bool, guidance: float) -> tuple[bool, flo
     return spec.value("plans.to_zero"), spec.value("sample.guidance")
 
 
-def open_task(model: Path, conditions: Path | None, guidance: float, batch_size: int, device: str) -> "Task":
+def open_task(
+    model: Path, call: Path | None, conditions: Path | None, guidance: float, batch_size: int, device: str
+) -> "Task":
     """The model on a device with its conditions, and the guidance and the batch size of its calls."""
     from fewstep.interop.load import load_model
     from fewstep.pipeline.devices import chosen_device
     from fewstep.sampling.task import Task
 
-    loaded = with_conditions(load_model(model, device=chosen_device(device)), conditions)
+    loaded = with_conditions(load_model(model, call=call, device=chosen_device(device)), conditions)
     return Task(loaded, guidance, batch_size)

@@ -172,6 +172,7 @@ def _signed(search: Search, winner: Candidate) -> Plan:
             "found": winner.name,
             **({"parents": list(winner.parents)} if winner.parents else {}),
             "seeds": search.seeds.as_json(),
+            **({} if model.call is None else {"call": dict(model.call)}),
             **rows_used(model, search.seeds.as_json(), {}),
             "objective": {
                 "name": "trajectory" if search.reference is None else "frechet",

@@ -29,7 +29,7 @@ from fewstep.pipeline.measure import features_of
 from fewstep.sampling.plan import Plan
 from fewstep.sampling.task import Task, batches, distances
 
-PART = 16  # noises between two reports of a trial, and of a first look at a preset
+PART = 16  # noises between two reports of a trial
 
 
 @dataclass

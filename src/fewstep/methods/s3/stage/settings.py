@@ -1,10 +1,27 @@
 """The settings of the solver search."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from fewstep.checks import ConfigError
 from fewstep.pipeline.stage.settings import OwnSeeds, Positive
+
+PROFILES: dict[str, dict[str, Any]] = {
+    "images": {},
+    # a call of the network takes seconds there: few noises, few trials, latents as they are
+    "text": {
+        "look_noises": 4,
+        "noises": 16,
+        "trial_noises": 16,
+        "trials": 12,
+        "polish_noises": 8,
+        "frechet_iterations": 0,
+        "finalist_images": 64,
+        "batch_size": 8,
+    },
+}
+"""Defaults of the settings by what is sampled; those of images are the fields' own."""
 
 
 class SearchSettings(OwnSeeds):
@@ -37,6 +54,7 @@ class SearchSettings(OwnSeeds):
         default=1_000_000_000, ge=0, description="first seed of the search's images, and seed of its choices"
     )
     # It moves the last bits of a gradient, and a descent makes more of them: a result depends on it.
+    look_noises: int = Field(default=16, ge=1, description="noises of the first look at a known sampler")
     batch_size: int = Field(default=500, ge=1, le=65536, description="images per network call")
 
     @model_validator(mode="after")
@@ -46,3 +64,14 @@ class SearchSettings(OwnSeeds):
         if any(n < 2 for n in self.nfe) or len(set(self.nfe)) < len(self.nfe):
             raise ValueError(f"nfe: must be different numbers of 2 and more, got {self.nfe}")
         return self
+
+    def in_profile(self, profile: str) -> "SearchSettings":
+        """The settings with the defaults of a profile; what was given stays.
+        Raises: ConfigError: there is none of that name.
+        """
+        if profile not in PROFILES:
+            raise ConfigError(f"--profile must be one of {', '.join(PROFILES)}; got {profile!r}.")
+        changes = {
+            name: value for name, value in PROFILES[profile].items() if name not in self.model_fields_set
+        }
+        return SearchSettings.model_validate({**self.model_dump(), **changes})

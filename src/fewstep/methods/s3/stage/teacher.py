@@ -9,6 +9,7 @@ from fewstep.checks import ConfigError
 from fewstep.methods.s3.stage.options import ToZeroOption, of_run, open_task
 from fewstep.methods.s3.stage.settings import SearchSettings
 from fewstep.pipeline.stage.options import (
+    CallOption,
     ConditionsOption,
     DeviceOption,
     GuidanceOption,
@@ -27,6 +28,7 @@ def command(
     to_zero: ToZeroOption = True,
     guidance: GuidanceOption = 1.0,
     conditions: ConditionsOption = None,
+    call: CallOption = None,
     device: DeviceOption = "auto",
     *,
     search: SearchSettings,
@@ -44,7 +46,7 @@ def command(
     if not to_file:
         require_result_folder(out, spec, {".npz"})
     to_zero, guidance = of_run(spec, to_zero, guidance)
-    task = open_task(model, conditions, guidance, search.batch_size, device)
+    task = open_task(model, call, conditions, guidance, search.batch_size, device)
     solved = solve_teacher(task, search, to_zero=to_zero)
     if to_file:
         write_teacher(out, solved, task)

@@ -36,6 +36,7 @@ class SearchSetup:
 
     Attributes:
         model: path or name.
+        call: file of what a pipeline is called with.
         conditions: folder of stored ones, for a model that takes them.
         guidance: of its calls.
         device: that they run on.
@@ -45,6 +46,7 @@ class SearchSetup:
     """
 
     model: Path
+    call: Path | None
     conditions: Path | None
     guidance: float
     device: str
@@ -56,7 +58,9 @@ class SearchSetup:
 
     def task(self) -> Task:
         """The model, and how it is called."""
-        return open_task(self.model, self.conditions, self.guidance, self.settings.batch_size, self.device)
+        return open_task(
+            self.model, self.call, self.conditions, self.guidance, self.settings.batch_size, self.device
+        )
 
     def space(self, task: Task, nfe: int) -> Space:
         """The plans of a number of network calls.

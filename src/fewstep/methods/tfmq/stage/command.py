@@ -101,13 +101,14 @@ def _check(network: "Model", parents: Sequence["Plan"], settings: QuantizeSettin
 
 
 def _write(out: Path, found: Sequence["Quantised"], spec: Spec | None) -> None:
+    from fewstep.sampling.document import save_plan
     from fewstep.sampling.quantised import integers_path
 
     with result_folder(out, spec) as folder:
         for quantised in found:
             path = folder / f"{quantised.plan.name}.json"
             quantised.integers.save(integers_path(path), plan=quantised.plan.hash)
-            quantised.plan.save(path)
+            save_plan(quantised.plan, path)
 
 
 def _sentence(quantised: "Quantised") -> str:

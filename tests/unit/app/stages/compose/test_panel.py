@@ -26,6 +26,7 @@ from fewstep.checks import ConfigError, DataError
 from fewstep.diffusion.schedule import VPLinear
 from fewstep.files import write_json
 from fewstep.pipeline.report.results import read_results
+from fewstep.sampling.document import save_plan
 from fewstep.sampling.plan import Plan
 from fewstep.sampling.presets import PRESETS
 
@@ -59,7 +60,7 @@ def write_composition(
     """What `fewstep compose` leaves; plans are the better, and the faster, the later they come."""
     (folder / PLANS).mkdir(parents=True)
     for plan in plans:
-        plan.save(folder / PLANS / f"{plan.name}.json")
+        save_plan(plan, folder / PLANS / f"{plan.name}.json")
     sign = 1 if winner is None else -1
     rows = [
         {

@@ -18,6 +18,7 @@ from fewstep.metrics.statistics import Statistics
 from fewstep.pipeline.measure import features_of
 from fewstep.pipeline.seeds import require_unseen
 from fewstep.rng import generator
+from fewstep.sampling.document import save_plan
 from fewstep.sampling.plan import load_plan
 from fewstep.sampling.presets import PRESETS
 from fewstep.sampling.task import Task, distances
@@ -80,7 +81,7 @@ def test_the_plan_nearest_to_the_reference_is_chosen(tmp_path):
     assert plan.nfe == parent.nfe and plan.steps == parent.steps
     assert plan.provenance["parents"] == [parent.hash] and plan.provenance["align"] == record
     assert plan.provenance["preset"] == "ddim" and plan.sampler == "ddim+aligned"
-    plan.save(tmp_path / "plan.json")
+    save_plan(plan, tmp_path / "plan.json")
     assert load_plan(tmp_path / "plan.json") == plan
 
 

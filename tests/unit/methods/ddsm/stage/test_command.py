@@ -19,6 +19,7 @@ from fewstep.methods.ddsm.widths import with_widths
 from fewstep.nets.folder import save_model
 from fewstep.nets.unet import UNet
 from fewstep.rng import generator, initial_weights
+from fewstep.sampling.document import save_plan
 from fewstep.sampling.plan import load_plan
 from fewstep.sampling.presets import PRESETS
 
@@ -44,7 +45,7 @@ def folder(tmp_path):
         parameter.data = 0.1 * torch.randn(parameter.shape, generator=rng)
     facts = {"schedule": VPLinear(), "prediction": "eps", "shape": (1, 8, 8), "name": "drawn", "card": {}}
     save_model(tmp_path / "model", net, widths=(1.0, 0.5), **facts)
-    PRESETS["ddim"](VPLinear(), 3).save(tmp_path / "ddim.json")
+    save_plan(PRESETS["ddim"](VPLinear(), 3), tmp_path / "ddim.json")
     return tmp_path
 
 
@@ -85,9 +86,9 @@ def test_the_command_writes_a_front_to_pick_from(folder):
 )
 def test_what_the_command_cannot_do_is_said_before_it_works(folder, words, sentence):
     plan = load_plan(folder / "ddim.json")
-    with_widths(plan, (0, 1, 0)).save(folder / "widths.json")
+    save_plan(with_widths(plan, (0, 1, 0)), folder / "widths.json")
     seeds = {"trials": [1_601_000_500, 1_601_000_600]}
-    replace(plan, provenance={"seeds": seeds}).save(folder / "seen.json")
+    save_plan(replace(plan, provenance={"seeds": seeds}), folder / "seen.json")
     with pytest.raises(ConfigError, match=sentence):
         command(folder, *words, "--out", "out")
     assert not (folder / "out").exists()

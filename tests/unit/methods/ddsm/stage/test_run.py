@@ -24,6 +24,7 @@ from fewstep.checks import ConfigError, DataError
 from fewstep.methods.ddsm.stage.run import pick, run_width_search
 from fewstep.pareto import hypervolume
 from fewstep.pipeline import trials as studies
+from fewstep.sampling.document import save_plan
 from fewstep.sampling.plan import load_plan, widths_of
 from fewstep.sampling.task import Task
 
@@ -142,7 +143,7 @@ def test_plans_say_what_they_are(tmp_path, plain):
             "stepaware-choice": [SETTINGS.seed + 1_000_000, SETTINGS.seed + 1_000_063],
         }
         json.dumps(plan.to_json(), allow_nan=False)
-        plan.save(tmp_path / "plan.json")
+        save_plan(plan, tmp_path / "plan.json")
         assert load_plan(tmp_path / "plan.json") == plan
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 
 from fewstep.diffusion.schedule import VPLinear
 from fewstep.files import write_json
+from fewstep.sampling.document import save_plan
 from fewstep.sampling.linear import in_linear_form
 from fewstep.sampling.plan import Plan
 from fewstep.sampling.presets import PRESETS
@@ -75,7 +76,7 @@ def record(nfe: int, model: str, *, by: str = "fd") -> dict[str, Any]:
 def write_search(folder: Path, nfe: int, *, model: str, by: str = "fd") -> Plan:
     """Write plan, record and trials; the plan."""
     plan = found_plan(nfe, model)
-    plan.save(folder / f"searched.nfe{nfe}.json")
+    save_plan(plan, folder / f"searched.nfe{nfe}.json")
     write_json(folder / f"search.nfe{nfe}.json", record(nfe, model, by=by))
     trials = pd.DataFrame(
         {

@@ -34,6 +34,7 @@ from fewstep.pipeline.report.results import (
     read_results,
     shown_lines,
 )
+from fewstep.sampling.document import save_plan
 
 SHOWN = partial(Shown, "search", "fewstep.methods.s3.stage.panel")
 
@@ -296,8 +297,8 @@ def changed(**fields: Any) -> Callable[[Path], None]:
         (changed(best_preset_plan={"schema": "fewstep.plan/1"}), "must hold a plan as best_preset_plan"),
         (lambda folder: (folder / "searched.nfe5.json").unlink(), "searched.nfe5.json must exist"),
         (cut("searched.nfe5.json"), "searched.nfe5.json must be JSON"),
-        (lambda folder: found_plan(6, MODEL).save(folder / "searched.nfe5.json"), "but it makes 6"),
-        (lambda folder: found_plan(5, "f" * 64).save(folder / "searched.nfe5.json"), "of f"),
+        (lambda folder: save_plan(found_plan(6, MODEL), folder / "searched.nfe5.json"), "but it makes 6"),
+        (lambda folder: save_plan(found_plan(5, "f" * 64), folder / "searched.nfe5.json"), "of f"),
         (lambda folder: (folder / "trials.nfe5.parquet").unlink(), "trials.nfe5.parquet must exist"),
         (cut("trials.nfe5.parquet"), "trials.nfe5.parquet must be a table"),
         (lambda folder: pd.DataFrame({"a": [1]}).to_parquet(folder / "trials.nfe5.parquet"), "lacks number"),

@@ -21,6 +21,7 @@ from fewstep.methods.tfmq.stage.run import chosen_parent, with_bits
 from fewstep.methods.tfmq.stage.settings import QuantizeSettings
 from fewstep.nets.folder import save_model
 from fewstep.nets.integers import FACTS
+from fewstep.sampling.document import save_plan
 from fewstep.sampling.plan import load_plan
 from fewstep.sampling.quantised import attached, integers_path, with_integers
 from fewstep.sampling.sample import sample
@@ -46,7 +47,7 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("quantize")
     facts = {"schedule": networks.VP, "prediction": "x0", "shape": (1, 8, 8), "name": "drawn", "card": {}}
     save_model(path / "model", networks.unet(), **facts)
-    networks.plan().save(path / "plan.json")
+    save_plan(networks.plan(), path / "plan.json")
     result = command(path, "--plan", "plan.json", "--bits", "w8a8,w4a32", "--out", "q", *SMALL)
     assert result.exit_code == 0, result.output
     (path / "said").write_text(result.output)
@@ -190,9 +191,9 @@ def test_missing_and_torn_integers_are_one_sentence(copy):
 )
 def test_mistakes_are_one_sentence_before_any_work(folder, words, sentence):
     plan = load_plan(folder / "plan.json")
-    replace(plan, fingerprint="1" * 64, name="other").save(folder / "other.json")
+    save_plan(replace(plan, fingerprint="1" * 64, name="other"), folder / "other.json")
     seeds = {"seeds": {"search": [0, 100]}}
-    replace(plan, provenance=dict(plan.provenance) | seeds, name="seen").save(folder / "seen.json")
+    save_plan(replace(plan, provenance=dict(plan.provenance) | seeds, name="seen"), folder / "seen.json")
     given = words if "--plan" in words else (*words, "--plan", "plan.json")
     with pytest.raises((ConfigError, DataError), match=sentence):
         command(folder, *given, "--out", "no")

@@ -10,6 +10,7 @@ from fewstep.checks import DataError
 from fewstep.diffusion.schedule import VPLinear
 from fewstep.methods.tfmq.stage.panel import panel
 from fewstep.pipeline.report.results import read_results
+from fewstep.sampling.document import save_plan
 from fewstep.sampling.presets import PRESETS
 
 PARENT = PRESETS["ddim"](VPLinear(), 4, grid="uniform-t")
@@ -43,7 +44,7 @@ def study(tmp_path: Path):
         quantised("w4a8", "naive", nearest=(0, 2, 2, 3)),
     ]
     for plan in plans:
-        plan.save(tmp_path / "quantize" / f"{plan.name}.json")
+        save_plan(plan, tmp_path / "quantize" / f"{plan.name}.json")
     contents = [certificate_of(plan, 10.0 + i) for i, plan in enumerate([PARENT, *plans])]
     write_all(tmp_path / "certificates", contents)
     return tmp_path
@@ -68,6 +69,6 @@ def test_plans_without_certificates_have_no_figure_of_sizes(study):
 
 
 def test_a_plan_that_says_nothing_of_its_quantisation_is_refused(study):
-    PARENT.save(study / "quantize" / "parent.json")
+    save_plan(PARENT, study / "quantize" / "parent.json")
     with pytest.raises(DataError, match="must say how it was quantised"):
         panel([study / "quantize"], read_results([study / "certificates"]))
