@@ -32,6 +32,7 @@ from fewstep.interop.onnx_graph import require_onnx, write_graph
 from fewstep.nets.integers import Integers
 from fewstep.nets.roles import HasRoles, roles_of
 from fewstep.rng import ImageNoise
+from fewstep.sampling.document import save_plan
 from fewstep.sampling.plan import Node, Plan, load_plan, network_nodes, widths_of
 from fewstep.sampling.quantised import conditioning_times
 from fewstep.sampling.sample import check_fingerprint, quantised_calls, solve, start_std
@@ -136,8 +137,7 @@ def _write(folder: Path, model: Model, plan: Plan, integers: Integers | None, pr
         calls = [k for k, own in enumerate(widths) if own == width]
         _write_network(folder / name, model, plan, width, calls, integers, tables)
     np.savez(folder / runner.TABLES, **tables)
-    compiled = compile_plan(plan, model.schedule, model.prediction)
-    plan.save(folder / PLAN, compiled=compiled.to_json())
+    save_plan(plan, folder / PLAN)
     order = list(graphs)
     write_json(folder / runner.PROGRAM, _program(model, plan, [order.index(width) for width in widths]))
     shutil.copyfile(str(runner.__file__), folder / RUN)
