@@ -156,7 +156,7 @@ def encoded(net, dataset, file):
     return latents / latents.std()
 
 
-def train_network(dataset, latents, tokens, work, steps, batch_size=32):
+def train_network(dataset, latents, tokens, work, steps, batch_size=32, until=None):
     net = TextToNoise(tokens)
     labels = torch.from_numpy(dataset.labels[:])
 
@@ -188,6 +188,7 @@ def train_network(dataset, latents, tokens, work, steps, batch_size=32):
         seed=1,
         settings={"net": "text to noise", "batch_size": batch_size},
         checkpoints=work / "network",
+        until=until,
         metrics=work / "network.jsonl",
         log_every=20,
         progress=track("network", unit="step"),
@@ -201,6 +202,7 @@ def main():
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--vae-steps", type=int, default=1500)
     parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--until", type=int, help="stop at this step, with what there is")
     options = parser.parse_args()
     torch.set_num_threads(1)
     dataset = load_dataset(options.data, "train")
@@ -223,7 +225,7 @@ def main():
     assert longest <= LONGEST, longest
     vae = train_autoencoder(dataset, work, options.vae_steps)
     latents = encoded(vae, dataset, work / "latents.pt")
-    net = train_network(dataset, latents, tokens, work, options.steps)
+    net = train_network(dataset, latents, tokens, work, options.steps, until=options.until)
     pipe = StableDiffusionPipeline(
         vae=vae.half(),
         text_encoder=net.text.half(),

@@ -60,13 +60,14 @@ def commands() -> Callable[[], None]:
     Raises:
         ConfigError: The list of stages is wrong.
     """
-    from fewstep.app.commands import certificates, doctor, export, leaderboard, plan
+    from fewstep.app.commands import certificates, doctor, export, leaderboard, plan, score
     from fewstep.app.stages import STAGES
 
     others: dict[str, Callable[..., None]] = {
         "plan": plan.plan,
         "doctor": doctor.doctor,
         "export": export.export,
+        "score": score.score,
         "verify": certificates.verify,
         "compare": certificates.compare,
         "protocols": certificates.protocols,

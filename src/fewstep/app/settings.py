@@ -40,9 +40,7 @@ PresetName = Literal[
     "ipndm-4",
     "heun",
 ]
-GridName = Annotated[
-    str, StringConstraints(pattern=r"^(uniform-t|quadratic-t|uniform-lambda|karras|shifted(:\d+(\.\d+)?)?)$")
-]
+GridName = Literal["uniform-t", "quadratic-t", "uniform-lambda", "karras", "shifted"]
 
 WITHOUT_SOURCE = ("digits", "cifar10")  # one comes with scikit-learn, the other is downloaded
 
@@ -148,6 +146,25 @@ class LatentsSettings(Section):
     seed: int = Field(default=0, ge=0, description="image i is encoded with the noise of seed + i")
     batch_size: int = Field(
         default=250, ge=1, le=65536, json_schema_extra=NOT_A_RESULT, description="images at once"
+    )
+
+
+class EncodeSettings(Section):
+    """The frozen encoder whose tokens the diffusion model is conditioned on."""
+
+    encoder: str | None = Field(
+        default=None,
+        min_length=1,
+        description="classifier: one that is trained here, on the classes that are not held out; effnet-lite0; the "
+        "folder of a classifier or of a vision transformer; null: no such conditions",
+    )
+    heldout_classes: list[Annotated[int, Field(ge=0)]] = Field(
+        default=[], description="classes that neither a classifier trained here nor pairs may see"
+    )
+    steps: Positive = Field(default=600, description="optimiser steps of a classifier that is trained here")
+    seed: int = Field(default=1, ge=0, description="seed of a classifier that is trained here")
+    batch_size: int = Field(
+        default=64, ge=1, le=65536, json_schema_extra=NOT_A_RESULT, description="images encoded at once"
     )
 
 

@@ -14,9 +14,10 @@ from fewstep.files import canonical_json, object_or_empty, sha256_text
 from fewstep.interop.autoencoder import load_autoencoder
 from fewstep.interop.bundle import is_bundle, load_bundle
 from fewstep.interop.diffusers_model import INDEX, NETWORKS, is_diffusers, load_diffusers
+from fewstep.interop.encoders import load_tokens
 from fewstep.interop.text_model import is_text_pipeline, load_text_pipeline
 from fewstep.interop.zoo import find, verify
-from fewstep.nets import AUTOENCODER, CONFIG, folder
+from fewstep.nets import AUTOENCODER, CONFIG, ENCODER, folder
 
 _DEEPEST, _MOST = 3, 6
 """Levels at which models are looked for, as in hub/models--ORG--NAME/snapshots/HASH; most that are named."""
@@ -57,7 +58,11 @@ def load_model(
     if is_diffusers(found):
         return load_diffusers(found, device=device)
     model = folder.load_model(found, device=device)
-    return _latent(model, found / AUTOENCODER) if (found / AUTOENCODER).is_dir() else model
+    if (found / AUTOENCODER).is_dir():
+        model = _latent(model, found / AUTOENCODER)
+    if (found / ENCODER).is_dir():
+        model = replace(model, encode=load_tokens(found / ENCODER, device=model.device).condition)
+    return model
 
 
 def _latent(model: Model, folder: Path) -> Model:

@@ -22,7 +22,7 @@ from fewstep.sampling.solver import Values
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, about processors that are not used
 
-QUICK = ("sd15", "sd3", "flux")
+QUICK = ("sd15", "flux")
 ALL = [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
 FLOAT32 = 1e-4  # of the standard deviation of what is compared
 NOT_DOUBLE = ("sana", "lumina2")

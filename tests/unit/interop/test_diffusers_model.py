@@ -344,8 +344,8 @@ PIPELINE, NET = "model_index.json", "unet/config.json"
     [
         (
             PIPELINE,
-            {"_class_name": "StableDiffusionPipeline"},
-            "must be of one of DDPMPipeline, .*'StableDiff",
+            {"_class_name": "ConsistencyModelPipeline"},
+            "must be of one of DDPMPipeline, .*'Consistency",
         ),
         (PIPELINE, {"_class_name": ["my_code", "MyPipeline"]}, "must be of one of DDPMPipeline, .*'my_code'"),
         (PIPELINE, {"unet": ["my_code", "MyUNet"]}, "no code of a folder is run; got .*'MyUNet'"),

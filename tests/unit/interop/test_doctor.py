@@ -17,12 +17,12 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, about proc
 EULER = diffusers.FlowMatchEulerDiscreteScheduler
 
 
-class Ported(EULER):
-    """Keeps the timesteps of before the shift, as diffusers did before 0.40 and ports of it still do."""
+class Recomputing(EULER):
+    """Makes its own of the timesteps that it is given, as diffusers did between 0.39 and 0.42."""
 
     def set_timesteps(self, num_inference_steps=None, device=None, sigmas=None, mu=None, timesteps=None):
-        super().set_timesteps(num_inference_steps, device=device, sigmas=sigmas, mu=mu)
-        self.timesteps = torch.linspace(1000, 250, len(self.timesteps))
+        super().set_timesteps(num_inference_steps, device=device, sigmas=sigmas, mu=mu, timesteps=timesteps)
+        self.timesteps = 1000 * self.sigmas[:-1]
 
 
 @contextlib.contextmanager
@@ -48,6 +48,7 @@ def of_table(name="DDIMScheduler", **more):
     return getattr(diffusers, name)(**{**tiny_text.SD_TABLE, "timestep_spacing": "trailing", **more})
 
 
+EVEN = {"timesteps": [1000, 750, 500, 250]}
 HEALTHY = {"set_alpha_to_one": True, "clip_sample": False}
 FAULTS = {
     "family": (
@@ -57,8 +58,8 @@ FAULTS = {
     ),
     "zero-snr-eps": ("sd15", {"scheduler": of_table(rescale_betas_zero_snr=True, **HEALTHY)}, {}),
     "shifted-twice": ("sd3", {}, {}),
-    "timesteps-ignored": ("sana", {}, {"changes": {"timesteps": [1000, 750, 500, 250]}}),
-    "timesteps-disagree": ("flux", {"scheduler": Ported(shift=3.0)}, {}),
+    "timesteps-ignored": ("sana", {"scheduler": Recomputing(shift=3.0)}, {"changes": EVEN}),
+    "timesteps-disagree": ("sana", {}, {"changes": EVEN}),
     "integer-times": (
         "sd15",
         {"scheduler": of_table("DPMSolverMultistepScheduler", use_karras_sigmas=True, final_sigmas_type="zero")},
@@ -99,6 +100,15 @@ def test_the_fix_takes_the_fault_away(fault):
     )
     changes = {**more.get("changes", {}), name: tried}
     assert fault not in found(kind, **{**more, "changes": changes}, **parts)
+
+
+def test_a_port_that_keeps_the_timesteps_of_before_the_shift():
+    class Ported(EULER):
+        def set_timesteps(self, num_inference_steps=None, device=None, sigmas=None, mu=None, timesteps=None):
+            super().set_timesteps(num_inference_steps, device=device, sigmas=sigmas, mu=mu)
+            self.timesteps = torch.linspace(1000, 250, len(self.timesteps))
+
+    assert "timesteps-disagree" in found("flux", scheduler=Ported(shift=3.0))
 
 
 def test_sigmas_that_were_shifted_already_are_shifted_twice():

@@ -54,7 +54,7 @@ def dopri5(
 
     found = solve_ivp(
         rate,
-        (schedule.t_max, schedule.t_min),
+        (schedule.t_start, schedule.t_min),
         x_T.double().cpu().flatten().numpy(),
         method="RK45",
         rtol=tolerance,

@@ -89,7 +89,7 @@ def _excess(model: Model, points: Tensor, labels: Tensor, draws: int, rng: torch
         times=EXCESS_TIMES,
         draws=draws,
         t_min=schedule.t_min,
-        t_max=schedule.t_max,
+        t_max=schedule.t_start,
         rng=rng,
     )
 
