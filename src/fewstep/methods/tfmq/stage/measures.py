@@ -26,17 +26,15 @@ def fd_ratio(
     found = []
     for calls in nfe:
         one = _quantised(results, bits, method, calls, run)
-        if against is not None:
-            other = _quantised(results, bits, against, calls, run)
-        else:
-            other = _parent(results, one)
+        other = _parent(results, one) if against is None else _quantised(results, bits, against, calls, run)
         what = f"{calls} calls, {bits} {method} against {against or 'floats'}"
         found.append(ratio(one, other, level, what, results))
     return found
 
 
 def _quantised(results: Results, bits: str, method: str, nfe: int, run: Path) -> dict[str, Any]:
-    for row in results.at(nfe).to_dict("records"):
+    rows: list[dict[str, Any]] = results.at(nfe).to_dict("records")
+    for row in rows:
         said = results.plans[row["plan_hash"]].provenance.get("quantize", {})
         if (said.get("bits"), said.get("method")) == (bits, method):
             return row
