@@ -140,8 +140,8 @@ def main():
     lines = [
         "# Text-to-image pipelines as functions",
         "",
-        "`python benchmarks/text_to_image.py`; tiny random pipelines, float32, one thread. Largest differences in standard",
-        "deviations of what is compared; UniPC-2 in 6 calls and DPM-Solver++(3M) in 5 for the export.",
+        "`python benchmarks/text_to_image.py`; tiny random pipelines, float32, one thread. Largest differences in",
+        "standard deviations of what is compared; UniPC-2 in 6 calls and DPM-Solver++(3M) in 5 for the export.",
         "",
         "| pipeline | rows | asked, own run | our loop, own scheduler | export, our loop | other prompts (control) |",
         "|---|---|---|---|---|---|",
