@@ -1,16 +1,19 @@
 """A generator from its training to a row of the leaderboard, and what its commands refuse."""
 
 import json
+from importlib import import_module
 
 import pytest
 from e2e.shell import made, refused
 
+from fewstep.app.stages import STAGES
 from fewstep.files import read_json
 from fewstep.methods.ttur.stage.rates import measures as ttur_measures
 from fewstep.methods.vitgan.stage import measures as vitgan_measures
 from fewstep.pipeline.gan import judge
 from fewstep.pipeline.gan.contest import read_table
 from fewstep.pipeline.gan.settings import GanSettings
+from fewstep.pipeline.report.results import read_results
 
 SMALL = ("--network", "resnet", "--width", 4, "--latent", 8, "--batch-size", 16, "--lr-g", "0.01", "--log-every", 2,
          "--probe-every", 4, "--probe-images", 100)  # fmt: skip
@@ -117,6 +120,12 @@ def test_the_best_pair_is_compared_on_fresh_seeds_and_exported(searched):
     assert found.low <= found.value <= found.high
 
 
+def test_the_report_shows_the_comparison_of_rates(study, searched):
+    shown = import_module(STAGES["ttur"].panel).panel([searched[0] / "out"], read_results([study / "eval"]))
+    assert "single rate, 5 critic steps" in shown.html
+    assert set(shown.figures) == {"curves", "rates"}
+
+
 def test_a_search_that_is_started_again_changes_nothing(searched):
     folder, words = searched
     before = {path.name: path.read_bytes() for path in (folder / "out").iterdir()}
@@ -145,6 +154,9 @@ def test_variants_are_trained_and_measured(study, tmp_path, monkeypatch):
          "--extractor", study / "extractor", "--out", tmp_path / "vitgan")  # fmt: skip
     (ratio,) = vitgan_measures.fd_ratio(tmp_path, of="relativistic", to=["full"])
     assert ratio.low < ratio.value < ratio.high
+    shown = import_module(STAGES["vitgan"].panel).panel([tmp_path / "vitgan"], read_results([study / "eval"]))
+    assert "relativistic" in shown.html
+    assert set(shown.figures) == {"curves", "jacobian"}
     (growth,) = vitgan_measures.jacobian_growth(tmp_path, kind="dot")
     assert growth.low > 100
 

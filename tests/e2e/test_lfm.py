@@ -76,7 +76,8 @@ def test_inpainting_keeps_what_is_known(study, folder, tmp_path):
     record = measured(study, folder, "of-mask", tmp_path / "lfm", *report)
     mask = record["mask"]
     assert mask["real"]["hole_mse"] == 0 and 0 < mask["filled"]["hole_mse"] < 4 and 0 < mask["hole"] < 0.6
-    picture = np.array(Image.open(tmp_path / "lfm" / "mask.png"))
+    with Image.open(tmp_path / "lfm" / "mask.png") as shown:
+        picture = np.array(shown)
     assert picture.shape == (5 * 8, 12 * 8)
     real, fills = picture[:8], picture[16:].reshape(3, 8, 96)
     with np.load(folder / "mask" / "report.npz") as archive:

@@ -149,6 +149,25 @@ class LatentsSettings(Section):
     )
 
 
+class EncodeSettings(Section):
+    """The frozen encoder whose tokens the diffusion model is conditioned on."""
+
+    encoder: str | None = Field(
+        default=None,
+        min_length=1,
+        description="classifier: one that is trained here, on the classes that are not held out; effnet-lite0; the "
+        "folder of a classifier or of a vision transformer; null: no such conditions",
+    )
+    heldout_classes: list[Annotated[int, Field(ge=0)]] = Field(
+        default=[], description="classes that neither a classifier trained here nor pairs may see"
+    )
+    steps: Positive = Field(default=600, description="optimiser steps of a classifier that is trained here")
+    seed: int = Field(default=1, ge=0, description="seed of a classifier that is trained here")
+    batch_size: int = Field(
+        default=64, ge=1, le=65536, json_schema_extra=NOT_A_RESULT, description="images encoded at once"
+    )
+
+
 class PrepareSettings(Section):
     """Which images, and how they are packed."""
 

@@ -13,7 +13,7 @@ from fewstep.data.archives import list_folder
 from fewstep.data.decoding import UNREADABLE, Header, open_image, pixel_limit, read_header, remedy, said
 from fewstep.data.folder import require_images
 from fewstep.data.left_out import Record
-from fewstep.data.transforms import to_mode
+from fewstep.data.transforms import Transform, to_mode
 
 _GREY = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N"})
 _REMEMBERED = 200_000  # headers, so that a set that is opened again is not read again
@@ -94,6 +94,19 @@ class ImageFiles:
         for path, image in zip(self.paths[rows], images, strict=True):
             self._require(path, image.shape, shape)
         return np.stack(images) if images else np.empty((0, *shape), np.uint8)
+
+    def squared(self, rows: slice, transform: Transform) -> list[NDArray[np.uint8]]:
+        """Some files of any sizes, each as a transform makes it.
+        Raises: DataError: a file is missing, or no image.
+        """
+        found = []
+        with pixel_limit(self.max_pixels):
+            for path in self.paths[rows]:
+                try:
+                    found.append(transform(open_image(path.read_bytes())))
+                except UNREADABLE as error:
+                    raise _unreadable(path, error) from None
+        return found
 
     def _require(self, path: Path, found: tuple[int, ...], shape: tuple[int, ...]) -> None:
         if found != shape:

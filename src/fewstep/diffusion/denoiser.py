@@ -31,6 +31,7 @@ class Model:
             to. Times stay float32, in which thousandths remain apart; of float64 networks they are float64.
         decode: of latent models, the image in [-1, 1] of a latent, (B, *shape) -> (B, C, H, W); sampling works on
             latents, of which `shape` speaks.
+        encode: of models that are conditioned on images, the condition of some, uint8 (B, C, H, W) of their shape.
         widths: of a slimmable network, the share of its channels that each sub-network has, the full one first.
         at_width: of a slimmable network, what to call instead of `fn`, by index into `widths`.
         net_at_width: the networks behind these.
@@ -50,6 +51,7 @@ class Model:
     name: str = "function"
     net: nn.Module | None = field(default=None, compare=False)
     decode: Callable[[Tensor], Tensor] | None = field(default=None, compare=False)
+    encode: Callable[[Tensor], Condition] | None = field(default=None, compare=False)
     widths: tuple[float, ...] = (1.0,)
     at_width: Callable[[int], Callable[..., Tensor]] | None = field(default=None, compare=False)
     net_at_width: Callable[[int], nn.Module] | None = field(default=None, compare=False)

@@ -12,10 +12,12 @@ from fewstep.checks import ConfigError, DataError
 from fewstep.diffusion.denoiser import Model
 from fewstep.files import canonical_json, object_or_empty, sha256_text
 from fewstep.interop.autoencoder import load_autoencoder
+from fewstep.interop.bundle import is_bundle, load_bundle
 from fewstep.interop.diffusers_model import INDEX, NETWORKS, is_diffusers, load_diffusers
+from fewstep.interop.encoders import load_tokens
 from fewstep.interop.text_model import is_text_pipeline, load_text_pipeline
 from fewstep.interop.zoo import find, verify
-from fewstep.nets import AUTOENCODER, CONFIG, folder
+from fewstep.nets import AUTOENCODER, CONFIG, ENCODER, folder
 
 _DEEPEST, _MOST = 3, 6
 """Levels at which models are looked for, as in hub/models--ORG--NAME/snapshots/HASH; most that are named."""
@@ -27,7 +29,7 @@ def load_model(
     call: str | Path | Mapping[str, Any] | None = None,
     device: str | torch.device = "cpu",
 ) -> Model:
-    """Read a model folder, or a pipeline or network that diffusers has saved.
+    """Read a model folder, a bundle of `fewstep export`, or a pipeline or network that diffusers has saved.
 
     Args:
         path: Of the folder; NAME and zoo/NAME are models of the zoo. Where checksums stand beside the files, the files
@@ -43,6 +45,8 @@ def load_model(
             sampled here, or a call for another kind of model.
     """
     found = find(path)
+    if is_bundle(found):
+        return load_bundle(found)
     verify(found)
     _require_model(found)
     if is_diffusers(found) and is_text_pipeline(found):
@@ -54,7 +58,11 @@ def load_model(
     if is_diffusers(found):
         return load_diffusers(found, device=device)
     model = folder.load_model(found, device=device)
-    return _latent(model, found / AUTOENCODER) if (found / AUTOENCODER).is_dir() else model
+    if (found / AUTOENCODER).is_dir():
+        model = _latent(model, found / AUTOENCODER)
+    if (found / ENCODER).is_dir():
+        model = replace(model, encode=load_tokens(found / ENCODER, device=model.device).condition)
+    return model
 
 
 def _latent(model: Model, folder: Path) -> Model:

@@ -90,13 +90,17 @@ class EfficientNetLite0(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 255] -> (B, 320) or (B, 1280)."""
+        return self.maps(images).mean((2, 3))
+
+    def maps(self, images: Tensor) -> Tensor:
+        """The same before the mean over places, (B, D, H / 32, W / 32)."""
         x = (images / 127.5 - 1).contiguous(memory_format=torch.channels_last)
         x = F.relu6(self.stem(x), inplace=True)
         for block in self.blocks:
             x = block(x)
         if self.tap == "h1280":
             x = F.relu6(self.head(x), inplace=True)
-        return x.mean((2, 3))
+        return x
 
 
 def from_state(state: Mapping[str, Tensor], tap: str) -> EfficientNetLite0:

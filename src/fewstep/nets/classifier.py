@@ -53,9 +53,12 @@ class Classifier(nn.Module):
 
         The mean is taken over each quarter of the image, so that where a stroke lies still counts.
         """
+        return F.silu(self.to_features(F.adaptive_avg_pool2d(self.maps(x), 2).flatten(1)))
+
+    def maps(self, x: Tensor) -> Tensor:
+        """`(B, C, H, W)` in [-1, 1] to what the convolutions see, `(B, 2 * channels, H / 2, W / 2)`."""
         h = F.silu(self.conv2(F.silu(self.conv1(x))))
-        h = F.silu(self.conv4(F.silu(self.conv3(F.avg_pool2d(h, 2)))))
-        return F.silu(self.to_features(F.adaptive_avg_pool2d(h, 2).flatten(1)))
+        return F.silu(self.conv4(F.silu(self.conv3(F.avg_pool2d(h, 2)))))
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, C, H, W)` in [-1, 1] to logits `(B, n_classes)`."""

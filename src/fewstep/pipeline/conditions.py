@@ -13,17 +13,22 @@ if TYPE_CHECKING:
     from fewstep.diffusion.condition import Condition
     from fewstep.diffusion.denoiser import Model
 
+_IMAGES = 64
+"""Images of a user that are encoded at once."""
+
 
 def with_conditions(model: "Model", folder: Path | None) -> "Model":
     """The model with the rows of a conditions folder, or of a list of prompts, bound to it.
 
     The model itself where it needs none.
 
+    Where the model is conditioned on images, the folder may be one of images, which are its rows by name.
+
     Raises:
         ConfigError: the model takes no stored conditions but a folder is named, or the other way round.
         DataError: the folder is damaged, or holds what the model does not take.
     """
-    from fewstep.data.conditions import load_conditions
+    from fewstep.data.conditions import MANIFEST, load_conditions
     from fewstep.data.prompts import ENTRIES, is_prompts, prompts_condition, read_prompts
     from fewstep.diffusion.condition import Stored, said
     from fewstep.interop.text_model import TextFunction, with_prompts
@@ -48,12 +53,39 @@ def with_conditions(model: "Model", folder: Path | None) -> "Model":
             f"{model.name} takes {said(stored.entries)}, not prompts; name a folder of conditions instead of {folder}."
         )
     try:
-        rows = prompts_condition(read_prompts(folder)) if is_prompts(folder) else load_conditions(folder)
+        if is_prompts(folder):
+            rows = prompts_condition(read_prompts(folder))
+        elif model.encode is not None and not (folder / MANIFEST).exists():
+            rows = _encoded(model, folder)
+        else:
+            rows = load_conditions(folder)
         if isinstance(model.fn, TextFunction):
             return with_prompts(model, rows)
         return replace(model, conditions=stored.bind(rows))
     except DataError as error:
         raise DataError(f"--conditions {folder}: {error}") from None
+
+
+def _encoded(model: "Model", folder: Path) -> "Condition":
+    """The conditions of the images of a folder, made square and as large as the model's."""
+    import torch
+
+    from fewstep.data.image_files import ImageFiles
+    from fewstep.data.transforms import Transform
+    from fewstep.diffusion.condition import Condition
+
+    assert model.encode is not None
+    channels, side, _ = model.image_shape
+    transform = Transform(side, grey=channels == 1)
+    files = ImageFiles.in_folder(folder)
+    parts = []
+    for first in range(0, len(files), _IMAGES):
+        pixels = [
+            torch.from_numpy(image.copy())
+            for image in files.squared(slice(first, first + _IMAGES), transform)
+        ]
+        parts.append(model.encode(torch.stack(pixels).permute(0, 3, 1, 2).contiguous()))
+    return Condition.cat(parts)
 
 
 def identity_of(model: "Model") -> dict[str, Any] | None:

@@ -318,7 +318,18 @@ class _Run:
                 )
             device = next(next(iter(self.state.nets.values())).parameters()).device
             found = read_checkpoint(path, settings=self._settings(made), device=device)
-            self.state.restore(found.tensors)
+            try:
+                self.state.restore(found.tensors)
+            except (
+                KeyError,
+                RuntimeError,
+                ValueError,
+            ) as error:  # as of a network without some of its buffers
+                reason = " ".join(str(error).split())
+                raise DataError(
+                    f"the checkpoint {path} must hold all tensors of networks, optimisers and averages, but does not "
+                    f"({reason:.200}); remove it to resume from an earlier one."
+                ) from error
             self.state.step, self.state.images_seen = found.step, int(found.numbers["images_seen"])
             self.sums, self.count = dict(found.numbers["sums"]), int(found.numbers["count"])
             log.info("resumed from %s", path)

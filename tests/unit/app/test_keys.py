@@ -120,6 +120,12 @@ CHANGES: dict[str, Any] = {  # for fields whose other values do not follow from 
     "quantize.keep": {"keep": ["first"]},
     "track.uri": {"uri": "x"},
     "disturb.resamples": {"resamples": 50},
+    "model.network": {"network": "transformer"},
+    "autoencoder.factor": {"factor": 4},
+    "autoencoder.source": None,  # instead of a factor; below
+    "maps.kind": {"kind": "map"},
+    "maps.encoder": {"encoder": "frozen"},
+    "lfm.resamples": {"resamples": 50},
     "claims.runs": None,  # makes a run of another kind; below
     "gan.network": None,  # whose variants are trained
     "gan.heads": {"heads": 2},
@@ -150,6 +156,15 @@ NUMBERS = {  # every stage is in the run
     "ttur": {"network": "dcgan"},
     "vitgan": {"variants": ["full"]},
 }
+LATENTS = {  # every stage of latents is in the run
+    "autoencoder": {"factor": 2},
+    "model": {"schedule": {"type": "flow"}, "prediction": "u"},
+    "train": {"label_dropout": 0.1},
+    "maps": {"kind": "mask"},
+    "lfm": {"images": 10},
+}
+BASES = {"model.network": {}, "autoencoder": LATENTS, "latents": LATENTS, "maps": LATENTS, "lfm": LATENTS}
+"""Settings without which a field or section has no effect, where these are not `NUMBERS`."""
 
 
 def changed_value(section: str, field: str, value: Any) -> dict[str, Any] | None:
@@ -167,15 +182,17 @@ def changed_value(section: str, field: str, value: Any) -> dict[str, Any] | None
 
 
 def test_every_setting_that_can_change_a_result_is_in_some_key() -> None:
-    before = all_keys(**NUMBERS)
+    keys: dict[str, dict[str, str]] = {}
     for section, fields in Settings().result_settings().items():
         for field, value in fields.items():
             change = changed_value(section, field, value)
             if change is not None:
-                after = all_keys(**{**NUMBERS, section: {**NUMBERS.get(section, {}), **change}})
+                base: Any = BASES.get(f"{section}.{field}", BASES.get(section, NUMBERS))
+                before = keys.setdefault(str(base), all_keys(**base))
+                after = all_keys(**{**base, section: {**base.get(section, {}), **change}})
                 assert after != before, f"no result depends on {section}.{field}"
     assert key("plans/nfe4", **ZOO) != key("plans/nfe4")
-    conditional = {"model": {"class_conditional": True}}
+    conditional = {"model": {"class_conditional": True}, "train": {"label_dropout": 0.1}}
     place = "sample/plans/nfe4"
     assert key(place, **conditional, sample={"guidance": 2.0}) != key(place, **conditional)
 

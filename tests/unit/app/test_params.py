@@ -28,6 +28,7 @@ RUNS = (
     "digits-gan",
     "cifar10-zoo",
     "cifar10",
+    "cifar10-gan",
     "celeba",
     "lsun-bedroom",
     "folder",
@@ -36,6 +37,10 @@ RUNS = (
     "digits-latent-map",
     "celeba-latent",
     "lsun-bedroom-latent",
+    "digits-semantica",
+    "digits-semantica-neighbours",
+    "digits-semantica-image",
+    "cifar10-semantica",
 )
 
 

@@ -46,8 +46,8 @@ def _jacobian_norm(net, x):
 
 
 def test_the_jacobian_stays_bounded_for_distances_and_explodes_for_dot_products():
-    """Tokens scaled by 1, 4, 16, 64, one of them 0, where the proof that dot products are unbounded looks: the card
-    has 2.3, 2.1, 1.0, 1.0 against 3, 30, 463, 6430."""
+    """Tokens scaled by 1, 4, 16, 64, one of them 0, where the proof that dot products are unbounded looks: about 2.5,
+    2.3, 2.1, 2.1 against 3, 20, 250, 4000 for random weights."""
     norms = {}
     for kind in (L2Attention, DotAttention):
         x = tokens()

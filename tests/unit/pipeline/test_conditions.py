@@ -74,7 +74,7 @@ def test_rows_belong_to_the_images_of_one_dataset(folder):
     assert conditions_of_images(folder, Images(n=10, of_images="f" * 64), "data") == ROWS
     with pytest.raises(DataError, match="must be of the images of data, with fingerprint 0000"):
         conditions_of_images(folder, Images(n=10, of_images="0" * 64), "data")
-    with pytest.raises(DataError, match="one row for each image of data, 11; .* has 10"):
+    with pytest.raises(DataError, match="one row for each image of data, 11, .* has 10"):
         conditions_of_images(folder, Images(n=11, of_images="f" * 64), "data")
     save_conditions(folder, ROWS)
     assert conditions_of_images(folder, Images(n=10, of_images="0" * 64), "data") == ROWS

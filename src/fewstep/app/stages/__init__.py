@@ -5,6 +5,7 @@ from fewstep.app.stages import (
     autoencoder,
     claims,
     compose,
+    encode,
     evaluate,
     extractor,
     gan,
@@ -25,6 +26,8 @@ from fewstep.methods.lfm.stage import STAGE as LFM
 from fewstep.methods.multilid.stage import STAGE as DETECT
 from fewstep.methods.s3.stage import STAGE as SEARCH
 from fewstep.methods.s3.stage import TEACHER
+from fewstep.methods.semantica.stage import PAIRS
+from fewstep.methods.semantica.stage import STAGE as SEMANTICA
 from fewstep.methods.tfmq.stage import STAGE as QUANTIZE
 from fewstep.methods.ttur.stage import STAGE as DISTURB
 from fewstep.methods.ttur.stage.rates import STAGE as TTUR
@@ -37,6 +40,8 @@ STAGES = Stages(
         autoencoder.STAGE,
         autoencoder.LATENTS,
         MAPS,
+        encode.STAGE,
+        PAIRS,
         train.STAGE,
         zoo.STAGE,
         extractor.STAGE,
@@ -54,6 +59,7 @@ STAGES = Stages(
         evaluate.STAGE,
         DETECT,
         LFM,
+        SEMANTICA,
         DISTURB,
         TTUR,
         VITGAN,

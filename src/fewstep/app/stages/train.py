@@ -12,9 +12,9 @@ from fewstep.app.stages.autoencoder import autoencoder_of
 from fewstep.app.stages.curve import live
 from fewstep.checks import ConfigError
 from fewstep.files import require_replaceable, sha256_file
-from fewstep.nets import AUTOENCODER, CARD, CONFIG, CURVE, WEIGHTS
+from fewstep.nets import AUTOENCODER, CARD, CONFIG, CURVE, ENCODER, WEIGHTS
 from fewstep.pipeline.conditions import conditions_of_images
-from fewstep.pipeline.stage import Every, First, Stage
+from fewstep.pipeline.stage import Every, First, Of, Stage
 from fewstep.pipeline.stage.options import DeviceOption, takes_settings
 from fewstep.pipeline.stage.spec import STAMP, Spec, stamp
 
@@ -57,6 +57,13 @@ def command(
     autoencoder: Annotated[
         Path | None, typer.Option(help="of a model of latents: their autoencoder, which becomes part of it")
     ] = None,
+    encoder: Annotated[
+        Path | None,
+        typer.Option(
+            help="of a model of tokens: the folder encoder/ of fewstep encode, which becomes part of the model, so "
+            "that it takes images"
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     *,
     model: ModelSettings,
@@ -84,7 +91,7 @@ def command(
     from fewstep.train.recipe import Recipe
     from fewstep.train.world import joined
 
-    require_replaceable(out, set(), names={WEIGHTS, CONFIG, CARD, CURVE, STAMP, AUTOENCODER})
+    require_replaceable(out, set(), names={WEIGHTS, CONFIG, CARD, CURVE, STAMP, AUTOENCODER, ENCODER})
     dataset = _dataset(data, autoencoder, flip=train.flip)
     channels, height, width = dataset.shape
     if height != width:
@@ -94,6 +101,7 @@ def command(
     if model.class_conditional and dataset.classes is None:
         raise ConfigError(f"--class-conditional needs labels, but {data} has none; leave it out.")
     of_images = None if conditions is None else conditions_of_images(conditions, dataset, str(data))
+    _require_encoder(encoder, conditions)
     table = None if pairs is None else load_pairs(pairs)
     inputs = {} if of_images is None else inputs_of(Stored(of_images).entries, height)
     tabled = model.schedule.type == "ddpm"
@@ -103,6 +111,8 @@ def command(
 
     def finish(made: Path) -> None:
         shutil.copyfile(metrics, made / CURVE)
+        if encoder is not None:
+            shutil.copytree(encoder, made / ENCODER)
         if autoencoder is not None:
             shutil.copytree(autoencoder, made / AUTOENCODER, ignore=shutil.ignore_patterns(CURVE, STAMP))
         if spec:
@@ -175,6 +185,22 @@ def command(
         finish=finish,
     )
     typer.echo(f"{out}: {dataset.name}, {state.step} steps, {state.images_seen:,} images seen")
+
+
+def _require_encoder(encoder: Path | None, conditions: Path | None) -> None:
+    """Raise ConfigError where an encoder is not that of the conditions."""
+    from fewstep.data.conditions import read_conditions_manifest
+    from fewstep.interop.encoders import load_tokens
+
+    if encoder is None:
+        return
+    loaded = load_tokens(encoder).encoder
+    made_by = None if conditions is None else read_conditions_manifest(conditions)["encoder"]
+    if not isinstance(made_by, dict) or made_by.get("fingerprint") != loaded.fingerprint:
+        raise ConfigError(
+            f"--encoder must be the one that made --conditions, {made_by and made_by.get('name')}; got {loaded.name} "
+            f"of {encoder}."
+        )
 
 
 def _dataset(data: Path, autoencoder: Path | None, *, flip: bool) -> "Dataset | Latents":
@@ -264,6 +290,7 @@ STAGE = Stage(
     inputs=lambda settings, nfe: {
         "data": First(("latents", "prepare")),
         "pairs": Every("pairs"),
+        "encoder": Of("encode", file=ENCODER),
         **autoencoder_of(settings),
     },
     reads=("model",),

@@ -147,11 +147,14 @@ def read_table(path: Path) -> pd.DataFrame:
     Raises: DataError: it is missing or damaged.
     """
     try:
-        return pd.read_csv(path, converters={"stopped": str})  # of no text pandas makes not a number
+        frame = pd.read_csv(path)
     except (OSError, ValueError) as error:
         raise DataError(
             f"{path} must be a table of trainings, but {error!r} came up; make it again."
         ) from error
+    if "stopped" in frame:  # of no text pandas makes not a number
+        frame["stopped"] = frame["stopped"].astype(object).where(frame["stopped"].notna(), "")
+    return frame
 
 
 def summary(frame: pd.DataFrame) -> list[dict[str, Any]]:

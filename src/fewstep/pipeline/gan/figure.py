@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from fewstep.pipeline.gan.curve import COST_LABELS
 from fewstep.pipeline.report.figures import COLOURS, WIDTH, house_style
@@ -33,7 +34,17 @@ def distance_figure(curves: Mapping[str, Sequence[pd.DataFrame]]) -> Figure:
                         label=name if i == 0 else None,
                     )
             axes.set(yscale="log", xlabel=label)
+            axes.xaxis.set_major_locator(MaxNLocator(4))
+            axes.xaxis.set_major_formatter(FuncFormatter(_short))
         figure.axes[0].set_ylabel("FD of samples")
+        figure.axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        figure.axes[0].yaxis.set_major_formatter(FuncFormatter(_short))
+        figure.axes[0].yaxis.set_minor_locator(NullLocator())
         if len(curves) > 1:
             figure.axes[-1].legend(frameon=False, fontsize=8)
     return figure
+
+
+def _short(value: float, _: int | None) -> str:
+    """`500`, `1.5`, `64k`."""
+    return f"{value / 1000:g}k" if value >= 10_000 else f"{value:g}"

@@ -89,6 +89,11 @@ class GanSettings(Section):
             raise ValueError(
                 f"gp: must be 0 with dcgan, whose batch normalisation couples images; got {self.gp}"
             )
+        if self.batch_size < 2 and self.network in ("dcgan", "resnet"):
+            raise ValueError(
+                f"batch_size: must be 2 or more with {self.network}, which normalises over the batch; got "
+                f"{self.batch_size}"
+            )
         if self.bcr and not self.augment:
             raise ValueError(
                 f"bcr: needs augment, as it compares images with augmented ones; got {self.bcr} without any"

@@ -162,6 +162,7 @@ def test_every_network_trains_as_the_settings_say(network, tmp_path):
     [
         ({"probe_every": 15}, "probe_every: must be a multiple of log_every, 10; got 15"),
         ({"network": "dcgan", "gp": 10.0}, "gp: must be 0 with dcgan"),
+        ({"network": "resnet", "batch_size": 1}, "batch_size: must be 2 or more with resnet"),
         ({"bcr": 1.0}, "bcr: needs augment"),
         ({"knee": 100, "warmup": 10}, "knee: must be null"),
         ({"network": "vitgan", "width": 30}, "width: must be a multiple of heads, 4; got 30"),

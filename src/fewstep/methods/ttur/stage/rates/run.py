@@ -101,7 +101,8 @@ def run_ttur(
         rates = _decided(trial)
 
         def watch(fd: float) -> None:
-            if trial.report(fd):
+            hopeless = trial.report(fd)
+            if hopeless and not is_single(rates):  # the best single rate of each kind must be known
                 raise _Hopeless
 
         chosen = gan_settings(settings, rates, settings.seed)
