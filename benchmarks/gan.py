@@ -23,7 +23,7 @@ from fewstep.files import atomic_file, read_json
 from fewstep.nets.dcgan import DCGANDiscriminator, DCGANGenerator
 from fewstep.pipeline.claims import Measurement
 from fewstep.pipeline.environment import environment
-from fewstep.pipeline.gan.contest import fd_ratio, read_table, summary
+from fewstep.pipeline.gan.comparison import fd_ratio, read_table, summary
 from fewstep.pipeline.report.results import read_results
 from fewstep.pipeline.samples import files_in
 from fewstep.rng import generator, initial_weights

@@ -10,8 +10,8 @@ from fewstep.app.stages import STAGES
 from fewstep.files import read_json
 from fewstep.methods.ttur.stage.rates import measures as ttur_measures
 from fewstep.methods.vitgan.stage import measures as vitgan_measures
-from fewstep.pipeline.gan import judge
-from fewstep.pipeline.gan.contest import read_table
+from fewstep.pipeline.gan import monitor
+from fewstep.pipeline.gan.comparison import read_table
 from fewstep.pipeline.gan.settings import GanSettings
 from fewstep.pipeline.report.results import read_results
 
@@ -103,7 +103,7 @@ def searched(study, tmp_path_factory):
              "--probes", 2, "--images", 100, "--seeds", 2, "--data", study / "data", "--reference", study / "stats.npz",
              "--extractor", study / "extractor", "--out", folder / "out")  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(judge, "GRACE", 1.0)  # of twenty steps nothing is to be expected
+        patch.setattr(monitor, "GRACE", 1.0)  # of twenty steps nothing is to be expected
         made(*words)
     return folder, words
 
@@ -148,7 +148,7 @@ VARIANTS = ("vitgan", "--network", "vitgan", "--width", 4, "--latent", 4, "--hea
 
 
 def test_variants_are_trained_and_measured(study, tmp_path, monkeypatch):
-    monkeypatch.setattr(judge, "GRACE", 1.0)  # of two steps nothing is to be expected
+    monkeypatch.setattr(monitor, "GRACE", 1.0)  # of two steps nothing is to be expected
     made(*VARIANTS, "--variants", "full,relativistic", "--variant-steps", 2, "--variant-seeds", 2,
          "--variant-images", 100, "--data", study / "data", "--reference", study / "stats.npz",
          "--extractor", study / "extractor", "--out", tmp_path / "vitgan")  # fmt: skip

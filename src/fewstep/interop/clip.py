@@ -36,9 +36,8 @@ class ClipScore:
         if not weights:
             raise DataError(f"{folder} must be a folder of a CLIPModel with safetensors weights; got none.")
         try:
-            self._model: Any = (
-                transformers.CLIPModel.from_pretrained(folder, local_files_only=True).to(device).eval()
-            )
+            model: Any = transformers.CLIPModel.from_pretrained(folder, local_files_only=True)
+            self._model = model.to(device).eval()
             self._tokenizer: Any = transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         except _FAILS as error:
             reason = " ".join(str(error).split())

@@ -20,8 +20,8 @@ ROLES: Mapping[str, Mapping[str, Role]] = {
     "Upsample2D": {"conv": "resample"},
     "Attention": _ATTENTION,
     "TimestepEmbedding": {"linear_1": "time_mlp", "linear_2": "time_mlp"},
-    # the last modulation sees the first block's embedding once more, outside of that block
-    "DiTTransformer2DModel": {"proj_out_1": "last", "proj_out_2": "last"},
+    # the last modulation sees the first block's embedding once more
+    "DiTTransformer2DModel": {"proj_out_1": "time_proj", "proj_out_2": "last"},
     "PatchEmbed": {"proj": "first"},
     "AdaLayerNormZero": {"linear": "time_proj"},
     "FeedForward": {"net.0.proj": "body", "net.2": "body"},
@@ -57,7 +57,8 @@ def temporal(net: Any, time: Tensor, label: Tensor | None) -> list[Tensor]:
     if type(net).__name__ == "DiTTransformer2DModel":
         norms = [block.norm1 for block in net.transformer_blocks]
         dtype = net.pos_embed.proj.weight.dtype
-        return [norm.linear(norm.silu(norm.emb(time, label, hidden_dtype=dtype))) for norm in norms]
+        embs = [norm.silu(norm.emb(time, label, hidden_dtype=dtype)) for norm in norms]
+        return [net.proj_out_1(embs[0]), *(norm.linear(emb) for norm, emb in zip(norms, embs, strict=True))]
     emb = net.time_embedding(net.time_proj(time).to(net.conv_in.weight.dtype))
     blocks = [module for module in net.modules() if type(module).__name__ == "ResnetBlock2D"]
     return [block.time_emb_proj(emb if block.skip_time_act else block.nonlinearity(emb)) for block in blocks]

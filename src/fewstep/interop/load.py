@@ -12,6 +12,7 @@ from fewstep.checks import ConfigError, DataError
 from fewstep.diffusion.denoiser import Model
 from fewstep.files import canonical_json, object_or_empty, sha256_text
 from fewstep.interop.autoencoder import load_autoencoder
+from fewstep.interop.bundle import is_bundle, load_bundle
 from fewstep.interop.diffusers_model import INDEX, NETWORKS, is_diffusers, load_diffusers
 from fewstep.interop.encoders import load_tokens
 from fewstep.interop.text_model import is_text_pipeline, load_text_pipeline
@@ -28,7 +29,7 @@ def load_model(
     call: str | Path | Mapping[str, Any] | None = None,
     device: str | torch.device = "cpu",
 ) -> Model:
-    """Read a model folder, or a pipeline or network that diffusers has saved.
+    """Read a model folder, a bundle of `fewstep export`, or a pipeline or network that diffusers has saved.
 
     Args:
         path: Of the folder; NAME and zoo/NAME are models of the zoo. Where checksums stand beside the files, the files
@@ -44,6 +45,8 @@ def load_model(
             sampled here, or a call for another kind of model.
     """
     found = find(path)
+    if is_bundle(found):
+        return load_bundle(found)
     verify(found)
     _require_model(found)
     if is_diffusers(found) and is_text_pipeline(found):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fewstep import files
 from fewstep.checks import ConfigError, DataError
 from fewstep.diffusion.denoiser import Model
-from fewstep.nets.quantised import Bits, Codes, Ranges, with_quantised
+from fewstep.nets.quantised import Bits, Codes, Cursor, Ranges, with_quantised
 from fewstep.nets.roles import roles_of
 
 SCHEMA, FACTS = "fewstep.integers/1", "fewstep"
@@ -199,13 +199,8 @@ def networks(integers: Integers, model: Model) -> Callable[[int], Callable[..., 
     """What to call at each call of the plan, by its number: the model's network with these integers."""
 
     @cache
-    def at(width: int) -> tuple[nn.Module, Any]:
-        layers = {layer: codes for (of, layer), codes in integers.codes.items() if of == width}
-        net, quantised, cursor = with_quantised(model.module(width), layers)
-        for layer, module in quantised.items():
-            module.set_codes(layers[layer])
-            module.ranges = integers.ranges.get((width, layer))
-        return net.to(model.device), cursor
+    def at(width: int) -> tuple[nn.Module, Cursor]:
+        return _network(integers, model, width)
 
     def of_call(call: int) -> Callable[..., Tensor]:
         net, cursor = at(integers.widths[call])
@@ -218,6 +213,22 @@ def networks(integers: Integers, model: Model) -> Callable[[int], Callable[..., 
         return fn
 
     return of_call
+
+
+def network_at(integers: Integers, model: Model, call: int) -> nn.Module:
+    """The network itself, as it is at one call."""
+    net, cursor = _network(integers, model, integers.widths[call])
+    cursor.call = call
+    return net
+
+
+def _network(integers: Integers, model: Model, width: int) -> tuple[nn.Module, Cursor]:
+    layers = {layer: codes for (of, layer), codes in integers.codes.items() if of == width}
+    net, quantised, cursor = with_quantised(model.module(width), layers)
+    for layer, module in quantised.items():
+        module.set_codes(layers[layer])
+        module.ranges = integers.ranges.get((width, layer))
+    return net.to(model.device), cursor
 
 
 def require_times(integers: Integers, times: list[float], where: str) -> None:

@@ -213,6 +213,11 @@ class Plan:
         return self.skip_scale is not None or any(node.quant is not None for node in self.nodes)
 
     @property
+    def quant_bits(self) -> str | None:
+        """Bits of its calls, such as w8a8; None for floats. Those of the first call with some."""
+        return next((node.quant for node in self.nodes if node.quant is not None), None)
+
+    @property
     def nfe(self) -> int:
         """Network evaluations per image: one per `net` node, and one per implicit re-evaluation."""
         implicit = sum(step.corr is not None and step.corr.mode == "implicit" for step in self.steps)

@@ -28,8 +28,11 @@ from fewstep.pipeline.stage.spec import Spec, require_result_folder, result_fold
 @takes_settings(hide=("n", "seed", "shards"))
 def command(
     model: ModelArgument,
-    plans: Annotated[list[Path], typer.Argument(metavar="PLAN...", help="plan files, or folders of them")],
-    out: Annotated[Path, typer.Option(help="samples file (.npz) for one plan, folder for several")],
+    plans: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[PLAN...]", help="plan files, or folders of them; a bundle has its own"),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="samples file (.npz) for one plan, folder for several")] = ...,  # type: ignore[assignment]
     seeds: Annotated[str | None, typer.Option(help="one image per seed, FIRST-LAST, such as 0-49999")] = None,
     shard: ShardOption = None,
     conditions: ConditionsOption = None,
@@ -57,7 +60,7 @@ def command(
     from fewstep.sampling.quantised import with_integers
     from fewstep.train.world import joined
 
-    files = files_in(plans, ".json")
+    files = _plan_files(model, plans or [])
     loaded = [load_plan(path) for path in files]
     chosen = parse_seeds(seeds) if seeds else range(sample.seed, sample.seed + sample.n)
     for one in loaded:
@@ -95,6 +98,17 @@ def command(
                 drawing.write(folder / f"{path.stem}.npz", one, path)
     drawing.drop()
     typer.echo(f"{out}: {len(chosen)} images from {'each of ' if len(files) > 1 else ''}{len(files)} plans")
+
+
+def _plan_files(model: Path, plans: list[Path]) -> list[Path]:
+    """The plans that are named, or that of a bundle."""
+    from fewstep.interop.bundle import PLAN, is_bundle
+
+    if not plans and is_bundle(model):
+        return [model / PLAN]
+    if not plans:
+        raise ConfigError(f"A plan must be named to sample {model}, which is no bundle; got none.")
+    return files_in(plans, ".json")
 
 
 def _requires(settings: Any) -> None:

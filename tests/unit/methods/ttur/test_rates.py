@@ -9,7 +9,7 @@ from fewstep.checks import DataError
 from fewstep.methods.ttur.arms import PUBLISHED, is_single, single_rates, steps_within
 from fewstep.methods.ttur.stage.rates.run import chosen_arms, gan_settings, rates_of
 from fewstep.methods.ttur.stage.rates.settings import TturSettings
-from fewstep.pipeline.gan.contest import fd_ratio, summary
+from fewstep.pipeline.gan.comparison import fd_ratio, summary
 from fewstep.pipeline.trials import Completed
 
 SETTINGS = TturSettings(network="dcgan", budget=6400, batch_size=64)

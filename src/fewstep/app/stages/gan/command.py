@@ -17,7 +17,7 @@ from fewstep.pipeline.stage.options import DeviceOption, ReferenceOption, takes_
 from fewstep.pipeline.stage.spec import STAMP, Spec, stamp
 
 if TYPE_CHECKING:
-    from fewstep.pipeline.gan.judge import Judge
+    from fewstep.pipeline.gan.monitor import Monitor
 
 _FIRST_SEED = 1_800_000_000
 """Of the images that are measured on the way; results are measured on other ones."""
@@ -73,13 +73,13 @@ def command(
         pair = untrained(gan, dataset.shape)
         for net in pair:
             net.to(chosen)
-        judge = _judge(gan, data, reference, extractor, chosen, pictures)
+        monitor = _monitor(gan, data, reference, extractor, chosen, pictures)
         with live(metrics, track, spec, leads=world.leads):
             state = train_pair(
                 pair,
                 dataset,
                 gan,
-                measure=judge.probe(gan.probe_every),
+                measure=monitor.probe(gan.probe_every),
                 checkpoints=folder,
                 metrics=metrics,
                 world=world,
@@ -115,11 +115,11 @@ def command(
     )
 
 
-def _judge(
+def _monitor(
     gan: GanSettings, data: Path, reference: Path | None, extractor: str | None, device: str, pictures: Path
-) -> "Judge":
+) -> "Monitor":
     from fewstep.data.packed import load_dataset
-    from fewstep.pipeline.gan.judge import Judge, measure_by
+    from fewstep.pipeline.gan.monitor import Monitor, measure_by
 
     if (reference is None) != (extractor is None):
         raise ConfigError(
@@ -130,7 +130,7 @@ def _judge(
     if reference is not None and extractor is not None:
         measure = measure_by(extractor, reference, dataset.shape, device)
     seeds = range(_FIRST_SEED, _FIRST_SEED + gan.probe_images)
-    return Judge(dataset, gan.steps, seeds, measure, pictures)
+    return Monitor(dataset, gan.steps, seeds, measure, pictures)
 
 
 def _join(folder: Path, path: Path) -> None:

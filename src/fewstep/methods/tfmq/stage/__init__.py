@@ -18,6 +18,7 @@ def _requires(settings: Any) -> None:
 STAGE = Stage(
     name="quantize",
     command=command,
+    measures="fewstep.methods.tfmq.stage.measures",
     makes="plans",
     does="quantise the best plan of {nfe} network calls",
     settings=QuantizeSettings,

@@ -83,6 +83,7 @@ class Quantising:
     ) -> None:
         self.task, self.plan, self.settings, self.track = task, plan, settings, track
         self.seeds, self.work, self.name = quantisation_seeds(settings), work, plan.name or "plan"
+        self._made: dict[str, Tensor] = {}
 
     @property
     def warnings(self) -> list[str]:
@@ -212,14 +213,15 @@ class Quantising:
         with torch.no_grad():
             return self.task.solve(self.plan, seeds)
 
-    @cached_property
-    def _targets(self) -> dict[str, Tensor]:
-        return {purpose: self._parents(self.seeds[purpose]) for purpose in ("validation", "gate")}
+    def _targets(self, purpose: str) -> Tensor:
+        if purpose not in self._made:
+            self._made[purpose] = self._parents(self.seeds[purpose])
+        return self._made[purpose]
 
     def _errors(self, task: Task, plan: Plan, purpose: str = "gate") -> Tensor:
         """Distance of each image to the parent's of the same noise."""
         with torch.no_grad():
-            return distances(task.solve(plan, self.seeds[purpose]), self._targets[purpose])
+            return distances(task.solve(plan, self.seeds[purpose]), self._targets(purpose))
 
     # the record
 

@@ -56,7 +56,7 @@ class QuantizeSettings(OwnSeeds):
         default=128, ge=16, description="other images, on which the coefficients must be better"
     )
     seed: int = Field(
-        default=1_800_000_000, ge=0, description="first seed of these images, and seed of the roundings"
+        default=2_200_000_000, ge=0, description="first seed of these images, and seed of the roundings"
     )
     # Sizes of batches move the last bits of states, so that they can decide between two close roundings.
     batch_size: int = Field(default=64, ge=1, le=65536, description="images per network call")

@@ -41,8 +41,8 @@ def command(
     from fewstep.methods.vitgan.jacobian import KINDS, SCALES, norms
     from fewstep.methods.vitgan.variants import VARIANTS
     from fewstep.pipeline.devices import chosen_device
-    from fewstep.pipeline.gan.contest import Contest, curves, summary, table
-    from fewstep.pipeline.gan.judge import measure_by
+    from fewstep.pipeline.gan.comparison import Comparison, curves, summary, table
+    from fewstep.pipeline.gan.monitor import measure_by
     from fewstep.pipeline.gan.training import untrained
     from fewstep.progress import track
 
@@ -69,8 +69,8 @@ def command(
     kept = study or out.with_name(f"{out.name}.study")
     kept = kept / spec.key if spec else kept
     kept.mkdir(parents=True, exist_ok=True)
-    contest = Contest(dataset, measure, kept, vitgan.variant_images, chosen, _FIRST_SEED, track)
-    outcomes = [contest.train(name, settings) for (name, _), settings in chosen_settings.items()]
+    comparison = Comparison(dataset, measure, kept, vitgan.variant_images, chosen, _FIRST_SEED, track)
+    outcomes = [comparison.train(name, settings) for (name, _), settings in chosen_settings.items()]
     trainings = table(outcomes)
     record = {
         "settings": {"gan": gan.model_dump(mode="json"), "vitgan": vitgan.model_dump(mode="json")},

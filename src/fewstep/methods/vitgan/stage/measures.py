@@ -7,7 +7,7 @@ from fewstep.files import read_json
 from fewstep.methods.vitgan.stage.command import RECORD, TRAININGS
 from fewstep.pipeline import claims
 from fewstep.pipeline.claims import Measurement
-from fewstep.pipeline.gan import contest
+from fewstep.pipeline.gan import comparison
 
 
 def fd_ratio(run: Path, *, of: str, to: Sequence[str]) -> list[Measurement]:
@@ -18,9 +18,9 @@ def fd_ratio(run: Path, *, of: str, to: Sequence[str]) -> list[Measurement]:
         of: name of the variant.
         to: names of those that it is compared with.
     """
-    frame = contest.read_table(run / "vitgan" / TRAININGS)
+    frame = comparison.read_table(run / "vitgan" / TRAININGS)
     level = claims.level_of_each(len(to))
-    return [contest.fd_ratio(frame, of, other, level) for other in to]
+    return [comparison.fd_ratio(frame, of, other, level) for other in to]
 
 
 def jacobian_growth(run: Path, *, kind: str) -> list[Measurement]:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from fewstep.checks import ConfigError, DataError
 from fewstep.files import read_json
 from fewstep.methods.vitgan.stage.command import CURVES, RECORD, TRAININGS
-from fewstep.pipeline.gan.contest import fd_ratio, read_table, summary
+from fewstep.pipeline.gan.comparison import fd_ratio, read_table, summary
 from fewstep.pipeline.gan.figure import distance_figure
 from fewstep.pipeline.report.figures import COLOURS, WIDTH, house_style
 from fewstep.pipeline.report.panel import Panel, rendered

@@ -48,8 +48,8 @@ def command(
     from fewstep.data.packed import load_dataset
     from fewstep.methods.ttur.stage.rates.run import gan_settings, run_ttur
     from fewstep.pipeline.devices import chosen_device
-    from fewstep.pipeline.gan.contest import Contest
-    from fewstep.pipeline.gan.judge import measure_by
+    from fewstep.pipeline.gan.comparison import Comparison, summary
+    from fewstep.pipeline.gan.monitor import measure_by
     from fewstep.pipeline.gan.training import untrained
     from fewstep.progress import track
 
@@ -63,17 +63,15 @@ def command(
     kept = study or out.with_name(f"{out.name}.study")
     kept = kept / spec.key if spec else kept
     kept.mkdir(parents=True, exist_ok=True)
-    contest = Contest(dataset, measure, kept / "trainings", ttur.images, chosen, FIRST_SEED, track)
+    comparison = Comparison(dataset, measure, kept / "trainings", ttur.images, chosen, FIRST_SEED, track)
     identity = {
         "data": dataset.fingerprint,
         "reference": measure.reference.protocol,
         "extractor": measure.extractor.protocol,
     }
-    found = run_ttur(contest, ttur, storage=str(kept / "journal.log"), identity=identity, track=track)
+    found = run_ttur(comparison, ttur, storage=str(kept / "journal.log"), identity=identity, track=track)
     with result_folder(out, spec) as folder:
         save(found, ttur, folder)
-    from fewstep.pipeline.gan.contest import summary
-
     for row in summary(found.trainings):
         typer.echo(f"{row['arm']}: FD {row['fd']:.4g} ({row['low']:.4g} to {row['high']:.4g})", err=True)
     typer.echo(f"{out}: {len(found.trials)} trainings searched, {len(found.trainings)} compared")

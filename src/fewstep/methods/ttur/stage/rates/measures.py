@@ -6,7 +6,7 @@ from pathlib import Path
 from fewstep.methods.ttur.stage.rates.command import TRAININGS
 from fewstep.pipeline import claims
 from fewstep.pipeline.claims import Measurement
-from fewstep.pipeline.gan import contest
+from fewstep.pipeline.gan import comparison
 
 
 def fd_ratio(run: Path, *, of: str, to: Sequence[str]) -> list[Measurement]:
@@ -17,6 +17,6 @@ def fd_ratio(run: Path, *, of: str, to: Sequence[str]) -> list[Measurement]:
         of: name of the arm.
         to: names of the arms that it is compared with.
     """
-    frame = contest.read_table(run / "ttur" / TRAININGS)
+    frame = comparison.read_table(run / "ttur" / TRAININGS)
     level = claims.level_of_each(len(to))
-    return [contest.fd_ratio(frame, of, other, level) for other in to]
+    return [comparison.fd_ratio(frame, of, other, level) for other in to]

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from fewstep.checks import ConfigError, DataError
 from fewstep.files import read_json
 from fewstep.methods.ttur.stage.rates.command import CURVES, RECORD, TRAININGS, TRIALS
-from fewstep.pipeline.gan.contest import fd_ratio, read_table, summary
+from fewstep.pipeline.gan.comparison import fd_ratio, read_table, summary
 from fewstep.pipeline.gan.figure import distance_figure
 from fewstep.pipeline.report.figures import COLOURS, WIDTH, house_style
 from fewstep.pipeline.report.panel import Panel, rendered

@@ -20,7 +20,7 @@ from fewstep.methods.ttur.arms import (
     steps_within,
 )
 from fewstep.methods.ttur.stage.rates.settings import TturSettings
-from fewstep.pipeline.gan.contest import Contest, curves, table
+from fewstep.pipeline.gan.comparison import Comparison, curves, table
 from fewstep.pipeline.gan.settings import GanSettings
 from fewstep.pipeline.trials import (
     Completed,
@@ -76,12 +76,12 @@ def gan_settings(settings: TturSettings, rates: Mapping[str, Any], seed: int) ->
 
 
 def run_ttur(
-    contest: Contest, settings: TturSettings, *, storage: str, identity: Mapping[str, Any], track: Track
+    comparison: Comparison, settings: TturSettings, *, storage: str, identity: Mapping[str, Any], track: Track
 ) -> Found:
     """Search, then compare the best pair of rates, the published pair and the best single rates from fresh seeds.
 
     Args:
-        contest: the data, and what distances are measured by.
+        comparison: the data, and what distances are measured by.
         settings: of the stage.
         storage: of the study, from which an interrupted search resumes.
         identity: all else that the scores depend on.
@@ -107,7 +107,7 @@ def run_ttur(
 
         chosen = gan_settings(settings, rates, settings.seed)
         try:
-            outcome = contest.train("trial", chosen, watch=watch)
+            outcome = comparison.train("trial", chosen, watch=watch)
         except _Hopeless:
             return None
         finally:
@@ -126,7 +126,7 @@ def run_ttur(
     )
     arms = chosen_arms(completed(study), str(settings.network))
     outcomes = [
-        contest.train(name, gan_settings(settings, rates, seed))
+        comparison.train(name, gan_settings(settings, rates, seed))
         for seed in range(settings.seed + 1, settings.seed + 1 + settings.seeds)
         for name, rates in arms.items()
     ]

@@ -9,7 +9,7 @@ from fewstep.checks import ConfigError
 from fewstep.metrics.extractor import Extractor, Head
 from fewstep.metrics.reference import from_features
 from fewstep.nets.generator import Generator
-from fewstep.pipeline.gan.judge import Judge, Measure, images_of, require_alive
+from fewstep.pipeline.gan.monitor import Measure, Monitor, images_of, require_no_collapse
 from fewstep.pipeline.gan.settings import GanSettings
 from fewstep.pipeline.gan.training import recipe_of, train_pair, untrained
 from fewstep.rng import generator
@@ -74,8 +74,8 @@ def pixels() -> Extractor:
     )
 
 
-def judge(**changes):
-    return Judge(**{"real": Images(), "steps": 100, "seeds": range(400), **changes})
+def monitor(**changes):
+    return Monitor(**{"real": Images(), "steps": 100, "seeds": range(400), **changes})
 
 
 def test_images_of_seeds_do_not_depend_on_the_others():
@@ -91,7 +91,7 @@ def test_distance_shares_and_spread_are_those_of_the_images(tmp_path):
         extractor.protocol,
         dataset={"name": "toy", "fingerprint": "toy", "split": "train", "heldout_split": None},
     )
-    found = judge(measure=Measure(extractor, reference), pictures=tmp_path)(state())
+    found = monitor(measure=Measure(extractor, reference), pictures=tmp_path)(state())
     # bytes are uniform, with standard deviation 2 / sqrt(12) in [-1, 1]; those of the generator have 0.5
     assert found["spread"] == pytest.approx(0.5 / 12**-0.5 / 2, rel=0.1)
     # of 16 independent pixels: (74 - 64)^2 each, and about 2000 that 300 and 400 images leave to chance
@@ -116,17 +116,17 @@ def test_distance_shares_and_spread_are_those_of_the_images(tmp_path):
 )
 def test_a_training_without_hope_is_stopped(values, message):
     with pytest.raises(Diverged, match=message):
-        judge()(state(**values))
+        monitor()(state(**values))
 
 
 def test_one_class_for_all_images_is_a_collapse():
     found = {"spread": 1.0, "probe_gap": 0.0, "share_max": 0.96}
     with pytest.raises(Diverged, match="one class has 96.0% of its images"):
-        require_alive(found, 10)
+        require_no_collapse(found, 10)
 
 
 def test_the_start_is_forgiven():
-    assert judge()(state(factor=0.01, step=20))["spread"] < 0.1
+    assert monitor()(state(factor=0.01, step=20))["spread"] < 0.1
 
 
 # settings
@@ -151,7 +151,7 @@ def test_every_network_trains_as_the_settings_say(network, tmp_path):
         torch.equal(a, b)
         for a, b in zip(pair.generator.parameters(), again.generator.parameters(), strict=True)
     )
-    probe = judge(seeds=range(20), pictures=tmp_path).probe(2)
+    probe = monitor(seeds=range(20), pictures=tmp_path).probe(2)
     trained = train_pair(pair, Images(), settings, measure=probe)
     assert (trained.step, trained.images_seen) == (2, 8)
     assert [path.name for path in tmp_path.iterdir()] == ["00000002.npy"]

@@ -20,13 +20,13 @@ from fewstep.nets import CURVE
 from fewstep.nets.generator import Generator
 from fewstep.pipeline.claims import LEVEL, Measurement
 from fewstep.pipeline.gan.curve import cost_columns
-from fewstep.pipeline.gan.judge import Judge, Measure, images_of
+from fewstep.pipeline.gan.monitor import Measure, Monitor, images_of
 from fewstep.pipeline.gan.settings import GanSettings
 from fewstep.pipeline.gan.training import train_pair, untrained
 from fewstep.pipeline.record import curve_rows
 from fewstep.progress import Track
 from fewstep.train.adversarial import GENERATOR
-from fewstep.train.loop import Diverged
+from fewstep.train.loop import Diverged, Probe, State
 
 FRESH_SEED = 1_900_000_000
 """First seed of the images that results are measured on; nothing is chosen by them."""
@@ -47,7 +47,7 @@ class Outcome(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Contest:
+class Comparison:
     """What all trainings share.
 
     Attributes: work: folder in which finished trainings are kept, and checkpoints of the one that runs. images: of each
@@ -75,12 +75,15 @@ class Contest:
         """
         key = sha256_text(canonical_json(settings.result_settings()))[:16]
         done, folder = self.work / f"{key}.json", self.work / key
-        if not done.exists():
-            result = self._trained(name, settings, folder, watch)
-            write_json(done, result)
+        finished = done.exists()
+        if not finished:
+            write_json(done, self._trained(name, settings, folder, watch))
         result = read_json(done)
         rows = list(curve_rows(folder / CURVE)) if (folder / CURVE).exists() else []
         curve = cost_columns(rows, d_steps=settings.d_steps) if rows else pd.DataFrame()
+        if finished and watch is not None and "fd" in curve:
+            for fd in curve["fd"].dropna():
+                watch(float(fd))  # as it was told while the training ran
         fd = math.inf if result["fd"] is None else float(result["fd"])
         return Outcome(name, settings.seed, fd, result["stopped"], curve)
 
@@ -91,23 +94,20 @@ class Contest:
         for net in pair:
             net.to(self.device)
         seeds = range(self.first_seed, self.first_seed + self.images)
-        judge = Judge(self.dataset, settings.steps, seeds, self.measure)
-        probe = judge.probe(settings.probe_every)
-        if watch is not None:
-            seen = watch
+        monitor = Monitor(self.dataset, settings.steps, seeds, self.measure)
 
-            def watched(state: Any) -> Mapping[str, float]:
-                found = judge(state)
-                seen(found["fd"])
-                return found
+        def measured(state: State) -> Mapping[str, float]:
+            found = monitor(state)
+            if watch is not None:
+                watch(found["fd"])
+            return found
 
-            probe = type(probe)(probe.every, watched)
         try:
             state = train_pair(
                 pair,
                 self.dataset,
                 settings,
-                measure=probe,
+                measure=Probe(settings.probe_every, measured),
                 checkpoints=folder if watch is None else None,
                 metrics=folder / CURVE,
                 progress=self.track(f"{name}, seed {settings.seed}", unit="step"),

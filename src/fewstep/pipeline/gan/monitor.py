@@ -43,7 +43,7 @@ class Measure(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Judge:
+class Monitor:
     """Measures the averaged generator, always on the same seeds.
 
     Attributes:
@@ -87,7 +87,7 @@ class Judge:
         if self.measure is not None:
             found |= self._distance(images)
         if state.step > GRACE * self.steps:
-            require_alive(found, state.step)
+            require_no_collapse(found, state.step)
         return found
 
     def _distance(self, images: Tensor) -> dict[str, float]:
@@ -102,8 +102,8 @@ class Judge:
         return found
 
 
-def require_alive(found: Mapping[str, float], step: int) -> None:
-    """Raise Diverged where the numbers of a judge say that there is no use in training on."""
+def require_no_collapse(found: Mapping[str, float], step: int) -> None:
+    """Raise Diverged where the numbers of a monitor say that the training has collapsed or diverged."""
     gap, remedy = found["probe_gap"], "Change the learning rates or their ratio, or raise r1"
     reason = ""
     if found["spread"] < LEAST_SPREAD:
