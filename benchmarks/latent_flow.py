@@ -19,6 +19,7 @@ from fewstep import process
 from fewstep.app.cli import main as fewstep
 from fewstep.data.packed import load_dataset
 from fewstep.diffusion.denoiser import Model
+from fewstep.diffusion.schedule import Flow
 from fewstep.files import atomic_file
 from fewstep.interop.load import load_model
 from fewstep.metrics.extractor import Extractor, extract, load_extractor
@@ -83,8 +84,9 @@ def trained(data: Path, keep: Path, space: str, objective: str, seed: int, steps
 def measured(
     model: Model, nfe: int, guidance: float, n: int, reference: Statistics, extractor: Extractor
 ) -> Cell:
-    """DDIM on uniform times, which is Euler's method for a flow."""
-    plan = PRESETS["ddim"](model.schedule, nfe, grid="uniform-t", to_zero=True)
+    """DDIM on uniform times, which is Euler's method for a flow, whose last call is at 1 / nfe."""
+    grid = "shifted" if isinstance(model.schedule, Flow) else "uniform-t"
+    plan = PRESETS["ddim"](model.schedule, nfe, grid=grid, to_zero=True)
     seeds = range(FIRST, FIRST + n)
     condition = model.condition_of(seeds)
     start = time.perf_counter()
@@ -159,10 +161,11 @@ def main() -> None:
         [
             f"# Flows and noise prediction on {dataset.name}",
             "",
-            f"FD in the features of {extractor.id} on {options.images} images, in brackets the share that the classifier "
-            f"finds to be of the class asked for; mean ± standard deviation over {len(options.seeds)} trainings of "
-            f"{options.steps} steps. {len(heldout)} held-out real images: {real:.1f}. Flows by Euler, noise prediction by "
-            "DDIM, both on uniform times.",
+            f"FD in the features of {extractor.id} on {options.images} images, in brackets the share that the",
+            "classifier finds to be of the class asked for; mean ± standard deviation over "
+            f"{len(options.seeds)} trainings of {options.steps} steps.",
+            f"{len(heldout)} held-out real images: {real:.1f}.",
+            "Flows by Euler, noise prediction by DDIM, both on uniform times.",
             "",
             *lines,
             "",

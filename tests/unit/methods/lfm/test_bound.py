@@ -124,7 +124,7 @@ def test_dopri5_follows_the_flow_and_counts_its_calls():
     )
     noise = torch.randn(50, 2, generator=generator(11))
     x0, nfe = dopri5(counted, noise)
-    # the schedule starts at t = 0.999, of which x_T is taken as noise
+    # the schedule starts just below t = 1, of which x_T is taken as noise
     assert float((x0 - (M + S * noise)).abs().max()) < 5e-3
     assert nfe == len(calls) > 20
 
@@ -137,3 +137,9 @@ def test_ddim_on_a_flow_is_euler():
     for t, s in zip(ts[:-1], ts[1:], strict=True):
         z = z + (s - t) * gaussian(z, torch.tensor(t).double())
     assert torch.allclose(solve(model, plan, x), z, atol=1e-10)
+
+
+def test_shifted_times_of_a_flow_are_those_of_the_paper():
+    plan = PRESETS["ddim"](Flow(), 4, grid="shifted", to_zero=True)
+    ts = [float(Flow().t_of_lambda(node.lambda_)) for node in plan.nodes[:-1]]
+    assert ts == pytest.approx([1, 0.75, 0.5, 0.25], abs=1e-3)

@@ -142,8 +142,8 @@ class Measuring:
         return None
 
     def euler(self, nfe: int, guidance: float, seeds: Sequence[int]) -> Images:
-        """Images (N, H, W, C) by DDIM on uniform times, which is Euler's method for a flow."""
-        plan = PRESETS["ddim"](self.model.schedule, nfe, grid="uniform-t", to_zero=True)
+        """Images (N, H, W, C) by DDIM at the times 1 - i / nfe, which is Euler's method for a flow."""
+        plan = PRESETS["ddim"](self.model.schedule, nfe, grid="shifted", to_zero=True)
         images = sample(
             self.model,
             plan,
