@@ -184,6 +184,7 @@ def kill_amid_a_trial(process, journal, *, after):
         process.kill()
 
 
+@pytest.mark.slow
 def test_a_killed_search_ends_with_the_plan_of_one_that_was_not(searched, tmp_path):
     command = [COMMAND, *map(str, again(searched, tmp_path / "out"))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

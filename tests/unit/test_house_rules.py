@@ -39,7 +39,7 @@ def random_calls_without_generator(tree: ast.AST) -> list[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT / "src")))
 def test_random_numbers_come_from_an_argument(path):
-    if path.name != "rng.py":
+    if path.name not in ("rng.py", "runner.py"):  # the runner of a bundle stands alone, without this package
         assert not random_calls_without_generator(ast.parse(path.read_text()))
 
 

@@ -261,6 +261,7 @@ def test_a_lost_file_is_made_again(project: Project) -> None:
     assert project.planned() == {**AFTER_TRAIN, "train": 1}
 
 
+@pytest.mark.slow
 def test_jobs_share_the_images_and_measure_the_same(project: Project) -> None:
     results = project.folder / "results" / "smoke"
     certificates = results / "evaluate/plans/nfe3"
@@ -281,6 +282,7 @@ def test_jobs_share_the_images_and_measure_the_same(project: Project) -> None:
     assert list((project.folder / "state/smoke/shards").rglob("*of2")) == []
 
 
+@pytest.mark.slow
 def test_dvc_sees_what_snakemake_sees(project: Project) -> None:
     project.edit("params.yaml", "evaluate: {resamples: 10}", "evaluate: {resamples: 12}")
     jobs = jobs_in(project.succeed("dvc", "repro"))
@@ -310,6 +312,7 @@ def test_dvc_sees_what_snakemake_sees(project: Project) -> None:
     assert project.planned().keys() <= {"track"}
 
 
+@pytest.mark.slow
 def test_dvc_takes_a_run_that_detects_nothing(project: Project) -> None:
     project.edit("params.yaml", "detect: {nfe: [3], ", "detect: {nfe: [], ")
     assert sorted(jobs_in(project.succeed("dvc", "repro"))) == ["report", "track"]
@@ -345,6 +348,8 @@ def test_every_run_of_the_repository_can_be_planned(tmp_path: Path) -> None:
     shutil.copy2(ROOT / "params.yaml", project.folder)
     (project.folder / "zoo").symlink_to(ROOT / "zoo")
     for run, settings in load_params(ROOT / "params.yaml").runs.items():
+        if settings.claims.runs:
+            continue  # makes what those runs make
         expected: dict[str, int] = {}
         for result in STAGES.results(settings):
             name = result.stage.name

@@ -71,7 +71,7 @@ def linear_form(
                 store[read.key] = read.of_x * states[-1] + read.of_output * output
         else:
             terms = [weight * store[key] for key, weight in operation.terms]
-            store["x", operation.end] = torch.stack(terms).sum(0)
+            store["x", operation.end] = torch.stack(terms).sum(0) if terms else torch.zeros_like(basis[0])
     states.append(store["x", len(plan.nodes) - 1])
     rows = []
     for k, operation in enumerate(evaluations):

@@ -28,11 +28,11 @@ class Dying(Task):
 
     solved, at, death = 0, -1, None
 
-    def _solve(self, plan, seeds, values):
+    def _solve(self, plan, seeds, values, select):
         if self.solved == self.at:
             raise self.death
         self.solved += 1
-        return super()._solve(plan, seeds, values)
+        return super()._solve(plan, seeds, values, select)
 
 
 def dying(task, at, death):

@@ -188,6 +188,9 @@ def test_every_network_can_be_described_and_rebuilt():
         "transformer": {"type": "transformer", "image_size": 8, "in_channels": 1, "channels": 8},
         "classifier": {"type": "classifier", "in_channels": 1, "n_classes": 2},
         "vae": {"type": "vae", "in_channels": 1},
+        "dcgan": {"type": "dcgan", "shape": [1, 8, 8], "width": 2, "latent": 5},
+        "resnet-gan": {"type": "resnet-gan", "shape": [1, 8, 8], "width": 2, "latent": 5},
+        "vitgan": {"type": "vitgan", "shape": [1, 8, 8], "width": 8, "latent": 8, "heads": 2},
     }
     assert values.keys() == NETS.keys()
     for config in values.values():

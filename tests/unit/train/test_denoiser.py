@@ -335,7 +335,7 @@ def test_a_damaged_checkpoint_is_one_clear_sentence(tmp_path, name):
         ({"precision": "fp8"}, "fp32 or bf16"),
         ({"condition_dropout": 1.0}, "condition_dropout"),
         ({"warmup_steps": 12}, "warm-up"),
-        ({"lr_schedule": "step"}, "constant or cosine"),
+        ({"lr_schedule": "step"}, "constant, cosine or power"),
         ({"cooldown": 3}, "needs a constant rate"),
         ({"lr_schedule": "constant", "cooldown": 11}, "10 steps after the warm-up; got 11"),
         ({"batch_size": 0}, "batch_size"),

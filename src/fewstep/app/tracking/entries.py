@@ -89,7 +89,8 @@ def _provenance(folder: Path, place: str) -> Stamps:
         if place not in found:
             stamp = read_stamp(folder / place)
             for upstream in stamp["upstream"]:
-                collect(upstream)
+                if not upstream.startswith("../"):  # of another run, which has its own place
+                    collect(upstream)
             found[place] = stamp
 
     collect(place)

@@ -18,7 +18,9 @@ from fewstep.rng import initial_weights
 
 def setup(folder, *, trials=10, model="model"):
     settings = SearchSettings(trials=trials, noises=16, trial_noises=16, teacher_nfe=10, batch_size=16)
-    return SearchSetup(folder / model, None, 1.0, "cpu", True, settings, None, None, "effnet-lite0-p320")
+    return SearchSetup(
+        folder / model, None, None, 1.0, "cpu", True, settings, None, None, "effnet-lite0-p320"
+    )
 
 
 def prepare(folder):
