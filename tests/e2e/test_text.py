@@ -1,6 +1,7 @@
 """Text-to-image pipelines through the commands, as a user types them: search, align, sample, evaluate, export."""
 
 import contextlib
+import functools
 import json
 import re
 import shlex
@@ -24,7 +25,10 @@ from fewstep.rng import ImageNoise
 from fewstep.sampling.plan import load_plan
 from fewstep.sampling.sample import solve
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, about processors that are not used
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # of transformers, about processors that are not used
+    pytest.mark.timeout(1500),  # two searches, on a machine that others use, too
+]
 
 ROOT = Path(__file__).parents[2]
 TUTORIAL = (ROOT / "docs/tutorials/text-to-image.md").read_text(encoding="utf-8")
@@ -57,8 +61,10 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def searched(place):
-    """Both folders after all of the tutorial."""
-    for kind in ("sd15", "flux"):
+    """From a kind to its folder after all of the tutorial."""
+
+    @functools.cache
+    def run(kind):
         for language, block in BLOCKS:
             if language == "bash":
                 for line in block.splitlines():
@@ -69,14 +75,16 @@ def searched(place):
                 with contextlib.chdir(place / kind), mock.patch.object(sys, "path", list(sys.path)):
                     exec(compile(block, "text-to-image.md", "exec"), {})
                 sys.modules.pop("fewstep_scheduler", None)
-    return place
+        return place / kind
+
+    return run
 
 
 @pytest.mark.parametrize("kind", ["sd15", "flux"])
 def test_the_tutorial_and_its_scheduler_in_the_pipeline(searched, kind):
     from tiny_text import CALLS, pipeline
 
-    own = searched / kind
+    own = searched(kind)
     plan = load_plan(own / "found/searched.nfe4.json")
     assert plan.nfe == 4 and plan.provenance["call"]["guidance_scale"] == (7.5 if kind == "sd15" else 3.5)
     assert set(plan.provenance["prompts"]) == {digest(prompt) for prompt in FOUND}
@@ -104,7 +112,7 @@ def test_the_tutorial_and_its_scheduler_in_the_pipeline(searched, kind):
 
 
 def test_images_of_prompts_are_measured_and_drawn_again(searched, tmp_path):
-    own = searched / "sd15"
+    own = searched("sd15")
     common = ("--call", "call.yaml", "--prompts", "table.csv:words", "--batch-size", 12)
     plan = "found/searched.nfe4.json"
     made("sample", "my-pipeline", plan, *common, "--seeds", "0-11", "--out", tmp_path / "drawn.npz", cwd=own)
@@ -130,7 +138,7 @@ def test_images_of_prompts_are_measured_and_drawn_again(searched, tmp_path):
 
 @pytest.mark.slow
 def test_alignment_of_a_pipeline(searched, tmp_path):
-    own = searched / "flux"
+    own = searched("flux")
     model = ("--model", "my-pipeline", "--call", "call.yaml")
     more = ("--nfe", 2, "--grid", "shifted:3", "--to-zero", "--out", tmp_path / "ddim.json")
     made("plan", "ddim", *model, *more, cwd=own)
@@ -151,21 +159,21 @@ def sample_of(own, tmp_path, *arguments):
 
 def test_prompts_that_were_searched_on_are_refused(searched, tmp_path):
     (tmp_path / "mixed.txt").write_text("\n".join([*REPORTED[:4], FOUND[0].upper(), FOUND[1]]))
-    said = sample_of(searched / "sd15", tmp_path, "--call", "call.yaml", "--prompts", tmp_path / "mixed.txt")
+    said = sample_of(searched("sd15"), tmp_path, "--call", "call.yaml", "--prompts", tmp_path / "mixed.txt")
     assert "must not have been searched on, but 2 of 6 were" in said
 
 
 def test_another_call_is_another_model(searched, tmp_path):
     (tmp_path / "other.yaml").write_text("guidance_scale: 3.0\n")
     other = ("--call", tmp_path / "other.yaml", "--prompts", "report-prompts.txt")
-    assert "The plan is for the model with fingerprint" in sample_of(searched / "sd15", tmp_path, *other)
+    assert "The plan is for the model with fingerprint" in sample_of(searched("sd15"), tmp_path, *other)
 
 
 def test_scores_by_clip_and_their_mistakes(searched, tmp_path):
     import transformers
     from tiny_text import clip_tokenizer
 
-    own = searched / "sd15"
+    own = searched("sd15")
     vision = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
     text = {**vision, "vocab_size": 514, "max_position_embeddings": 77, "eos_token_id": 513}
     vision |= {"image_size": 32, "patch_size": 8}

@@ -1,4 +1,9 @@
-"""Models that diffusers has saved, read from disk: no network access, no pickled weights, no code from the folder."""
+"""Models that diffusers has saved, read from disk: no network access, no pickled weights, no code from the folder.
+
+These are networks that are called directly: their pipelines take no prompts, draw their noise where nobody can hand out
+a state, and have no guidance beside that for classes, which is applied here. `text_model` has those that guide by
+themselves.
+"""
 
 import re
 from collections.abc import Callable

@@ -313,9 +313,52 @@ def chroma():
     )  # fmt: skip
 
 
+def again(kind, name, **more):
+    """The parts of a pipeline in another class."""
+    parts = KINDS[kind]().components
+    parts = {
+        part: value for part, value in parts.items() if part not in ("image_encoder", "feature_extractor")
+    }
+    bare = BARE if "safety_checker" in parts else {}
+    return getattr(diffusers, name)(**{**parts, **bare}, **more)
+
+
+def cogview3():
+    net = stirred(
+        lambda: diffusers.CogView3PlusTransformer2DModel(
+            patch_size=2, in_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=4, out_channels=4,
+            text_embed_dim=32, time_embed_dim=32, condition_dim=8, pos_embed_max_size=16, sample_size=16,
+        ), 30,
+    )  # fmt: skip
+    return diffusers.CogView3PlusPipeline(
+        tokenizer=t5_tokenizer(), text_encoder=t5(31), vae=vae(0.13025), transformer=net,
+        scheduler=diffusers.CogVideoXDDIMScheduler(**SD_TABLE, prediction_type="v_prediction"),
+    )  # fmt: skip
+
+
+def lumina():
+    net = stirred(
+        lambda: diffusers.LuminaNextDiT2DModel(
+            sample_size=16, patch_size=2, in_channels=4, hidden_size=24, num_layers=2, num_attention_heads=3,
+            num_kv_heads=1, multiple_of=16, norm_eps=1e-5, learn_sigma=True, qk_norm=True, cross_attention_dim=32,
+            scaling_factor=1.0,
+        ), 32,
+    )  # fmt: skip
+    return diffusers.LuminaPipeline(
+        transformer=net, vae=vae(0.13025), text_encoder=gemma(33), tokenizer=t5_tokenizer(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+    )  # fmt: skip
+
+
 KINDS = {
     "sd15": sd15, "sd21": sd21, "sdxl": sdxl, "sd3": sd3, "flux": flux, "pixart-sigma": pixart, "sana": sana,
-    "auraflow": auraflow, "lumina2": lumina2, "hunyuan": hunyuan, "chroma": chroma,
+    "auraflow": auraflow, "lumina2": lumina2, "hunyuan": hunyuan, "chroma": chroma, "cogview3": cogview3,
+    "pixart-alpha": lambda: pixart("PixArtAlphaPipeline"),
+    "sd15-pag": lambda: again("sd15", "StableDiffusionPAGPipeline", pag_applied_layers=["up"]),
+    "sd3-pag": lambda: again("sd3", "StableDiffusion3PAGPipeline", pag_applied_layers=["blocks.1"]),
+    "hunyuan-pag": lambda: hunyuan("HunyuanDiTPAGPipeline", pag_applied_layers=["blocks.1"]),
+    "sana-pag": lambda: sana("SanaPAGPipeline", pag_applied_layers=["blocks.1"]),
+    "lumina": lumina,
 }  # fmt: skip
 CALLS = {
     "sd15": {"guidance_scale": 7.5},
@@ -335,7 +378,17 @@ CALLS = {
     },
     "chroma": {"guidance_scale": 5.0, **SMALL},
 }  # fmt: skip
-ROWS = {"flux": 1}  # per image and evaluation; of the others, which guide, 2
+CALLS |= {
+    "cogview3": {"guidance_scale": 5.0, **SMALL},
+    "pixart-alpha": CALLS["pixart-sigma"],
+    "sd15-pag": {"guidance_scale": 5.0, "pag_scale": 3.0},
+    "sd3-pag": {"guidance_scale": 5.0, "pag_scale": 0.7},
+    "hunyuan-pag": {**CALLS["hunyuan"], "pag_scale": 3.0},
+    "sana-pag": {**CALLS["sana"], "pag_scale": 2.0},
+    "lumina": {"guidance_scale": 4.0, "height": 128, "width": 128, "max_sequence_length": 64},
+}
+ROWS = {"flux": 1, "sd15-pag": 3, "sd3-pag": 3, "hunyuan-pag": 3, "sana-pag": 3}
+"""Per image and evaluation; of the others, which guide, 2."""
 
 
 @functools.cache
