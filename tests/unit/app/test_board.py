@@ -1,16 +1,20 @@
 """A board: a run that makes nothing but verdicts on what other runs made."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from fewstep.app.keys import make_specs
 from fewstep.app.params import Settings, parse_params
 from fewstep.app.stages import STAGES
-from fewstep.app.stages.claims.board import judged_papers, planned
+from fewstep.app.stages.claims.board import JudgedPaper, judged_papers, planned, save_board
+from fewstep.app.stages.claims.panel import panel
 from fewstep.checks import ConfigError, DataError
 from fewstep.pipeline import claims
+from fewstep.pipeline.claims import Criterion, Judged, Measurement
 from fewstep.pipeline.stage.settings import RunSettings
 
 PAPERS = claims.papers()
@@ -86,3 +90,32 @@ def test_what_is_no_finished_run_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="claims must be about runs that are given, other; .* add results/"):
         (tmp_path / "other/evaluate").mkdir(parents=True)
         judged_papers({"other": tmp_path / "other"}, STAGES)
+
+
+def judged(name: str, **changed: float) -> Judged:
+    text = yaml.safe_dump({"title": "T", "cite": "C", "link": "https://x", "claims": [{
+        "name": name, "says": f"It is {name}.", "number": "2", "where": "table 1", "run": "digits",
+        "stage": "evaluate", "metric": "fd_ratio", "criterion": {"below": 1},
+    }]})  # fmt: skip
+    claim = claims.parse_paper(text, name="f").claims[0]
+    one = Measurement(**{"what": "5 calls", "value": 0.5, "low": 0.4, "high": 0.6, "n": 1000} | changed)
+    verdict = Criterion(below=1).verdict(one)
+    return Judged(claim, [one], [verdict], verdict)
+
+
+def test_the_board_shows_what_holds_what_is_open_and_what_is_out_of_scale(tmp_path: Path) -> None:
+    nan = math.nan
+    rows = [judged("fast"), judged("open", value=nan, low=nan, high=nan), judged("wide", high=math.inf)]
+    away = rows[0].claim.model_copy(
+        update={"name": "far", "criterion": None, "out_of_scale": "far", "command": "x"}
+    )
+    paper = claims.Paper(title="T", cite="C", link="https://x", claims=[row.claim for row in rows])
+    board = [JudgedPaper("t", paper, [*rows, Judged(away, (), (), "out of scale")], {"digits": "k"}, {})]
+    text = save_board(board, tmp_path)
+    assert "here: 0.500 [0.400, 0.600], 5 calls" in text and "here: open, 5 calls" in text
+    shown = panel([tmp_path], None)
+    assert shown is not None and shown.figures.keys() == {"t-fast", "t-wide"}
+    for part in ("Of 4 claims of 1 papers", "It is open.", "0.500 [0.400, ∞]", "not there yet"):
+        assert part in shown.html
+    assert shown.metrics["claims.holds"] == 1 and shown.metrics["t.open"] == "undecided"
+    assert "t.open.0" not in shown.metrics

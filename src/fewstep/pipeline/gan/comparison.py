@@ -181,17 +181,14 @@ def summary(frame: pd.DataFrame) -> list[dict[str, Any]]:
 def fd_ratio(frame: pd.DataFrame, of: str, to: str, level: float = LEVEL) -> Measurement:
     """FD of one arm over that of another: geometric mean over the seeds that both have, by Student's t.
 
-    Trainings of one seed start from the same weights and see the same images, so that they are compared as pairs.
-
-    Raises: DataError: fewer than two seeds of both have ended.
+    Trainings of one seed start from the same weights and see the same images, so that they are compared as pairs. Where
+    fewer than two seeds of both have ended there is no number, which leaves a claim open.
     """
     ended = frame[frame["stopped"] == ""].pivot(index="seed", columns="arm", values="fd")
     pairs = ended[[of, to]].dropna() if {of, to} <= set(ended.columns) else ended.iloc[:0]
     if len(pairs) < 2:
-        raise DataError(
-            f"{of} and {to} must both have ended from two seeds or more to be compared, but {len(pairs)} have; train "
-            "from more seeds."
-        )
+        what = f"{of} against {to}: {len(pairs)} trainings of both have ended, two are needed"
+        return Measurement(what, math.nan, math.nan, math.nan)
     logs = [math.log(a / b) for a, b in pairs[[of, to]].itertuples(index=False)]
     mean = statistics.fmean(logs)
     half = student_quantile((1 + level) / 2, len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))

@@ -136,7 +136,7 @@ def _record(paper: JudgedPaper) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """None for a bound that is none, for which JSON has no number."""
+    """None for what is no number, or a bound that is none, for which JSON has no number."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -158,6 +158,8 @@ def _table(record: Mapping[str, Any]) -> str:
 
 
 def spelled(one: Mapping[str, Any], unit: str = "") -> str:
-    """`0.61 [0.52, 0.70]`, with its unit."""
+    """`0.61 [0.52, 0.70]`, with its unit; `open` where nothing could be measured."""
+    if one["value"] is None:
+        return "open"
     value, low, high = ("∞" if one[name] is None else number(one[name]) for name in ("value", "low", "high"))
     return f"{value if low == high else f'{value} [{low}, {high}]'} {unit}".strip()

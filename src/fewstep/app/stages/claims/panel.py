@@ -36,7 +36,7 @@ def panel(folders: Sequence[Path], results: Results | None) -> Panel | None:
         f"{paper['folder']}-{claim['name']}": forest_figure(claim)
         for paper in board["papers"]
         for claim in paper["claims"]
-        if claim["measurements"]
+        if any(one["value"] is not None for one in claim["measurements"])
     }
     verdicts = Counter(claim["verdict"] for paper in board["papers"] for claim in paper["claims"])
     values = {
@@ -65,7 +65,9 @@ def panel(folders: Sequence[Path], results: Results | None) -> Panel | None:
 
 def _span(claim: Mapping[str, Any]) -> str:
     """From the least to the greatest of what was measured."""
-    values = [one["value"] for one in claim["measurements"]]
+    values = [one["value"] for one in claim["measurements"] if one["value"] is not None]
+    if not values:
+        return "open"
     return f"{number(min(values))} to {number(max(values))} {claim.get('unit', '')}".strip()
 
 
@@ -76,7 +78,8 @@ def _metrics(board: Mapping[str, Any]) -> dict[str, Any]:
         for claim in paper["claims"]:
             flat[f"{paper['folder']}.{claim['name']}"] = claim["verdict"]
             for i, one in enumerate(claim["measurements"]):
-                flat[f"{paper['folder']}.{claim['name']}.{i}"] = one["value"]
+                if one["value"] is not None:
+                    flat[f"{paper['folder']}.{claim['name']}.{i}"] = one["value"]
     counted = Counter(claim["verdict"] for paper in board["papers"] for claim in paper["claims"])
     names = {verdict: verdict.replace(" ", "_") for verdict in _BADGES}
     return {f"claims.{name}": counted[verdict] for verdict, name in names.items()} | flat
@@ -84,7 +87,7 @@ def _metrics(board: Mapping[str, Any]) -> dict[str, Any]:
 
 def forest_figure(claim: Mapping[str, Any]) -> Figure:
     """Each measurement of a claim with its interval, and the bound that decides."""
-    measured = claim["measurements"]
+    measured = [one for one in claim["measurements"] if one["value"] is not None]
     criterion = claim["criterion"]
     bound = criterion.get("below", criterion.get("above"))
     with house_style():
