@@ -61,7 +61,7 @@ ui: $(STAMP)
 	$(MLFLOW_UI)
 
 test: $(STAMP)
-	pytest -n 2 --dist loadfile -m "not slow"
+	pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-all: $(STAMP)
 	pytest
