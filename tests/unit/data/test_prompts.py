@@ -1,6 +1,5 @@
 """Lists of prompts are read alike from every kind of file, and as conditions they come back."""
 
-import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +15,8 @@ from fewstep.data.prompts import (
     split_column,
 )
 from fewstep.diffusion.condition import Stored
+
+pd = pytest.importorskip("pandas")
 
 texts = (
     st.text(st.characters(blacklist_categories=("Cs", "Cc")), min_size=1, max_size=20)

@@ -4,7 +4,6 @@ import json
 import re
 from pathlib import Path
 
-import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -18,6 +17,8 @@ from fewstep.rng import generator
 from fewstep.sampling.document import READ_AS, plan_document, save_plan
 from fewstep.sampling.plan import load_plan
 from fewstep.sampling.presets import PRESETS
+
+jsonschema = pytest.importorskip("jsonschema")
 
 ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "docs/plan.md").read_text(encoding="utf-8")

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +11,8 @@ from fewstep.checks import ConfigError, DataError
 from fewstep.diffusion.schedule import DDPMTable, Flow, VPLinear
 from fewstep.sampling.lists import KINDS, list_of, read_list, sampler_of, text_of, times_of
 from fewstep.sampling.presets import PRESETS
+
+diffusers = pytest.importorskip("diffusers")
 
 TABLE = DDPMTable.scaled_linear()
 ROWS = [999, 850, 736, 645, 545, 455, 343, 233, 124, 24]
@@ -44,7 +45,7 @@ def test_rows_come_back_as_they_are():
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_diffusers_takes_the_list_of_a_flow(shift):
     plan = PRESETS["ddim"](Flow(), 4, grid="shifted:3", to_zero=True)
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
     scheduler.set_timesteps(sigmas=list_of(plan, "diffusers-sigmas", shift=shift))
     expected = [node.t for node in plan.nodes]
     assert scheduler.sigmas.tolist() == pytest.approx(expected, abs=2e-6)  # float32, of 1 - 1e-6
@@ -53,7 +54,9 @@ def test_diffusers_takes_the_list_of_a_flow(shift):
 @pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # numpy 2 about diffusers' own arrays
 def test_diffusers_takes_the_list_of_a_table():
     plan = PRESETS["ddim"](TABLE, 4, grid="karras", to_zero=True)
-    scheduler = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    scheduler = diffusers.EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
+    )
     scheduler.set_timesteps(sigmas=list_of(plan, "diffusers-sigmas"))
     t = torch.tensor([node.t for node in plan.nodes[:-1]], dtype=torch.float64)
     assert scheduler.sigmas.tolist() == pytest.approx([*TABLE.edm_sigma(t).tolist(), 0.0], rel=1e-5)
