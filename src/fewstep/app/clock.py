@@ -8,10 +8,12 @@ import heapq
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fewstep.checks import UserError
 from fewstep.files import object_or_empty, write_json
 
 MEASURED = Path("workflow/seconds.json")
@@ -36,7 +38,9 @@ def known_seconds() -> Seconds:
     seconds: Seconds = {}
     for path in (MEASURED, SEEN):
         for run, rules in object_or_empty(path).items():
-            seconds[run] = seconds.get(run, {}) | {rule: float(value) for rule, value in rules.items()}
+            if isinstance(rules, Mapping):  # a forecast is worth no refusal
+                numbers = {rule: float(v) for rule, v in rules.items() if isinstance(v, int | float)}
+                seconds[run] = seconds.get(run, {}) | numbers
     return seconds
 
 
@@ -117,10 +121,12 @@ class Clock(logging.Handler):
         took = self._now() - started
         self._took += took
         self._expected += self._known.get(job.run, {}).get(job.rule, took)
-        seen = object_or_empty(SEEN)
-        seen.setdefault(job.run, {})[job.rule] = round(took, 1)
-        write_json(SEEN, seen)
         self._known.setdefault(job.run, {}).setdefault(job.rule, took)
+        seen = object_or_empty(SEEN)
+        rules = seen.get(job.run)
+        seen[job.run] = {**(rules if isinstance(rules, Mapping) else {}), job.rule: round(took, 1)}
+        with suppress(UserError, OSError):  # a full disk is for the jobs to say
+            write_json(SEEN, seen)
 
     def _rest(self) -> float | None:
         """Seconds until all is done; None where a job is of a kind that was never seen."""

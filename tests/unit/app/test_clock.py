@@ -103,6 +103,17 @@ def test_nothing_to_do_says_nothing(folder: Path) -> None:
     (folder / SEEN).parent.mkdir()
     (folder / SEEN).write_text("damaged")
     assert known_seconds()["other"] == {"rule2": 1.0}
+    write_json(folder / SEEN, {"r": 3, "other": {"rule2": "x", "rule3": 4}})
+    assert known_seconds()["other"] == {"rule2": 1.0, "rule3": 4.0}
+    Run(chain(())).do(0, 2.0)
+    assert read_json(SEEN)["r"] == {"rule0": 2.0}
+
+
+def test_a_forecast_that_cannot_be_kept_stops_nothing(folder: Path) -> None:
+    (folder / "state").write_text("a file in the place of the folder")
+    run = Run(chain((), (0,)))
+    run.do(0, 10.0)
+    assert run.said[-1] == "about 20 s left"
 
 
 def test_what_comes_with_the_project_is_about_its_runs_and_stages() -> None:

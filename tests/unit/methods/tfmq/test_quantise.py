@@ -88,10 +88,10 @@ def test_reconstructed_features_are_nearer_and_never_those_of_another_call():
         assert learned.drift[0].nearest == (0, 1, 2, 3)
 
 
-def test_ranges_of_each_call_move_the_time_features_alike_in_both_scopes():
-    drifts = {s: drift(known("w8a8", iterations=0, scope=s)[1]) for s in ("none", "tib", "all")}
+def test_both_scopes_have_the_same_ranges_in_the_layers_of_the_time():
+    """What ranges of each call gain is in test_ranges.py: here the weights are drawn, and all calls see like ranges."""
+    drifts = {s: drift(known("w8a8", iterations=0, scope=s)[1]) for s in ("tib", "all")}
     assert drifts["tib"] == drifts["all"]
-    assert drifts["tib"] != drifts["none"]
 
 
 def test_a_table_has_no_drift():

@@ -8,7 +8,7 @@ from fewstep.pipeline.claims import LEVEL, Measurement, level_of_each
 
 
 def accuracy(run: Path, *, protocol: str) -> list[Measurement]:
-    """Share of images, real and generated, that are told apart, for each generator, by the richest features.
+    """Share of images, real and generated, that are classified correctly, for each generator, by the richest features.
 
     Args:
         run: folder of the run.
