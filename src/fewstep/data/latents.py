@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fewstep.checks import ConfigError, DataError
-from fewstep.data.packed import Dataset, open_array
-from fewstep.files import canonical_json, object_or_empty, read_json, sha256_file, sha256_text, write_json
+from fewstep.data.packed import Dataset, classes_of, fingerprint_of, open_array
+from fewstep.files import object_or_empty, read_json, sha256_file, write_json
 
 SCHEMA = "fewstep.latents/1"
 ARRAY, LABELS, MANIFEST = "latents.npy", "labels.npy", "manifest.json"
@@ -52,13 +52,12 @@ class Latents:
     @property
     def classes(self) -> tuple[str, ...] | None:
         """Names of the labels 0, 1, ...; None when there are no labels."""
-        names = self.manifest["classes"]
-        return None if names is None else tuple(names)
+        return classes_of(self.manifest)
 
     @property
     def fingerprint(self) -> str:
         """Sha256 over the recorded hashes of the arrays; the same for every split."""
-        return sha256_text(canonical_json(self.manifest["sha256"]))
+        return fingerprint_of(self.manifest)
 
     @property
     def of_images(self) -> str:

@@ -1,6 +1,6 @@
 """Read a packed dataset: one memory-mapped uint8 array, its labels and its manifest."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,7 @@ class Dataset:
     @property
     def classes(self) -> tuple[str, ...] | None:
         """Names of the labels 0, 1, ...; None when there are no labels."""
-        names = self.manifest["classes"]
-        return None if names is None else tuple(names)
+        return classes_of(self.manifest)
 
     @property
     def heldout_split(self) -> str | None:
@@ -56,7 +55,7 @@ class Dataset:
     @property
     def fingerprint(self) -> str:
         """Sha256 over the recorded hashes of the arrays; the same for every split."""
-        return sha256_text(canonical_json(self.manifest["sha256"]))
+        return fingerprint_of(self.manifest)
 
     @property
     def of_images(self) -> str:
@@ -71,6 +70,17 @@ class Dataset:
         """
         rows = np.asarray(indices, dtype=np.int64).reshape(-1)
         return torch.from_numpy(np.ascontiguousarray(self.images[rows].transpose(0, 3, 1, 2)))
+
+
+def classes_of(manifest: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Names of the labels 0, 1, ... in a manifest; None when there are no labels."""
+    names = manifest["classes"]
+    return None if names is None else tuple(names)
+
+
+def fingerprint_of(manifest: Mapping[str, Any]) -> str:
+    """Sha256 over the hashes of the arrays that a manifest records."""
+    return sha256_text(canonical_json(manifest["sha256"]))
 
 
 def load_dataset(folder: str | Path, split: str | None = None) -> Dataset:

@@ -1,6 +1,6 @@
 """Settings that are shared: how images are drawn, and how they are measured."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -10,6 +10,23 @@ MARGIN = 0.1
 """How much worse than its target a plan may be that is called as good, as a share of the target's distance."""
 
 MetricName = Literal["fd", "kid", "pr", "dc", "is", "inf", "mem"]
+
+
+def require_dropout(settings: Any, section: str, field: str, *, unguided: Any) -> None:
+    """Raise ValueError where a run guides a model that was never trained without its conditions.
+
+    Args:
+        settings: of the run.
+        section: that says how it guides.
+        field: of it.
+        unguided: the value that stands for no guidance.
+    """
+    value = getattr(getattr(settings, section), field)
+    if value != unguided and settings.model.zoo is None and settings.train.label_dropout == 0:
+        raise ValueError(
+            f"{section}.{field}: must be {unguided} for a model that is not trained without its conditions, too, got "
+            f"{value}; set train.label_dropout, such as 0.1"
+        )
 
 
 class DrawSettings(Section):

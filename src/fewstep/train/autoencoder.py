@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fewstep.checks import ConfigError
-from fewstep.data.pixels import to_unit
 from fewstep.nets.autoencoder import VAE
-from fewstep.train.batches import Batch, ImageSource, batch_settings, image_batches
+from fewstep.train.batches import Batch, ImageSource, batch_settings, image_batches, in_order
 from fewstep.train.denoiser import describe
 from fewstep.train.descent import descend
 from fewstep.train.loop import LRSchedule, State, fit
@@ -125,9 +123,6 @@ def reconstruction_error(net: VAE, dataset: ImageSource, *, batch_size: int = 25
     return total / count
 
 
-def _batches(net: VAE, dataset: ImageSource, batch_size: int) -> Iterable[Tensor]:
+def _batches(net: VAE, dataset: ImageSource, batch_size: int) -> Iterator[Tensor]:
     net.eval()
-    device = next(net.parameters()).device
-    for start in range(0, len(dataset), batch_size):
-        rows = np.arange(start, min(start + batch_size, len(dataset)))
-        yield to_unit(dataset.batch(rows)).to(device)
+    return (images for _, images in in_order(dataset, batch_size, next(net.parameters()).device))

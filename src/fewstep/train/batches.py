@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -163,6 +163,15 @@ def indices(step: int, *, n: int, batch_size: int, seed: int) -> Tensor:
 def _epoch(n: int, seed: int, epoch: int) -> Tensor:
     """The order of one epoch."""
     return torch.randperm(n, generator=generator(seed, "epoch", epoch))
+
+
+def in_order(
+    source: ImageSource, batch_size: int, device: torch.device | str
+) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+    """All images once: rows (B,), and images (B, C, H, W) in [-1, 1] on the device."""
+    for start in range(0, len(source), batch_size):
+        rows = np.arange(start, min(start + batch_size, len(source)))
+        yield rows, to_unit(source.batch(rows)).to(device)
 
 
 def batch_settings(source: ImageSource, **values: Any) -> dict[str, Any]:

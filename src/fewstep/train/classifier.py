@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewstep.checks import ConfigError
-from fewstep.data.pixels import to_unit
-from fewstep.train.batches import Batch, ImageSource, batch_settings, image_batches
+from fewstep.train.batches import Batch, ImageSource, batch_settings, image_batches, in_order
 from fewstep.train.denoiser import describe
 from fewstep.train.descent import descend
 from fewstep.train.loop import LRSchedule, State, fit
@@ -110,8 +109,7 @@ def accuracy(net: nn.Module, dataset: ImageSource, *, batch_size: int = 500) -> 
     net.eval()
     device = next(net.parameters()).device
     hits = 0
-    for start in range(0, len(dataset), batch_size):
-        rows = np.arange(start, min(start + batch_size, len(dataset)))
-        predicted = net(to_unit(dataset.batch(rows)).to(device)).argmax(1).cpu()
+    for rows, images in in_order(dataset, batch_size, device):
+        predicted = net(images).argmax(1).cpu()
         hits += int((predicted == torch.as_tensor(dataset.labels[rows])).sum())
     return hits / len(dataset)

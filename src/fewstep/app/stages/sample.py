@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -13,6 +13,7 @@ from fewstep.pipeline.conditions import identity_of, with_conditions
 from fewstep.pipeline.parts import PATIENCE, parse_shard
 from fewstep.pipeline.samples import files_in, parse_seeds, require_distinct_names
 from fewstep.pipeline.seeds import require_unseen, require_unseen_prompts, require_unseen_rows
+from fewstep.pipeline.settings import require_dropout
 from fewstep.pipeline.stage import OfSource, Stage
 from fewstep.pipeline.stage.options import (
     CallOption,
@@ -111,16 +112,6 @@ def _plan_files(model: Path, plans: list[Path]) -> list[Path]:
     return files_in(plans, ".json")
 
 
-def _requires(settings: Any) -> None:
-    if settings.sample.guidance == 1.0 or settings.model.zoo is not None:
-        return
-    if settings.train.label_dropout == 0:
-        raise ValueError(
-            f"sample.guidance: must be 1 for a model that is not trained without its conditions, too, got "
-            f"{settings.sample.guidance}; set train.label_dropout, such as 0.1"
-        )
-
-
 STAGE = Stage(
     name="sample",
     command=command,
@@ -130,5 +121,5 @@ STAGE = Stage(
     rows="report",
     over="plans",
     inputs=lambda settings, nfe: {"model": OfSource("model")},  # of a generator, its own
-    requires=_requires,
+    requires=lambda settings: require_dropout(settings, "sample", "guidance", unguided=1),
 )

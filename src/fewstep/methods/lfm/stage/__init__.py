@@ -5,6 +5,7 @@ from typing import Any
 from fewstep.methods.lfm.stage.command import command
 from fewstep.methods.lfm.stage.maps import command as maps
 from fewstep.methods.lfm.stage.settings import LfmSettings, MapsSettings
+from fewstep.pipeline.settings import require_dropout
 from fewstep.pipeline.stage import MODEL, REFERENCE, Inputs, Stage, Value, extractor
 
 
@@ -33,11 +34,7 @@ def _requires(settings: Any) -> None:
         raise ValueError(
             f"lfm.images: must be 0 for a model of the zoo, whose images are not there; got {settings.lfm.images}"
         )
-    if settings.lfm.guidances != [1.0] and not settings.train.label_dropout:
-        raise ValueError(
-            f"lfm.guidances: must be [1.0] for a model that is not trained without its conditions, too, got "
-            f"{settings.lfm.guidances}; set train.label_dropout, such as 0.1"
-        )
+    require_dropout(settings, "lfm", "guidances", unguided=[1.0])
 
 
 MAPS = Stage(

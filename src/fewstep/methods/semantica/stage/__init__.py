@@ -5,6 +5,7 @@ from typing import Any
 from fewstep.methods.semantica.stage.command import command
 from fewstep.methods.semantica.stage.pairs import command as pairs
 from fewstep.methods.semantica.stage.settings import PairsSettings, SemanticaSettings
+from fewstep.pipeline.settings import require_dropout
 from fewstep.pipeline.stage import MODEL, Of, Stage, extractor
 
 
@@ -23,11 +24,7 @@ def _requires(settings: Any) -> None:
         raise ValueError(
             f"semantica.images: must be 0 without encode.encoder, got {settings.semantica.images}"
         )
-    if settings.semantica.guidances != [1.0] and not settings.train.label_dropout:
-        raise ValueError(
-            f"semantica.guidances: must be [1.0] for a model that is not trained without its conditions, too, got "
-            f"{settings.semantica.guidances}; set train.label_dropout, such as 0.1"
-        )
+    require_dropout(settings, "semantica", "guidances", unguided=[1.0])
 
 
 PAIRS = Stage(
