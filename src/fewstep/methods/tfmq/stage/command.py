@@ -124,5 +124,5 @@ def _sentence(quantised: "Quantised") -> str:
         f"{quantised.plan.name}: {record['layers'][0]} of {record['layers'][1]} layers, "
         f"{record['bytes'] / 1e6:.3g} MB (floats: {record['float_bytes'] / 1e6:.3g}), "
         f"mean squared distance to the parent's images {record['mse']:.3g}{polished}, features of the time off by "
-        f"{sum(cosine) / len(cosine):.2g} (1 - cosine), {record['seconds']:.0f} s"
+        f"{sum(cosine) / len(cosine):.2g} (1 - cosine)"
     )

@@ -1,6 +1,5 @@
 """What quantised plans lose and gain: the features of the time call by call, and distance against size."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -175,7 +174,6 @@ def _row(plan: Plan, results: Results) -> dict[str, Any]:
         "cosine": f"{sum(cosine) / len(cosine):.1g}",
         "size": number(said["bytes"] / 1e6),
         "share": said["bytes"] / said["float_bytes"],
-        "seconds": said.get("seconds", math.nan),
     }
 
 

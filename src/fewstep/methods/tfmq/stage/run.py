@@ -4,7 +4,6 @@ What a quantised plan is to be near to is its parent in floats: the same images 
 """
 
 import math
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -113,7 +112,6 @@ class Quantising:
         """Quantise by one recipe.
         Raises: ConfigError: unknown layers. DataError: what cannot be quantised.
         """
-        started = time.monotonic()
         label = f"{self.name} {recipe.bits} {recipe.method}"
         integers, report = quantise(
             self.task,
@@ -124,10 +122,9 @@ class Quantising:
             kept=Kept(self.work, self._identity(recipe)),
             progress=lambda what, steps: self.track(f"{what} {label}", unit="step")(steps),
         )
-        seconds = time.monotonic() - started
         plain = with_bits(self.plan, integers)
         plan, fits = self._refitted(plain, integers, recipe)
-        return Quantised(self._signed(plan, recipe, report, integers, fits, seconds), integers)
+        return Quantised(self._signed(plan, recipe, report, integers, fits), integers)
 
     def _identity(self, recipe: Recipe) -> str:
         task = self.task
@@ -232,7 +229,6 @@ class Quantising:
         report: Report,
         integers: Integers,
         fits: dict[str, Any],
-        seconds: float,
     ) -> Plan:
         parent, model = self.plan, self.task.model
         suffix = str(recipe.bits) if recipe.method == "tfmq" else f"{recipe.bits}.{recipe.method}"
@@ -250,7 +246,6 @@ class Quantising:
             "bytes": _bytes(model, integers),
             "float_bytes": _bytes(model, None),
             "settings": self.settings.model_dump(mode="json"),
-            "seconds": round(seconds, 1),
         }
         seeds = self.seeds.as_json()
         return replace(

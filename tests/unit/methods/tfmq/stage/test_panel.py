@@ -20,7 +20,7 @@ def quantised(bits, method, *, nearest=(0, 1, 2, 3), chosen="plain"):
     fits = {"plain": {"mse": 4e-3, "distance": 1.0}, "chosen": chosen, "drift": {"mse": 5e-3}}
     said = {
         "bits": bits, "method": method, "mse": 2e-3 if chosen != "plain" else 4e-3, "fits": fits, "bytes": 100_000,
-        "float_bytes": 400_000, "seconds": 3.0, "layers": [9, 11],
+        "float_bytes": 400_000, "layers": [9, 11],
         "temporal": [{"width": 0, "calls": [0, 1, 2, 3], "cosine": [1e-4] * 4, "nearest": list(nearest)}],
     }  # fmt: skip
     nodes = tuple(replace(n, quant=bits) if n.eval == "net" else n for n in PARENT.nodes)
