@@ -347,19 +347,16 @@ def test_every_run_of_the_repository_can_be_planned(tmp_path: Path) -> None:
     project = new_project(tmp_path / "project")
     shutil.copy2(ROOT / "params.yaml", project.folder)
     (project.folder / "zoo").symlink_to(ROOT / "zoo")
+    expected: dict[str, int] = {}
+    targets = []
     for run, settings in load_params(ROOT / "params.yaml").runs.items():
-        if settings.claims.runs:
-            continue  # makes what those runs make
-        expected: dict[str, int] = {}
+        targets += [f"results/{run}/report/index.html", f"state/{run}/track/spec.json"]
         for result in STAGES.results(settings):
             name = result.stage.name
             expected[name] = expected.get(name, 0) + 1
             if result.stage.over is not None and (shards := getattr(settings, name).shards) > 1:
                 expected[f"{name}_shard"] = expected.get(f"{name}_shard", 0) + shards
-        if settings.extractor.name == "classifier":
-            assert {"prepare", "train", "extractor"} <= expected.keys()
-        planned = project.planned(f"results/{run}/report/index.html", f"state/{run}/track/spec.json")
-        assert planned == expected, run
+    assert project.planned(*targets) == expected
 
 
 def test_a_run_of_the_zoo_aligns_without_a_dataset(tmp_path: Path) -> None:
