@@ -104,8 +104,9 @@ def loop_against_scheduler(kind):
 
 @pytest.mark.parametrize("kind", ALL)
 def test_our_loop_is_their_scheduler(kind):
-    # flows start at 1 there, which moves the result by 3e-4, Chroma's by 1.4e-3
-    assert loop_against_scheduler(kind) < (2e-3 if isinstance(model_of(kind).schedule, Flow) else FLOAT32)
+    # flows start at 1 there, not at 1 - 1e-6, which moves the result by up to 3e-4, and Chroma's by 1.4e-3
+    allowed = FLOAT32 if not isinstance(model_of(kind).schedule, Flow) else 2e-3 if kind == "chroma" else 5e-4
+    assert loop_against_scheduler(kind) < allowed
 
 
 @pytest.mark.parametrize("kind", ALL)
