@@ -14,6 +14,7 @@ from PIL import Image
 from fewstep.checks import ConfigError
 from fewstep.metrics import weights
 from fewstep.metrics.certificate import content_sha256, read_certificate
+from fewstep.metrics.extractor import BATCH
 from fewstep.pipeline import verification
 from fewstep.pipeline.recorded import record
 from fewstep.pipeline.samples import read_samples
@@ -403,13 +404,14 @@ def test_a_measurement_goes_on_where_it_was_stopped(study, tmp_path, monkeypatch
     one, parted = read_samples(tmp_path / "one.npz"), read_samples(tmp_path / "s.npz")
     assert parted.sha256 == one.sha256
     assert parted.meta["seeds"] == "0-59"
+    monkeypatch.setattr(parts, "IMAGES", BATCH["cpu"])
     assert (
         measured(study, tmp_path / "s.npz", out=tmp_path / "c.json", options=["--shard", "1/2"]).returncode
         == 0
     )
     assert not (tmp_path / "c.json").exists()
     features = sorted((tmp_path / ".c.json.features").rglob("*.npz"))
-    assert [path.name for path in features] == ["000000000.npz", "000000040.npz"]
+    assert [path.name for path in features] == ["000000000.npz", "000000032.npz"]
     assert measured(study, tmp_path / "s.npz", out=tmp_path / "c.json").returncode == 0
     assert not features[0].exists()
     assert (
