@@ -42,8 +42,9 @@ $(STAMP): pyproject.toml $(wildcard constraints.txt)
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer must be on the PATH; none was found" >&2; exit 1; }
 	@echo "setting up $(VENV) with $(PYTHON): some minutes, about 2 GB"
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet $(addprefix --extra-index-url ,$(TORCH_INDEX)) $(PIP_ARGS) \
+	$(VENV)/bin/python -m pip install --quiet --no-compile $(addprefix --extra-index-url ,$(TORCH_INDEX)) $(PIP_ARGS) \
 		$(addprefix -c ,$(wildcard constraints.txt)) -e '.[test]'
+	@$(VENV)/bin/python -m compileall -qq -j 0 $(VENV)/lib || :  # on every core, where pip compiles on one
 	@touch $@
 
 run: $(STAMP)

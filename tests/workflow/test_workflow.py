@@ -16,9 +16,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from workflow.new_paper import EXAMPLE, MLFLOW_RUNS, add_paper
 
 from fewstep.app.params import load_params
 from fewstep.app.stages import STAGES
@@ -216,10 +218,13 @@ CHANGES = [  # a change of one setting -> exactly what depends on it
 ]
 
 
-def test_a_changed_setting_runs_what_depends_on_it(project: Project) -> None:
+@pytest.mark.parametrize(
+    "changes", [CHANGES[::4], pytest.param(CHANGES, marks=pytest.mark.slow)], ids=["every fourth", "all"]
+)
+def test_a_changed_setting_runs_what_depends_on_it(project: Project, changes: list[Any]) -> None:
     params = project.folder / "params.yaml"
     before = params.read_text()
-    for change, expected in CHANGES:
+    for change, expected in changes:
         content = yaml.safe_load(before)
         content["runs"]["smoke"] = change
         params.write_text(yaml.safe_dump(content))
@@ -434,6 +439,71 @@ def test_leftovers_of_removed_settings_are_pruned(project: Project) -> None:
     kept = project.folder / "results/smoke/evaluate/plans/nfe3"
     assert len(list(kept.glob("*.json"))) == 3
     assert project.planned() == {"compose": 1, **END}
+
+
+def test_a_new_paper_is_one_folder(project: Project) -> None:
+    add_paper(project)
+    changed = project.succeed("git", "ls-files", "--others", "--modified", "--exclude-standard").split()
+    assert {path for path in changed if "/powergrid/" not in path} == {
+        "params.yaml",
+        "src/fewstep/app/stages/__init__.py",
+    }
+    for claims in (project.folder / "src/fewstep/methods").glob("*/claims.yaml"):
+        if claims.parent.name != "powergrid":
+            claims.unlink()  # they are about runs that are not there
+    shown = project.succeed("fewstep", "powergrid", "--help").replace("│", " ")
+    assert "exponent of the spacing; 1: uniform in time (default: 1.5)" in " ".join(shown.split())
+    wrong = project.command(
+        "fewstep", "powergrid", "--model", "m", "--nfe", "3", "--out", "o", "--power", "0"
+    )
+    assert wrong.returncode == 2
+    assert "--power must be greater than 0, got '0'" in wrong.stderr
+
+    smoke = ("results/smoke/report/index.html", "state/smoke/track/spec.json")
+    board = ("results/papers/report/index.html", "state/papers/track/spec.json")
+    new = {"powergrid": 1, "sample": 1, "evaluate": 1, "compose": 1, **END}
+    assert project.planned(*smoke) == new, "nothing is made again but what compares all plans"
+    project.succeed("snakemake", "--quiet", "host", "reason", "--", *smoke, *board)
+    results = project.folder / "results/smoke"
+    stamp = read_json(results / "powergrid/nfe3/spec.json")
+    assert stamp["settings"]["powergrid"] == {"nfe": [3], "power": 2.0}
+    assert stamp["roots"] == ["fewstep.methods.powergrid.stage.command"]
+    rows = (results / "report/leaderboard.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[0] for row in rows if row.startswith("powergrid")] == ["powergrid"]
+    assert "Times spaced by a power" in (results / "report/index.html").read_text()
+    assert (results / "report/figures/powergrid/plans.svg").exists()
+    runs = project.succeed("python", "-c", MLFLOW_RUNS).splitlines()
+    assert "powergrid nfe3" in runs
+    assert any(name.startswith("powergrid power 2") for name in runs)
+
+    judged = read_json(project.folder / "results/papers/claims/claims.json")["papers"]
+    assert [paper["folder"] for paper in judged] == ["powergrid"]
+    [claim] = judged[0]["claims"]
+    [measured] = claim["measurements"]
+    assert measured["low"] <= measured["value"] <= measured["high"]
+    assert "Times spaced by a power beat uniform ones." in (project.folder / board[0]).read_text()
+    metrics = read_json(project.folder / "results/papers/report/metrics.json")
+    assert metrics["powergrid.ahead-of-uniform"] == claim["verdict"]
+    tracked = json.loads((project.folder / "state/papers/track/tracked.json").read_text())
+    assert tracked["runs"] == 2, "the board, and its claims"
+
+    assert project.planned(*smoke, *board) == {}
+    folder = "src/fewstep/methods/powergrid"
+    project.edit(f"{folder}/claims.yaml", "criterion: {below: 1}", "criterion: {above: 1}")
+    assert project.planned(board[0]) == {"claims": 1, "report": 1}
+    project.edit(f"{folder}/__init__.py", "max(schedule.t_min, ", "max(2 * schedule.t_min, ")
+    assert project.planned(*smoke) == new
+
+
+def test_the_example_of_the_guide_is_the_one_that_is_tested() -> None:
+    guide = (ROOT / "CONTRIBUTING.md").read_text()
+    quoted = dict(
+        re.findall(r"^`src/fewstep/methods/(powergrid/[^`]+)`\n\n```[a-z0-9]*\n(.*?)```$", guide, re.M | re.S)
+    )
+    files = [path for path in sorted(EXAMPLE.rglob("*")) if path.suffix in (".py", ".j2", ".yaml")]
+    assert quoted.keys() == {path.relative_to(EXAMPLE.parent).as_posix() for path in files}
+    for path in files:
+        assert quoted[path.relative_to(EXAMPLE.parent).as_posix()] == path.read_text(), path
 
 
 def sha256(path: Path) -> str:

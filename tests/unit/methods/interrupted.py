@@ -20,7 +20,7 @@ from fewstep.pipeline import trials as studies
 from fewstep.sampling.task import Task
 
 KNOWN = {"KNOWN": 2, "SECOND_LOOK": 3, "GRIDS": ("uniform-t",)}
-RANKED = {"RANKED_FROM": 12, "RANKED_EVERY": 3}
+RANKED = {"RANKED_FROM": 10, "RANKED_EVERY": 3}
 
 
 class Dying(Task):
@@ -47,7 +47,7 @@ def solver_search(folder, at, death, *, kind):
     search.task = dying(search.task, at, death)
     small = {"trials": 5, "polish_iterations": 2, "polish_noises": 8, "finalists": 1}
     if kind == "search-ranked":
-        small |= {"trials": 20, "polish_iterations": 0, "sampler": "s3-ranked"}
+        small |= {"trials": 15, "polish_iterations": 0, "sampler": "s3-ranked"}
     search.settings = search.settings.model_copy(update=small)
     found = run_search(search, storage=str(folder / "journal.log"), work=folder, track=silent)
     record = json.loads(json.dumps(found.record))

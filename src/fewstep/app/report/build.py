@@ -13,7 +13,7 @@ from fewstep.app.report.page import Background, Samples, Strips, render, render_
 from fewstep.checks import ConfigError, DataError
 from fewstep.files import atomic_dir, read_json, write_json
 from fewstep.pipeline.report import figures
-from fewstep.pipeline.report.images import SampleFile, read_sample_files, shared_seeds, strip
+from fewstep.pipeline.report.images import SampleFile, read_sample_files, shared_prompts, shared_seeds, strip
 from fewstep.pipeline.report.numbers import number
 from fewstep.pipeline.report.panel import Panel
 from fewstep.pipeline.report.results import Results, flat_metrics, read_results, reference_row
@@ -162,6 +162,7 @@ def collect_samples(results: Results, files: dict[str, SampleFile]) -> Samples:
             if reference["plan_hash"] in files
             else None
         ),
+        prompts=shared_prompts(wanted, seeds),
     )
 
 
@@ -187,10 +188,12 @@ def _save_figures(results: Results, samples: Samples, background: Background, fo
             for row, image in rows
         }
         title = f"{results.model['name']}: same seeds, {shown.nfe} evaluations"
-        figures.save(
-            figures.samples_figure(strips, columns=len(samples.seeds), title=title),
-            folder / f"samples_nfe{shown.nfe:03d}",
+        drawn = (
+            figures.prompts_figure(strips, samples.prompts, title=title)
+            if samples.prompts
+            else figures.samples_figure(strips, columns=len(samples.seeds), title=title)
         )
+        figures.save(drawn, folder / f"samples_nfe{shown.nfe:03d}")
     if background.training is not None:
         figures.save(figures.training_figure(background.training), folder / "training")
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fewstep.app.report.headline import headline
 from fewstep.pipeline.report import figures
-from fewstep.pipeline.report.images import data_uri
+from fewstep.pipeline.report.images import cells, data_uri
 from fewstep.pipeline.report.numbers import count, number
 from fewstep.pipeline.report.panel import Panel, beside, rendered
 from fewstep.pipeline.report.results import Results, reference_row, shown_lines, winners
@@ -37,11 +37,12 @@ class Strips:
 
 @dataclass(frozen=True)
 class Samples:
-    """All strips, the seeds of their columns, and the strip that they are compared with."""
+    """All strips, the seeds of their columns, the strip that they are compared with, and a prompt a seed, or none."""
 
     strips: Sequence[Strips]
     seeds: Sequence[int]
     reference: tuple[Mapping[str, Any], Image.Image] | None
+    prompts: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def render(
         "samples": samples,
         "training": None if background.training is None else _training_svg(background.training),
         "uri": data_uri,
+        "cells": cells,
         "seeds": _seeds(samples.seeds),
         "off_chart": off_chart(results),
         "paired": all(row["resampling"] is not None for row in rows),

@@ -4,6 +4,7 @@ Nothing here depends on the clock, the display or the user's matplotlib settings
 """
 
 import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 from PIL import Image
 
+from fewstep.pipeline.report.images import cells
 from fewstep.pipeline.report.numbers import number
 from fewstep.pipeline.report.results import Results, shown_lines
 
@@ -262,6 +264,33 @@ def samples_figure(strips: Mapping[str, Image.Image], *, columns: int, title: st
             for edge in range(1, columns):
                 axes.axvline(edge * width / columns - 0.5, color="white", linewidth=1.5)
             figure.text(0.01, bottom + row / tall / 2, label, va="center", fontsize=9)
+    return figure
+
+
+def prompts_figure(strips: Mapping[str, Image.Image], prompts: Sequence[str], *, title: str) -> Figure:
+    """A row for each prompt, a column for each strip of as many images; all images have one size."""
+    columns = {label: cells(strip, len(prompts)) for label, strip in strips.items()}
+    first = next(iter(columns.values()))[0]
+    wide = min(1.5, 6.4 / len(columns))
+    high = wide * first.height / first.width
+    tall = len(prompts) * (high + 0.06) + 1.1
+    with house_style():
+        figure = Figure(figsize=(2.4 + len(columns) * (wide + 0.06), tall))
+        across = float(figure.get_figwidth())
+        figure.text(0.01, 1 - 0.12 / tall, title, va="top", color=MUTED)
+        for i, prompt in enumerate(prompts):
+            middle = 1 - (1.1 + i * (high + 0.06) + high / 2) / tall
+            figure.text(
+                0.01, middle, textwrap.fill(textwrap.shorten(prompt, 120), 32), va="center", fontsize=8
+            )
+        for k, (label, images) in enumerate(columns.items()):
+            left = (2.35 + k * (wide + 0.06)) / across
+            figure.text(left, 1 - 1.02 / tall, label.replace(", ", "\n"), va="bottom", fontsize=7)
+            for i, image in enumerate(images):
+                bottom = 1 - (1.1 + i * (high + 0.06) + high) / tall
+                axes = figure.add_axes((left, bottom, wide / across, high / tall))
+                axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
+                axes.set_axis_off()
     return figure
 
 

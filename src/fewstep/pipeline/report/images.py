@@ -3,7 +3,7 @@
 import base64
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,22 +13,35 @@ import numpy as np
 from PIL import Image
 
 from fewstep.checks import DataError
+from fewstep.data.prompts import is_prompts, read_prompts
+from fewstep.files import sha256_file
 from fewstep.pipeline.samples import files_in
 
-THUMBNAIL = 64
+THUMBNAIL, THUMBNAIL_OF_PROMPT = 64, 128
 PAGE_BYTES = 2_500_000
 COLUMNS = (4, 16)
+PROMPTS = 8  # rows of a table of prompts
 
 
 @dataclass(frozen=True)
 class SampleFile:
-    """One `samples.npz`, its images still on disk."""
+    """One `samples.npz`, its images still on disk.
+
+    Attributes:
+        prompts: That of each image; none where the images have no prompts, or their list is gone or was changed.
+    """
 
     path: Path
     plan_hash: str
     model: str | None
     seeds: tuple[int, ...]
     shape: tuple[int, ...]
+    prompts: tuple[str, ...] = ()
+
+    @property
+    def thumbnail(self) -> int:
+        """Pixels that an image has at most on a page."""
+        return THUMBNAIL_OF_PROMPT if self.prompts else THUMBNAIL
 
     def images(self, indices: Sequence[int]) -> np.ndarray:
         """Chosen images, uint8 (n, H, W, C)."""
@@ -55,11 +68,27 @@ def _read(path: Path) -> SampleFile:
             meta = json.loads(str(archive["meta"][()]))
             seeds = tuple(int(seed) for seed in archive["seeds"])
             shape = _shape_without_reading(archive)
-        return SampleFile(path, str(meta["plan_hash"]), meta["model"].get("fingerprint"), seeds, shape)
+            prompts = _prompts(path.parent, meta.get("files", {}).get("conditions"), seeds)
+        return SampleFile(
+            path, str(meta["plan_hash"]), meta["model"].get("fingerprint"), seeds, shape, prompts
+        )
     except (KeyError, TypeError, ValueError, OSError, EOFError, BadZipFile) as error:
         raise DataError(
             f"{path} must be a file of samples, but {error!r} came up on reading it; sample again."
         ) from error
+
+
+def _prompts(folder: Path, recorded: Mapping[str, Any] | None, seeds: Sequence[int]) -> tuple[str, ...]:
+    """The prompt of each seed, from the list that the samples say they were drawn for."""
+    if recorded is None:
+        return ()
+    file = folder / recorded["path"]
+    column = recorded.get("column")
+    named = file if column is None else file.with_name(f"{file.name}:{column}")
+    if not is_prompts(named) or not file.is_file() or sha256_file(file) != recorded["sha256"].get(""):
+        return ()
+    prompts = read_prompts(named)
+    return tuple(prompts[seed % len(prompts)] for seed in seeds)
 
 
 def _shape_without_reading(archive: Any) -> tuple[int, ...]:
@@ -80,24 +109,39 @@ def shared_seeds(files: Iterable[SampleFile], *, rows: int) -> list[int]:
         return []
     common = set.intersection(*(set(file.seeds) for file in files))
     height, width, channels = files[0].shape[1:]
-    scale = min(1.0, THUMBNAIL / max(height, width))
+    scale = min(1.0, files[0].thumbnail / max(height, width))
     per_image = height * width * scale * scale * channels
     count = int(PAGE_BYTES / (per_image * max(1, rows)))
-    return sorted(common)[: min(max(count, COLUMNS[0]), COLUMNS[1])]
+    most = PROMPTS if files[0].prompts else COLUMNS[1]
+    return sorted(common)[: min(max(count, COLUMNS[0]), most)]
+
+
+def shared_prompts(files: Iterable[SampleFile], seeds: Sequence[int]) -> list[str]:
+    """The prompt of each seed, where all files were drawn for the same ones; else none."""
+    of_files = [dict(zip(file.seeds, file.prompts, strict=False)) for file in files]
+    prompts = [[of_file.get(seed, "") for seed in seeds] for of_file in of_files]
+    same = bool(prompts) and all(prompts[0]) and all(some == prompts[0] for some in prompts)
+    return prompts[0] if same else []
 
 
 def strip(file: SampleFile, seeds: Sequence[int]) -> Image.Image:
-    """Images of the seeds side by side, each at most 64 pixels high and wide."""
+    """Images of the seeds side by side, none higher or wider than the file's thumbnail."""
     index = {seed: i for i, seed in enumerate(file.seeds)}
     images = file.images([index[seed] for seed in seeds])
     n, height, width, channels = images.shape
     row = images.transpose(1, 0, 2, 3).reshape(height, n * width, channels)
     picture = Image.fromarray(row[..., 0] if channels == 1 else row)
-    if max(height, width) > THUMBNAIL:
-        scale = THUMBNAIL / max(height, width)
+    if max(height, width) > file.thumbnail:
+        scale = file.thumbnail / max(height, width)
         size = (n * round(width * scale), round(height * scale))
         picture = picture.resize(size, Image.Resampling.LANCZOS)
     return picture
+
+
+def cells(picture: Image.Image, n: int) -> list[Image.Image]:
+    """The n images of a strip."""
+    width = picture.width // n
+    return [picture.crop((i * width, 0, (i + 1) * width, picture.height)) for i in range(n)]
 
 
 def data_uri(picture: Image.Image) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from fewstep.diffusion.schedule import VPLinear
 from fewstep.files import sha256_text, write_json
 from fewstep.metrics.certificate import content_sha256
+from fewstep.pipeline.recorded import record
 from fewstep.pipeline.samples import Samples, write_samples
 from fewstep.sampling.plan import Plan
 from fewstep.sampling.presets import PRESETS
@@ -120,13 +121,23 @@ def write_all(folder: Path, certificates: Sequence[dict[str, Any]] = STUDY) -> P
 
 
 def write_images(
-    folder: Path, certificates: Sequence[dict[str, Any]] = STUDY, *, shape: Sequence[int] = (8, 8, 1)
+    folder: Path,
+    certificates: Sequence[dict[str, Any]] = STUDY,
+    *,
+    shape: Sequence[int] = (8, 8, 1),
+    prompts: Path | None = None,
 ) -> Path:
     folder.mkdir()
+    files = {} if prompts is None else {"conditions": record(prompts, beside=folder)}
     for i, content in enumerate(certificates):
         plan = content["subject"]["plan"]
         images = np.random.default_rng(i).integers(0, 256, (6, *shape), dtype=np.uint8)
-        meta = {"model": content["subject"]["model"], "plan_hash": plan["hash"], "nfe": plan["nfe"]}
+        meta = {
+            "model": content["subject"]["model"],
+            "plan_hash": plan["hash"],
+            "nfe": plan["nfe"],
+            "files": files,
+        }
         write_samples(folder / f"{plan['name']}.npz", Samples(images, np.arange(6), meta))
     return folder
 

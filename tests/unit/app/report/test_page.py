@@ -228,6 +228,27 @@ def test_damaged_samples_are_refused(tmp_path: Path) -> None:
         build_report([write_all(tmp_path / "c")], [tmp_path / "x.npz"], tmp_path / "out", run="r")
 
 
+def test_images_of_prompts_stand_beside_their_prompts(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("two grey cups\na bridge <in fog>\n")
+    samples = write_images(tmp_path / "s", STUDY[:4], shape=(96, 80, 3), prompts=prompts)
+    certificates = write_all(tmp_path / "c", STUDY[:4])
+    build_report([certificates], [samples], tmp_path / "out", run="r")
+    page = Page((tmp_path / "out/index.html").read_text())
+    head, *rows = page.tables["prompts"]
+    assert [row[0] for row in rows[:6]] == ["two grey cups", "a bridge <in fog>"] * 3, (
+        "seed s has prompt s mod 2"
+    )
+    assert head == ["prompt", "ddim uniform-tNFE 50, FD 3.00", "ddim uniform-tNFE 5, FD 20.0"]
+    assert page.images == 6 * (2 + 2 + 2), "the reference beside the best plan of 5, 10 and 50 calls"
+    assert (tmp_path / "out/figures/samples_nfe005.png").stat().st_size > 0
+    prompts.write_text("others\n")
+    build_report([certificates], [samples], tmp_path / "changed", run="r")
+    changed = Page((tmp_path / "changed/index.html").read_text())
+    assert "prompts" not in changed.tables, "a list that was changed is not shown beside images of another"
+    assert changed.images
+
+
 def test_some_samples_missing_and_large_colour_images(tmp_path: Path) -> None:
     samples = write_images(tmp_path / "s", STUDY[4:6], shape=(96, 80, 3))
     build_report([write_all(tmp_path / "c")], [samples], tmp_path / "out", run="r")
