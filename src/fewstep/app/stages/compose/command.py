@@ -62,7 +62,7 @@ def command(
     from fewstep.sampling.quantised import integers_path, with_integers
     from fewstep.sampling.task import Task
 
-    require_replaceable(out, set(), names={PLANS, COMPOSITION, STAMP})
+    require_replaceable(out, set(), names={PLANS, COMPOSITION, PROTOCOL, STAMP})
     files = files_in(plan, ".json")
     candidates = [load_plan(path) for path in files]
     place = chosen_device(device)
