@@ -22,6 +22,7 @@ from fewstep.diffusion.denoiser import Model
 from fewstep.diffusion.schedule import Flow
 from fewstep.files import atomic_file
 from fewstep.interop.load import load_model
+from fewstep.interop.zoo import find_reference
 from fewstep.metrics.extractor import Extractor, extract, load_extractor
 from fewstep.metrics.frechet import frechet
 from fewstep.metrics.reference import load_reference
@@ -151,7 +152,7 @@ def main() -> None:
     process.set_up()
     torch.set_num_threads(1)
     extractor = load_extractor(options.extractor)
-    reference = load_reference(options.reference, extractor=extractor).statistics
+    reference = load_reference(find_reference(options.reference), extractor=extractor).statistics
     dataset = load_dataset(options.data)
     heldout = load_dataset(options.data, dataset.heldout_split)
     real = frechet(Statistics.from_features(extract(np.array(heldout.images), extractor)), reference).value
