@@ -121,8 +121,8 @@ def _speed(args: argparse.Namespace) -> str:
         sizes = {"PyTorch, eager, f32": sum(4 * p.numel() for p in model.net.parameters())}
         for folder in args.bundles:
             bundle = Bundle(folder)
-            kind = bundle.manifest["bits"] or bundle.manifest["precision"]
-            name = f"OpenVINO, {kind}"
+            bits, precision = bundle.manifest["bits"], bundle.manifest["precision"]
+            name = f"OpenVINO, {precision if bits is None else f'{bits} and {precision}'}"
             runs[name] = lambda bundle=bundle, x_T=x_T: bundle.solve(x_T.numpy())
             sizes[name] = sum((folder / one).stat().st_size for one in bundle.manifest["networks"])
         seconds = {name: [] for name in runs}
@@ -167,9 +167,16 @@ def _calibration(args: argparse.Namespace) -> str:
     exact = task.solve(plan, test)
     recipe = Recipe(Bits.parse(args.bits[0]), "tfmq", iterations=args.iterations, temporal_iterations=500)
     block = replace(recipe, method="block")
+    fewer = {
+        f"one pass, TFMQ, 1/{k} of the steps": replace(
+            recipe, iterations=recipe.iterations // k, temporal_iterations=recipe.temporal_iterations // k
+        )
+        for k in (4, 10)
+    }
     rows = []
     for name, made in (
         ("one pass, TFMQ", lambda: quantise(task, plan, recipe, seeds=seeds)),
+        *((name, lambda one=one: quantise(task, plan, one, seeds=seeds)) for name, one in fewer.items()),
         ("one pass, blocks", lambda: quantise(task, plan, block, seeds=seeds)),
         ("a pass a block, random x and t", lambda: _published(task, plan, block, args.noises)),
     ):
@@ -178,7 +185,7 @@ def _calibration(args: argparse.Namespace) -> str:
         seconds = time.process_time() - started
         quantised = replace(task, model=attached(model, integers))
         mse = float((quantised.solve(with_bits(plan, integers), test) - exact).pow(2).mean())
-        rows.append(f"| {name} | {seconds:.0f} | {mse:.2e} |")
+        rows.append(f"| {name} | {seconds:.1f} | {mse:.2e} |")
     return "\n".join(
         [
             f"# Processor seconds to quantise, {args.bits[0]}",
