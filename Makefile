@@ -69,7 +69,7 @@ test-all: $(STAMP)
 
 # Unit tests of the core alone, with what pyproject.toml states as the lowest versions, in an environment of its own.
 CORE_TESTS := $(addprefix tests/unit/,diffusion sampling metrics nets data test_rng.py test_files.py test_typing.py \
-	test_package.py) tests/contract/test_presets.py
+	test_package.py test_devices.py) tests/contract/test_presets.py tests/contract/test_gpu_scripts.py
 
 $(MINIMUM)/.installed: pyproject.toml constraints.txt tests/minimum.py
 	$(PYTHON) -m venv --clear $(MINIMUM)
