@@ -1,4 +1,4 @@
-"""Speed on a GPU: training and MFU, the sampling loop, evaluation; beside EDM's loops, and diffusers' where it is there.
+"""Speed on a GPU: training and MFU, the sampling loop, evaluation; beside EDM's loops and, where it is, diffusers'.
 
     PYTHONPATH=src python benchmarks/gpu/speed.py --seconds 290 --out $OUT
 

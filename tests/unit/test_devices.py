@@ -1,4 +1,4 @@
-"""Float32 on a device gives what float64 gives on the CPU: on a GPU where there is one, or as FEWSTEP_TEST_DEVICE says."""
+"""Float32 on a device gives what float64 gives on the CPU: on a GPU where there is one, or on FEWSTEP_TEST_DEVICE."""
 
 import os
 
