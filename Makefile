@@ -16,6 +16,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 export DVC_NO_ANALYTICS := 1
+export NO_MKDOCS_2_WARNING := 1
 
 STAMP := $(VENV)/.installed
 QUIET := --quiet host reason
@@ -23,7 +24,7 @@ STORE := sqlite:///mlflow.db
 MLFLOW_UI = mlflow ui --backend-store-uri $(STORE) --host 127.0.0.1 --port $(PORT) --workers 1
 REPORT := results/$(RUN)/report/index.html
 
-.PHONY: help run ui test test-all test-minimum lint format schema adopt prune clean
+.PHONY: help run ui test test-all test-minimum lint docs format schema adopt prune clean
 .DEFAULT_GOAL := help
 
 help:
@@ -31,7 +32,8 @@ help:
 	@echo "make ui [PORT=5000]     MLflow's pages over all runs"
 	@echo "make test               tests but the slow ones; make test-all: every test"
 	@echo "make test-minimum       the core's unit tests with the lowest versions that pyproject.toml states"
-	@echo "make lint               ruff, mypy, import layers, snakefmt, snakemake --lint"
+	@echo "make lint               ruff, mypy, import layers, snakefmt, snakemake --lint, make docs"
+	@echo "make docs               the documentation as pages in site/; every broken link is an error"
 	@echo "make format             ruff format, snakefmt"
 	@echo "make schema             workflow/schemas/params.schema.json from the settings models"
 	@echo "make adopt              take what dvc checkout or dvc pull brought as current, after DVC has verified it"
@@ -88,6 +90,15 @@ lint: $(STAMP)
 	lint-imports
 	snakefmt --check Snakefile workflow
 	snakemake --lint
+	$(MAKE) --no-print-directory docs
+
+$(VENV)/.docs: $(STAMP)
+	$(VENV)/bin/python -m pip install --quiet --no-compile $(PIP_ARGS) $(addprefix -c ,$(wildcard constraints.txt)) -e '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.docs
+	mkdocs build --strict --quiet
+	@echo "pages:   site/index.html (search needs a server: python -m http.server --directory site)"
 
 format: $(STAMP)
 	ruff check --fix .
@@ -111,5 +122,5 @@ prune: $(STAMP)
 		| while read -r folder; do [ -z "$$folder" ] || { echo "removed $$folder"; rm -rf -- "$$folder"; }; done
 
 clean:
-	rm -rf logs .snakemake .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf logs site .snakemake .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

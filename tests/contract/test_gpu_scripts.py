@@ -263,15 +263,20 @@ def test_the_core_is_enough():
         f"sys.path.insert(0, {str(SCRIPTS)!r})\n"
         f"import {', '.join(JOBS)}\n"
     )
-    done = subprocess.run([sys.executable, "-c", blocked], capture_output=True, text=True, cwd=ROOT)
+    source = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run([sys.executable, "-c", blocked], capture_output=True, text=True, env=source)
     assert done.returncode == 0, done.stderr
 
 
-def test_the_user_is_told_in_one_sentence(tmp_path):
+def test_the_user_is_told_in_one_sentence(tmp_path, jobs, monkeypatch, capsys):
+    import common
+
     arguments = ("--out", tmp_path / "out", "--work", tmp_path / "work", "--device", "cpu")
-    command = [sys.executable, SCRIPTS / "train.py", *arguments]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 2 and done.stderr.startswith("train.py: --data must name an archive")
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        common.run(jobs["train"].main)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("train.py: --data must name an archive")
 
 
 def test_large_files_come_back_in_pieces(tmp_path, jobs, monkeypatch):

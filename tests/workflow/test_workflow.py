@@ -386,6 +386,12 @@ def test_lint_and_format(finished: Project) -> None:
     finished.succeed("snakemake", "--lint")
 
 
+@pytest.mark.slow
+def test_the_entry_of_the_workflow_catalogue_is_the_same_workflow(finished: Project) -> None:
+    jobs = finished.succeed("snakemake", "-n", "--forceall", "--quiet", "host", "-s", "workflow/Snakefile")
+    assert f"total {sum(ALL.values()) + 1}" in re.sub(" +", " ", jobs)
+
+
 def test_a_second_run_is_refused_in_one_sentence(project: Project) -> None:
     project.edit("params.yaml", "evaluate: {resamples: 10}", "evaluate: {resamples: 12}")
     spec = project.folder / "state/smoke/spec/evaluate/plans/nfe3.json"
