@@ -4,9 +4,10 @@ Only the core's dependencies are needed: torch, numpy, pillow, safetensors and t
 """
 
 import argparse
+import io
 import math
-import shutil
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -26,7 +27,6 @@ from fewstep.interop.load import load_model
 from fewstep.interop.zoo import find_reference
 from fewstep.metrics.extractor import Extractor, load_extractor
 from fewstep.metrics.reference import Reference, build_reference, load_reference
-from fewstep.nets import CARD, CONFIG, CURVE, WEIGHTS
 from fewstep.pipeline.devices import chosen_device, device_name
 from fewstep.pipeline.environment import environment
 from fewstep.pipeline.measure import features_of
@@ -165,20 +165,30 @@ def save_grid(path: Path, images: torch.Tensor) -> None:
 
 
 def bring_back(lease: Lease, files: Iterable[Path]) -> None:
-    """Copy files to `--out`, those over 16 MiB in pieces NAME.0, NAME.1, ... (`cat NAME.* > NAME` joins them).
+    """Copy files to `--out`; a folder as one archive, and what is over 16 MiB in pieces.
+
+    `cat NAME.* > NAME` joins the pieces NAME.0, NAME.1, ..., and `cat model.tar* | tar x` unpacks a folder.
 
     Raises: ConfigError: more files than come back.
     """
-    for file in files:
-        content = file.read_bytes()
-        if len(content) <= MOST_BYTES:
-            shutil.copyfile(file, lease.out / file.name)
-            continue
-        for k in range(math.ceil(len(content) / MOST_BYTES)):
-            (lease.out / f"{file.name}.{k}").write_bytes(content[k * MOST_BYTES : (k + 1) * MOST_BYTES])
-    there = [file for file in lease.out.iterdir() if file.is_file()]
+    for path in files:
+        name, content = path.name, packed_folder(path) if path.is_dir() else path.read_bytes()
+        name += ".tar" if path.is_dir() else ""
+        pieces = math.ceil(len(content) / MOST_BYTES)
+        for k in range(pieces):
+            place = lease.out / (name if pieces == 1 else f"{name}.{k}")
+            place.write_bytes(content[k * MOST_BYTES : (k + 1) * MOST_BYTES])
+    there = [file.name for file in lease.out.iterdir()]
     if len(there) > MOST_FILES:
         raise ConfigError(f"At most {MOST_FILES} files come back; {lease.out} has {len(there)}.")
+
+
+def packed_folder(folder: Path) -> bytes:
+    """A folder as a tar archive."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.add(folder, folder.name)
+    return buffer.getvalue()
 
 
 def record(lease: Lease, name: str, values: dict[str, Any]) -> None:
@@ -194,9 +204,6 @@ def kept_results(lease: Lease, name: str) -> dict[str, Any]:
 def keep_results(lease: Lease, name: str, values: dict[str, Any]) -> None:
     """For a later command of the lease."""
     write_json(lease.work / name, values)
-
-
-MODEL_FILES = (WEIGHTS, CONFIG, CARD, CURVE)
 
 
 def run(main: Callable[[], None]) -> None:

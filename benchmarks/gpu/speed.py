@@ -96,7 +96,7 @@ def peak_flops(lease: Lease) -> float:
 
 def network(options: Any, device: str) -> UNet:
     with initial_weights(0):
-        net = UNet(SIDE, 3, **train.MODELS[options.model]["net"]).to(device)
+        net = UNet(SIDE, 3, **train.MODELS[options.model].net).to(device)
     with torch.no_grad():
         last = net.conv_out.weight
         last.copy_(0.02 * torch.randn(last.shape, generator=generator(0)))

@@ -4,12 +4,15 @@
         --seconds 530 --out $OUT
 
 Resumes: the choice of the trial and the checkpoints stand in --work, so the same command goes on where it was ended.
-What comes back: the model folder (EMA weights in float16, in pieces of 16 MiB), a grid of 64 samples, and
+What comes back: the model folder as an archive (EMA weights in float16), a grid of 64 samples, and
 measured.json with the Fréchet distance of 10 calls of UniPC-2 by the project's evaluator.
 """
 
+import copy
+import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,42 +21,75 @@ import torch
 from common import Lease
 
 from fewstep.checks import DataError
+from fewstep.data.latents import Latents, draw_latents, load_latents, write_latents
 from fewstep.data.packed import Dataset, load_dataset
 from fewstep.data.pixels import to_unit
 from fewstep.diffusion.condition import LABEL, Condition
-from fewstep.diffusion.schedule import DDPMTable
-from fewstep.files import object_or_empty, write_json
+from fewstep.diffusion.schedule import DDPMTable, Flow, Schedule
+from fewstep.files import atomic_dir, object_or_empty, write_json
+from fewstep.interop.autoencoder import load_autoencoder
 from fewstep.metrics.evaluate import evaluate_samples
-from fewstep.nets import CURVE
-from fewstep.nets.folder import save_model
+from fewstep.nets import AUTOENCODER, CURVE
+from fewstep.nets.autoencoder import VAE
+from fewstep.nets.folder import save_autoencoder, save_model
 from fewstep.nets.unet import UNet
 from fewstep.pipeline.environment import card_facts
 from fewstep.progress import track
 from fewstep.rng import generator, initial_weights
 from fewstep.sampling.presets import PRESETS
 from fewstep.sampling.sample import sample
+from fewstep.train.autoencoder import measured_scale, reconstruction_error, train_autoencoder
 from fewstep.train.denoiser import train_denoiser
 from fewstep.train.losses import denoising_loss, draw_times, noised
 from fewstep.train.recipe import Recipe
 from fewstep.train.sandwich import Sandwich
 
-MODELS: dict[str, dict[str, Any]] = {
-    "cifar10-32-base": {"net": {"channels": 128, "multipliers": (1, 2, 2, 2), "attention": (16, 8)}},
-    "cifar10-32-slim-cond": {
-        "net": {"channels": 128, "multipliers": (1, 2, 2, 2), "attention": (16, 8)},
-        "widths": (1.0, 0.75, 0.5),
-        "label_dropout": 0.1,
-    },
-    "tiny": {"net": {"channels": 8, "multipliers": (1, 2)}},
-    "tiny-slim-cond": {
-        "net": {"channels": 16, "multipliers": (1, 2)},
-        "widths": (1.0, 0.5),
-        "label_dropout": 0.1,
-    },
-}
-"""Networks, and how they are trained; label_dropout: of class-conditional ones. The tiny ones are for tests."""
 
-PREDICTION = "v"
+@dataclass(frozen=True)
+class Design:
+    """A network, and how it is trained.
+
+    Attributes:
+        net: arguments of the U-Net.
+        widths: shares of its channels at which it is trained, too.
+        label_dropout: of a class-conditional model; None for an unconditional one.
+        autoencoder: of a flow on latents, the arguments of the autoencoder that is trained first; None for pixels.
+    """
+
+    net: dict[str, Any]
+    widths: tuple[float, ...] = (1.0,)
+    label_dropout: float | None = None
+    autoencoder: dict[str, int] | None = None
+
+    @property
+    def schedule(self) -> Schedule:
+        """A flow for latents, DDPM's table for pixels."""
+        return DDPMTable.linear() if self.autoencoder is None else Flow()
+
+    @property
+    def prediction(self) -> str:
+        """What the network outputs."""
+        return "v" if self.autoencoder is None else "u"
+
+
+BASE: dict[str, Any] = {"channels": 128, "multipliers": (1, 2, 2, 2), "attention": (16, 8)}
+TINY: dict[str, Any] = {"channels": 16, "multipliers": (1, 2)}
+MODELS = {
+    "cifar10-32-base": Design(BASE),
+    "cifar10-32-slim-cond": Design(BASE, widths=(1.0, 0.75, 0.5), label_dropout=0.1),
+    "cifar10-32-lfm": Design(
+        {"channels": 192, "multipliers": (1, 2, 2), "attention": (8, 4)},
+        label_dropout=0.1,
+        autoencoder={"channels": 64, "latent_channels": 4, "factor": 2},
+    ),
+    "tiny": Design({**TINY, "channels": 8}),
+    "tiny-slim-cond": Design(TINY, widths=(1.0, 0.5), label_dropout=0.1),
+    "tiny-lfm": Design(
+        TINY, label_dropout=0.1, autoencoder={"channels": 8, "latent_channels": 4, "factor": 2}
+    ),
+}
+"""The tiny ones are for tests."""
+
 LR, WARMUP, COOLDOWN, EMA_DECAY, SEED = 4e-4, 0.02, 0.2, 0.9995, 0
 """WARMUP and COOLDOWN in shares of the steps."""
 TRIAL_STEPS, WARM_STEPS = 8, 3
@@ -61,48 +97,50 @@ AGREEMENT = {"fp32": 1e-3, "bf16": 3e-2}
 """Largest relative difference of a loss from eager float32, by precision: rounding, and not another function."""
 AFTER = 0.12
 """Share of the time that is left for saving, sampling and measuring."""
+OF_AUTOENCODER = 0.25
+"""Share of the time for the autoencoder and its latents, where there is one."""
+
+Images = Dataset | Latents
 
 
-def network(name: str, dataset: Dataset, device: str) -> UNet:
+def network(name: str, dataset: Images, device: str) -> UNet:
     """The untrained network; its weights depend on the seed alone."""
-    model = MODELS[name]
-    n_classes = len(dataset.classes or ()) if "label_dropout" in model else 0
+    design = MODELS[name]
+    n_classes = 0 if design.label_dropout is None else len(dataset.classes or ())
     with initial_weights(SEED):
-        return UNet(dataset.shape[1], dataset.shape[0], n_classes=n_classes, **model["net"]).to(device)
+        return UNet(dataset.shape[1], dataset.shape[0], n_classes=n_classes, **design.net).to(device)
 
 
 def recipe(name: str, net: UNet, *, steps: int, batch: int, precision: str, compiled: bool) -> Recipe:
     """How it is trained: a constant rate, then a cooldown."""
-    model = MODELS[name]
-    widths = model.get("widths", (1.0,))
-    warmup = int(WARMUP * steps)
+    design = MODELS[name]
     return Recipe(
-        schedule=DDPMTable.linear(),
-        prediction=PREDICTION,
+        schedule=design.schedule,
+        prediction=design.prediction,
         steps=steps,
         batch_size=batch,
         lr=LR,
         seed=SEED,
-        warmup_steps=warmup,
+        warmup_steps=int(WARMUP * steps),
         lr_schedule="constant",
         cooldown=int(COOLDOWN * steps),
-        condition_dropout=model.get("label_dropout", 0.0),
-        flip=True,
+        condition_dropout=design.label_dropout or 0.0,
+        flip=design.autoencoder is None,  # a mirrored latent is not that of the mirrored image
         ema_decay=EMA_DECAY,
         precision=precision,
         compile=compiled,
-        loss_of_step=Sandwich(net, widths) if len(widths) > 1 else None,
+        loss_of_step=Sandwich(net, design.widths) if len(design.widths) > 1 else None,
     )
 
 
-def loss_of(net: UNet, dataset: Dataset, device: str, *, precision: str, compiled: bool) -> float:
+def loss_of(name: str, net: UNet, dataset: Images, device: str, *, precision: str, compiled: bool) -> float:
     """The loss on one fixed batch, to hold a way of computing against eager float32."""
-    rng, n = generator(SEED, "agreement"), min(32, len(dataset))
-    schedule = DDPMTable.linear()
-    x0 = to_unit(dataset.batch(range(n))).to(device)
+    rng, n, design = generator(SEED, "agreement"), min(32, len(dataset)), MODELS[name]
+    schedule, images = design.schedule, dataset.batch(range(n))
+    x0 = (images if images.is_floating_point() else to_unit(images)).to(device)
     eps = torch.randn(x0.shape, generator=rng).to(device)
     t = draw_times(schedule, n, weighting="uniform", rng=rng)
-    inputs = noised(x0, eps, t, schedule=schedule, prediction=PREDICTION, weighting="uniform")
+    inputs = noised(x0, eps, t, schedule=schedule, prediction=design.prediction, weighting="uniform")
     condition = None
     if net.n_classes and dataset.labels is not None:
         condition = Condition({LABEL: torch.as_tensor(dataset.labels[:n], dtype=torch.int64)}).to(
@@ -114,7 +152,7 @@ def loss_of(net: UNet, dataset: Dataset, device: str, *, precision: str, compile
         return float(denoising_loss(call, inputs, condition).mean())
 
 
-def speed_of(name: str, dataset: Dataset, lease: Lease, way: dict[str, Any]) -> float:
+def speed_of(name: str, dataset: Images, lease: Lease, way: dict[str, Any]) -> float:
     """Images per second of the shared training loop in some steps."""
     stamps: list[float] = []
 
@@ -131,7 +169,7 @@ def speed_of(name: str, dataset: Dataset, lease: Lease, way: dict[str, Any]) -> 
     return TRIAL_STEPS * way["batch"] / (stamps[1] - stamps[0])
 
 
-def trial(name: str, dataset: Dataset, lease: Lease, batches: list[int], *, seconds: float) -> dict[str, Any]:
+def trial(name: str, dataset: Images, lease: Lease, batches: list[int], *, seconds: float) -> dict[str, Any]:
     """The fastest way that computes the same: eager ones at each batch, then the better batch compiled.
 
     Returns: batch, precision and compiled of the fastest way, and all that was tried.
@@ -142,7 +180,7 @@ def trial(name: str, dataset: Dataset, lease: Lease, batches: list[int], *, seco
     with torch.no_grad():
         last = net.conv_out.weight
         last.copy_(0.02 * torch.randn(last.shape, generator=generator(SEED, "agreement")))
-    exact = loss_of(net, dataset, lease.device, precision="fp32", compiled=False)
+    exact = loss_of(name, net, dataset, lease.device, precision="fp32", compiled=False)
     tried: list[dict[str, Any]] = []
     ways = [{"batch": b, "precision": "bf16", "compiled": False} for b in batches]
 
@@ -150,7 +188,9 @@ def trial(name: str, dataset: Dataset, lease: Lease, batches: list[int], *, seco
         row: dict[str, Any] = dict(way)
         began = lease.left
         try:
-            found = loss_of(net, dataset, lease.device, precision=way["precision"], compiled=way["compiled"])
+            found = loss_of(
+                name, net, dataset, lease.device, precision=way["precision"], compiled=way["compiled"]
+            )
             row["difference"] = abs(found / exact - 1)
             if row["difference"] <= AGREEMENT[way["precision"]]:
                 row["images_per_second"] = speed_of(name, dataset, lease, way)
@@ -173,7 +213,7 @@ def trial(name: str, dataset: Dataset, lease: Lease, batches: list[int], *, seco
     return {**chosen, "tried": tried}
 
 
-def train(name: str, dataset: Dataset, lease: Lease, batches: list[int], *, trial_seconds: float) -> Path:
+def train(name: str, dataset: Images, lease: Lease, batches: list[int], *, trial_seconds: float) -> Path:
     """The model folder, trained until the time for it is over."""
     folder, kept = lease.work / name, lease.work / f"{name}.way.json"
     if folder.is_dir():
@@ -209,12 +249,18 @@ def train(name: str, dataset: Dataset, lease: Lease, batches: list[int], *, tria
     )
     seconds = time.monotonic() - started
     lease.say(f"trained {state.step} of {way['steps']} steps")
-    widths = MODELS[name].get("widths", (1.0,))
+    design = MODELS[name]
+
+    def finish(made: Path) -> None:
+        (made / CURVE).write_bytes(metrics.read_bytes())
+        if design.autoencoder is not None:
+            shutil.copytree(lease.work / f"{name}.autoencoder", made / AUTOENCODER)
+
     save_model(
         folder,
         state.ema["net"].net,
         schedule=values.schedule,
-        prediction=PREDICTION,
+        prediction=design.prediction,
         shape=dataset.shape,
         name=name,
         card={
@@ -236,11 +282,67 @@ def train(name: str, dataset: Dataset, lease: Lease, batches: list[int], *, tria
             "seconds_of_last_start": round(seconds, 1),
         },
         dtype=torch.float16,
-        widths=widths,
-        guidable=MODELS[name].get("label_dropout", 0.0) > 0,
-        finish=lambda made: (made / CURVE).write_bytes(metrics.read_bytes()),
+        widths=design.widths,
+        guidable=bool(design.label_dropout),
+        finish=finish,
     )
     return folder
+
+
+def latents_of(name: str, data: Path, lease: Lease, batch: int) -> Latents:
+    """The latents of the training images, by an autoencoder that is trained until its share of the time is over."""
+    design, made, folder = MODELS[name], lease.work / f"{name}.autoencoder", lease.work / f"{name}.latents"
+    assert design.autoencoder is not None
+    images = load_dataset(data, "train")
+    if not made.is_dir():
+        with initial_weights(SEED):
+            net = VAE(images.shape[0], **design.autoencoder).to(lease.device)
+        ends = lease.left - OF_AUTOENCODER * lease.seconds
+        values: dict[str, Any] = {
+            "batch_size": batch,
+            "lr": 1e-3,
+            "seed": SEED,
+            "kl_weight": 1e-2,
+            "flip": True,
+        }
+        steps = _steps_in(
+            lease, ends, lambda n: train_autoencoder(images, copy.deepcopy(net), steps=n, **values)
+        )
+        state = train_autoencoder(
+            images,
+            net,
+            steps=steps,
+            checkpoints=lease.work / f"{name}.autoencoder.checkpoints",
+            progress=lease.until(ends),
+            **values,
+        )
+        scale, error = measured_scale(net, images), reconstruction_error(net, load_dataset(data, "test"))
+        lease.say(f"autoencoder: {state.step} of {steps} steps, squared error {error:.4g} on the test images")
+        card = {**card_facts(images, net), "steps": state.step, "test_mse": error, "settings": values}
+        save_autoencoder(made, net, scale=scale, name=f"{name}-autoencoder", card=card)
+    if not folder.is_dir():
+        loaded, whole = load_autoencoder(made, device=lease.device), load_dataset(data)
+        array = draw_latents(
+            whole,
+            loaded.encode,
+            loaded.latent_shape(whole.shape),
+            seed=SEED,
+            batch_size=500,
+            device=lease.device,
+        )
+        facts = {"name": loaded.name, "fingerprint": loaded.fingerprint, "scale": loaded.scale}
+        with atomic_dir(folder) as written:
+            write_latents(written, array, whole, autoencoder=facts)
+    return load_latents(folder, "train")
+
+
+def _steps_in(lease: Lease, ends: float, run: Callable[[int], object]) -> int:
+    """How many steps fit in until so many seconds are left; `run` makes some for their time."""
+    run(WARM_STEPS)
+    before = common.synchronised(lease.device)
+    run(TRIAL_STEPS)
+    each = (common.synchronised(lease.device) - before) / TRIAL_STEPS
+    return max(10, int(0.9 * (lease.left - ends) / each))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -251,11 +353,13 @@ def main(arguments: list[str] | None = None) -> None:
     made.add_argument("--images", type=int, default=10_000, help="of the measurement")
     options = made.parse_args(arguments)
     lease = Lease.of(options, exact=False)
-    dataset = load_dataset(common.packed(lease, options), "train")
+    data = common.packed(lease, options)
+    dataset: Images = load_dataset(data, "train")
+    if MODELS[options.model].autoencoder is not None:
+        dataset = latents_of(options.model, data, lease, options.batches[0])
     folder = train(options.model, dataset, lease, options.batches, trial_seconds=options.trial_seconds)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    files = [folder / name for name in common.MODEL_FILES]
-    common.bring_back(lease, files)  # before what may still go wrong
+    common.bring_back(lease, [folder])  # before what may still go wrong
     reference, extractor = common.judge(lease, options)
     task = common.task_of(folder, lease, batch_size=1000)
     plan = PRESETS["unipc-2"](task.model.schedule, 10)

@@ -25,7 +25,7 @@ from fewstep.train.classifier import train_classifier
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "benchmarks/gpu"
-JOBS = ("train", "measure", "search", "core_tests", "speed")
+JOBS = ("train", "generator", "measure", "search", "core_tests", "speed")
 EXTRAS = [
     "pydantic",
     "optuna",
@@ -119,20 +119,29 @@ def run(job, place, out, *arguments, seconds=SECONDS):
     common = ("--seconds", seconds, "--device", "cpu", "--work", place / "work", "--out", place / out)
     job.main([str(argument) for argument in (*common, *arguments)])
     files = {file.name: file for file in (place / out).iterdir()}
+    assert all(file.is_file() for file in files.values())
     assert len(files) <= 8 and all(file.stat().st_size <= 2**24 for file in files.values())
     return files
 
 
+def came_back(out, name):
+    """A model folder, unpacked from its pieces."""
+    with tarfile.open(
+        fileobj=io.BytesIO(b"".join(p.read_bytes() for p in sorted(out.glob(f"{name}.tar*"))))
+    ) as archive:
+        archive.extractall(out.parent / "back", filter="data")
+    return out.parent / "back" / name
+
+
 def test_training_makes_a_model_that_loads_and_says_how_it_was_made(place):
     folder = place / "first"
-    assert {file.name for file in folder.iterdir()} == {
-        "model.safetensors", "config.json", "card.json", "metrics.jsonl", "samples.png", "measured.json",
-    }  # fmt: skip
-    card = json.loads((folder / "card.json").read_text())
+    assert {file.name for file in folder.iterdir()} == {"tiny.tar", "samples.png", "measured.json"}
+    model = came_back(folder, "tiny")
+    card = json.loads((model / "card.json").read_text())
     assert card["steps"] >= 1 and card["images_seen"] == card["steps"] * card["settings"]["batch_size"]
     assert {row["batch"] for row in card["trial"]} == {16, 32} and card["settings"]["precision"] == "bf16"
     assert all(row["difference"] < 0.03 for row in card["trial"] if "difference" in row)
-    assert load_model(folder).prediction == "v"
+    assert load_model(model).prediction == "v"
     with Image.open(folder / "samples.png") as grid:
         assert grid.size == (64, 64)
     (result,) = json.loads((folder / "measured.json").read_text())["results"].values()
@@ -144,7 +153,8 @@ def test_training_makes_a_model_that_loads_and_says_how_it_was_made(place):
 def test_training_compiled_where_that_is_faster(place, jobs, tmp_path):
     shutil.copytree(place / "work/data", tmp_path / "work/data")
     files = run(jobs["train"], tmp_path, "out", "--model", "tiny", "--batches", 16, *data(place), seconds=90)
-    rows = json.loads(files["card.json"].read_text())["trial"]
+    assert "tiny.tar" in files
+    rows = json.loads((came_back(tmp_path / "out", "tiny") / "card.json").read_text())["trial"]
     assert [row["compiled"] for row in rows] == [False, True]
     assert rows[1]["difference"] < 0.03 and rows[1]["images_per_second"] > 0
 
@@ -178,14 +188,33 @@ def test_training_goes_on_where_it_was_ended(place, jobs, tmp_path, monkeypatch)
     monkeypatch.undo()
     way = json.loads((tmp_path / "work/tiny-slim-cond.way.json").read_text())
     assert (tmp_path / "work/tiny-slim-cond.checkpoints/step-00000005").is_dir()
-    files = run(jobs["train"], tmp_path, "out", *arguments)
-    card = json.loads(files["card.json"].read_text())
+    run(jobs["train"], tmp_path, "out", *arguments)
+    model = came_back(tmp_path / "out", "tiny-slim-cond")
+    card = json.loads((model / "card.json").read_text())
     assert json.loads((tmp_path / "work/tiny-slim-cond.way.json").read_text()) == way
     assert [row["compiled"] for row in card["trial"]] == [False]  # the trial was not made again
-    model = load_model(tmp_path / "work/tiny-slim-cond")
-    assert len(model.widths) == 2 and model.conditions is not None
-    first = json.loads(files["metrics.jsonl"].read_text().splitlines()[0])
+    loaded = load_model(model)
+    assert len(loaded.widths) == 2 and loaded.conditions is not None
+    first = json.loads((model / "metrics.jsonl").read_text().splitlines()[0])
     assert card["steps"] > 5 and first["step"] <= 5  # the rows of the first start are still there
+
+
+def test_flows_on_latents_hold_their_autoencoder(place, jobs, tmp_path):
+    shutil.copytree(place / "work/data", tmp_path / "work/data")
+    arguments = ("--model", "tiny-lfm", "--batches", 16, "--images", 32, "--trial-seconds", 0, *data(place))
+    run(jobs["train"], tmp_path, "out", *arguments)
+    model = load_model(came_back(tmp_path / "out", "tiny-lfm"))
+    assert model.shape == (4, 4, 4) and model.image_shape == (3, 8, 8) and model.prediction == "u"
+
+
+def test_a_generator_is_a_model_of_one_call(place, jobs, tmp_path):
+    shutil.copytree(place / "work/data", tmp_path / "work/data")
+    arguments = ("--model", "tiny", "--batch", 8, "--images", 40, *data(place))
+    files = run(jobs["generator"], tmp_path, "out", *arguments)
+    assert load_model(came_back(tmp_path / "out", "tiny")).most_calls == 1
+    assert load_plan(files["vitgan.nfe1.json"]).nfe == 1
+    (result,) = json.loads(files["measured.json"].read_text())["results"].values()
+    assert result["value"] > 0
 
 
 def test_all_samplers_are_measured_and_none_twice(place, jobs):
