@@ -176,7 +176,7 @@ def test_training_goes_on_where_it_was_ended(place, jobs, tmp_path, monkeypatch)
     def interrupted(*_, **__):
         def steps(numbers):
             for number in numbers:
-                if number == 4:
+                if number == 0:
                     os.kill(os.getpid(), signal.SIGINT)
                 yield number
 
@@ -187,7 +187,11 @@ def test_training_goes_on_where_it_was_ended(place, jobs, tmp_path, monkeypatch)
         run(jobs["train"], tmp_path, "out", *arguments)
     monkeypatch.undo()
     way = json.loads((tmp_path / "work/tiny-slim-cond.way.json").read_text())
-    assert (tmp_path / "work/tiny-slim-cond.checkpoints/step-00000005").is_dir()
+    assert (tmp_path / "work/tiny-slim-cond.checkpoints/step-00000001").is_dir()
+    begun = []
+    monkeypatch.setattr(
+        jobs["train"], "track", lambda *_, **__: lambda steps: (begun.append(k) or k for k in steps)
+    )
     run(jobs["train"], tmp_path, "out", *arguments)
     model = came_back(tmp_path / "out", "tiny-slim-cond")
     card = json.loads((model / "card.json").read_text())
@@ -195,8 +199,7 @@ def test_training_goes_on_where_it_was_ended(place, jobs, tmp_path, monkeypatch)
     assert [row["compiled"] for row in card["trial"]] == [False]  # the trial was not made again
     loaded = load_model(model)
     assert len(loaded.widths) == 2 and loaded.conditions is not None
-    first = json.loads((model / "metrics.jsonl").read_text().splitlines()[0])
-    assert card["steps"] > 5 and first["step"] <= 5  # the rows of the first start are still there
+    assert begun[0] == 1 and card["steps"] in (len(begun), 1 + len(begun))  # the last may come too late
 
 
 def test_flows_on_latents_hold_their_autoencoder(place, jobs, tmp_path):
