@@ -12,7 +12,7 @@ import posixpath
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import latex2mathml.converter
 from mkdocs.config.defaults import MkDocsConfig
@@ -25,7 +25,6 @@ from fewstep.app.cli import commands
 from fewstep.app.params import params_schema
 from fewstep.app.stages import STAGES
 from fewstep.pipeline import claims
-from fewstep.pipeline.stage import Stage
 
 ROOT = Path(__file__).parents[1]
 METHODS = ROOT / "src/fewstep/methods"
@@ -44,6 +43,14 @@ NO_CLUSTER = """# Clusters and the cloud
 `snakemake --profile profiles/slurm` submits the jobs of the workflow to SLURM; what a site must set stands in
 [that profile](../profiles/slurm/profile.yaml).
 """
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """The papers' pages in the order of their table."""
+    for entry in config.nav or ():
+        if isinstance(entry, dict) and "Papers" in entry:
+            entry["Papers"] = ["papers.md", *(f"papers/{row.folder}.md" for row in rows() if row.folder)]
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -73,6 +80,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Fill in what a paper's page takes from code, and lead links to files of the repository to their pages."""
+    if page.file.src_uri == "papers.md":
+        markdown = papers_table(markdown)
     if page.file.src_uri.startswith("papers/"):
         markdown = filled(markdown, Path(page.file.src_uri).stem)
     return linked(markdown, page.file.src_uri, files)
@@ -178,19 +187,64 @@ def filled(text: str, folder: str) -> str:
     return text
 
 
+class Row(NamedTuple):
+    """A row of the table of papers, docs/papers.md."""
+
+    number: str
+    paper: str
+    module: str
+    command: str
+    test: str
+    status: str
+
+    def is_of(self, folder: str) -> bool:
+        """Whether it is that of a paper's folder."""
+        named = f"methods/{folder}" in self.module + self.test
+        return named or self.paper.split("(")[0].strip() == _paper(folder)[0]
+
+    @property
+    def folder(self) -> str | None:
+        """The folder of methods/ that it is of, if that has a page."""
+        pages = sorted((ROOT / "docs/papers").glob("*.md"))
+        return next((page.stem for page in pages if self.is_of(page.stem)), None)
+
+    @property
+    def commands(self) -> list[str]:
+        """Names of the commands, each once, without the program's."""
+        group: Any = commands()
+        words = [text.removeprefix("fewstep ").split()[0] for text in re.findall(r"`([^`]+)`", self.command)]
+        return [name for name in dict.fromkeys(words) if name in group.commands]
+
+
+def rows() -> list[Row]:
+    """All twelve."""
+    text = (ROOT / "docs/papers.md").read_text(encoding="utf-8")
+    found = re.findall(r"^\| \d+ \|.*$", text, re.MULTILINE)
+    return [Row(*(cell.strip() for cell in row.strip("|").split("|"))) for row in found]
+
+
+def row_of(folder: str) -> Row:
+    """That of a paper."""
+    return next(row for row in rows() if row.is_of(folder))
+
+
+def papers_table(text: str) -> str:
+    """The page of all papers with a link to each, and without the columns that only contributors need."""
+    lines = ["| # | paper | commands | what works here |", "|---|---|---|---|"]
+    for row in rows():
+        paper = f"[{row.paper}](papers/{row.folder}.md)" if row.folder else row.paper
+        names = ", ".join(f"[`{name}`](reference/commands.md#fewstep-{name})" for name in row.commands)
+        lines.append(f"| {row.number} | {paper} | {names or '-'} | {row.status} |")
+    return text[: text.index("| # |")] + "\n".join(lines) + "\n"
+
+
 def status(folder: str) -> str:
     """Citation, and what of the paper works here, from the table of papers."""
-    title, cite, link = _paper(folder)
-    rows = re.findall(r"^\| \d+ \|.*$", (ROOT / "docs/papers.md").read_text(encoding="utf-8"), re.MULTILINE)
-    named = (
-        row for row in rows if f"methods/{folder}" in row or row.split("|")[2].split("(")[0].strip() == title
-    )
-    row = next(named)
-    works = row.strip("| ").rsplit("|", 1)[1].strip()
+    _, cite, link = _paper(folder)
     there = METHODS.joinpath(folder, claims.FILE).is_file()
     mark = "info" if there else "warning"
     head = "What works here" if there else "Not there yet"
-    return f'[{cite}]({link})\n\n!!! {mark} "{head}"\n    {works}\n'
+    return f'[{cite}]({link})\n\n!!! {mark} "{head}"\n    {row_of(folder).status}\n'
 
 
 def _paper(folder: str) -> tuple[str, str, str]:
@@ -226,24 +280,26 @@ def differs(folder: str) -> Iterator[str]:
                     yield f"{sentence[:1].upper()}{sentence[1:]} (`{path.relative_to(source)}`)"
 
 
-def _stages_of(folder: str) -> list[Stage]:
-    prefix = f"fewstep.methods.{folder}."
-    return [stage for stage in STAGES if stage.command.__module__.startswith(prefix)]
-
-
 def paper_commands(folder: str) -> str:
-    """The commands of a paper's stages, and the runs in which they are."""
-    stages = _stages_of(folder)
-    if not stages:
+    """The commands of a paper, what they do, and their settings."""
+    names = row_of(folder).commands
+    if not names:
         return "There is no command yet.\n"
+    known = {stage.name: stage for stage in STAGES}
     lines = ["| command | does | settings |", "|---|---|---|"]
-    for stage in stages:
-        does = stage.does.replace("{nfe}", "N")
-        link = f"[`{stage.name}`](../reference/params.md#{stage.name})"
-        lines.append(
-            f"| [`fewstep {stage.name}`](../reference/commands.md#fewstep-{stage.name}) | {does} | {link} |"
-        )
+    for name in names:
+        does, settings = _first_line(name), "-"
+        if name in known and known[name].settings is not None:
+            settings = f"[`{name}`](../reference/params.md#{name})"
+        lines.append(f"| [`fewstep {name}`](../reference/commands.md#fewstep-{name}) | {does} | {settings} |")
     return "\n".join(lines) + "\n"
+
+
+def _first_line(command: str) -> str:
+    """What a command says of itself."""
+    group: Any = commands()
+    text = inspect.cleandoc(group.commands[command].help or "")
+    return _escaped(" ".join(text.split("\n\n")[0].split()))
 
 
 def paper_claims(folder: str) -> str:
