@@ -14,7 +14,7 @@ RUN_BY = {
     "docs/tutorials/diffusers.md": "tests/e2e/test_tutorial.py",
     "docs/tutorials/text-to-image.md": "tests/e2e/test_text.py",
     "docs/plan.md": "tests/unit/sampling/test_document.py",
-    "CONTRIBUTING.md": "tests/workflow/test_new_paper.py",
+    "CONTRIBUTING.md": "tests/workflow/test_workflow.py",
 }
 """Pages whose blocks are run, and the test that runs them."""
 
