@@ -24,7 +24,7 @@ STORE := sqlite:///mlflow.db
 MLFLOW_UI = mlflow ui --backend-store-uri $(STORE) --host 127.0.0.1 --port $(PORT) --workers 1
 REPORT := results/$(RUN)/report/index.html
 
-.PHONY: help run ui test test-all test-minimum lint docs format schema adopt prune clean
+.PHONY: help run ui test test-all test-minimum lint docs gallery format schema adopt prune clean
 .DEFAULT_GOAL := help
 
 help:
@@ -34,6 +34,7 @@ help:
 	@echo "make test-minimum       the core's unit tests with the lowest versions that pyproject.toml states"
 	@echo "make lint               ruff, mypy, import layers, snakefmt, snakemake --lint, make docs"
 	@echo "make docs               the documentation as pages in site/; every broken link is an error"
+	@echo "make gallery [RUN=digits] the figures of a run, made if it is not finished, for the pages of docs/"
 	@echo "make format             ruff format, snakefmt"
 	@echo "make schema             workflow/schemas/params.schema.json from the settings models"
 	@echo "make adopt              take what dvc checkout or dvc pull brought as current, after DVC has verified it"
@@ -99,6 +100,9 @@ $(VENV)/.docs: $(STAMP)
 docs: $(VENV)/.docs
 	mkdocs build --strict --quiet
 	@echo "pages:   site/index.html (search needs a server: python -m http.server --directory site)"
+
+gallery: $(STAMP)
+	snakemake --cores $(CORES) $(QUIET) -- docs/gallery/$(RUN)
 
 format: $(STAMP)
 	ruff check --fix .

@@ -180,6 +180,7 @@ def filled(text: str, folder: str) -> str:
         "differs": "\n".join(f"- {line}" for line in differs(folder)),
         "commands": paper_commands(folder),
         "claims": paper_claims(folder),
+        "figures": paper_figures(folder),
         "code": paper_code(folder),
     }
     for name, made in parts.items():
@@ -300,6 +301,28 @@ def _first_line(command: str) -> str:
     group: Any = commands()
     text = inspect.cleandoc(group.commands[command].help or "")
     return _escaped(" ".join(text.split("\n\n")[0].split()))
+
+
+MOST_FIGURES = 4
+"""Of one stage in one run."""
+
+
+def paper_figures(folder: str) -> str:
+    """Those that `make gallery` has taken from the reports of runs, of the paper's stages."""
+    prefix = f"fewstep.methods.{folder}."
+    stages = [stage.name for stage in STAGES if stage.command.__module__.startswith(prefix)]
+    lines = []
+    for run in sorted((ROOT / "docs/gallery").glob("*")):
+        for stage in stages:
+            for figure in sorted((run / stage).glob("*.png"))[:MOST_FIGURES]:
+                what = f"{stage}, {figure.stem.replace('_', ' ')}"
+                lines += [
+                    f"![{what}](../{figure.relative_to(ROOT / 'docs')})",
+                    "",
+                    f"*{what}: run `{run.name}`*",
+                    "",
+                ]
+    return "\n".join(lines)
 
 
 def paper_claims(folder: str) -> str:

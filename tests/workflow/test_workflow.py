@@ -387,6 +387,17 @@ def test_lint_and_format(finished: Project) -> None:
 
 
 @pytest.mark.slow
+def test_the_figures_of_a_run_are_taken_for_the_pages(project: Project) -> None:
+    project.succeed("snakemake", "--quiet", "host", "reason", "--", "docs/gallery/smoke")
+    report = project.folder / "results/smoke/report/figures"
+    taken = {
+        path.relative_to(project.folder / "docs/gallery/smoke")
+        for path in project.folder.glob("docs/**/*.png")
+    }
+    assert taken == {path.relative_to(report) for path in [*report.glob("*/*.png"), report / "fd_vs_nfe.png"]}
+
+
+@pytest.mark.slow
 def test_the_entry_of_the_workflow_catalogue_is_the_same_workflow(finished: Project) -> None:
     jobs = finished.succeed("snakemake", "-n", "--forceall", "--quiet", "host", "-s", "workflow/Snakefile")
     assert f"total {sum(ALL.values()) + 1}" in re.sub(" +", " ", jobs)
