@@ -65,11 +65,13 @@ class Search:
 
     Attributes:
         ends: seconds that the lease has left when this search must be over.
+        gradients: the task with smaller batches, as a gradient keeps what all calls have computed.
         images: of a comparison of plans.
         batch: images of a gradient step.
     """
 
     task: Task
+    gradients: Task
     teacher: Teacher
     space: Space
     seeds: SeedBlocks
@@ -157,10 +159,12 @@ class Search:
             return distances(self.extractor.of_unit(self.task.images(x0)), fine[rows])
 
         phases = (
-            ("trajectory", trajectory_gradient(self.task, distance), noises, size, 0.03),
+            ("trajectory", trajectory_gradient(self.gradients, distance), noises, size, 0.03),
             (
                 "frechet",
-                frechet_gradient(self.task, FrechetLoss(self.reference.statistics), self.extractor.of_unit),
+                frechet_gradient(
+                    self.gradients, FrechetLoss(self.reference.statistics), self.extractor.of_unit
+                ),
                 self.seeds["polish"],
                 self.batch,
                 0.01,
@@ -273,9 +277,13 @@ def main(arguments: list[str] | None = None) -> None:
     made.add_argument("--noises", type=int, default=256, help="fine solutions")
     made.add_argument("--teacher-nfe", type=int, default=100)
     made.add_argument("--batch", type=int, default=512)
+    made.add_argument(
+        "--gradient-batch", type=int, default=96, help="images at once where gradients are kept"
+    )
     options = made.parse_args(arguments)
     lease = Lease.of(options, exact=False)
     task = common.task_of(options.model, lease, batch_size=options.batch)
+    gradients = Task(task.model, batch_size=options.gradient_batch)
     reference, extractor = common.judge(lease, options)
     n, steps = options.images, options.gradient_images
     sizes = {"trials": max(n, options.noises), "validation": 4 * n, "finalists": 4 * n, "polish": 200 * steps}
@@ -293,7 +301,7 @@ def main(arguments: list[str] | None = None) -> None:
         space = Space(task.model.schedule, nfe)
         ends = lease.left - share
         plan, record = search(
-            Search(task, teacher, space, seeds, reference, extractor, lease, ends, n, steps), 2
+            Search(task, gradients, teacher, space, seeds, reference, extractor, lease, ends, n, steps), 2
         )
         write_json(lease.work / f"search.nfe{nfe}.json", record)
         save_plan(plan, lease.work / f"searched.nfe{nfe}.json")
