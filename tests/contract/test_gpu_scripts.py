@@ -47,7 +47,7 @@ EXTRAS = [
     "onnx",
     "yaml",
 ]
-SECONDS = 2.0
+SECONDS = 1.5
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,7 @@ def test_the_first_page(tmp_path):
     smaller = {
         "train": "--steps 30 --channels 8 --warmup 5 --ema-decay 0.5",
         "extractor": "--steps 30",
-        "sample": "--seeds 0-99",
+        "sample": "--seeds 0-59",
         "evaluate": "--resamples 20",
     }
     run("docs/index.md", cwd=tmp_path, smaller=smaller)
