@@ -303,7 +303,7 @@ def _first_line(command: str) -> str:
     return _escaped(" ".join(text.split("\n\n")[0].split()))
 
 
-MOST_FIGURES = 4
+MOST_FIGURES = 3
 """Of one stage in one run."""
 
 

@@ -1,4 +1,5 @@
-# Figures of a finished run for the pages of docs/: those of the papers' panels, and distance against calls.
+# Figures of a finished run for the pages of docs/: those of the papers' panels, but for the course of each search, and
+# distance against calls.
 rule gallery:
     input:
         "results/{run}/report/index.html",
@@ -17,6 +18,6 @@ rule gallery:
         mkdir {output:q}
         to=$(realpath {output:q})
         cd {params.figures:q}
-        find . -mindepth 2 -name '*.png' -exec cp --parents -t "$to" {{}} +
+        find . -mindepth 2 -name '*.png' -not -name 'curves_nfe*' -exec cp --parents -t "$to" {{}} +
         if [ -e fd_vs_nfe.png ]; then cp fd_vs_nfe.png "$to"; fi
         """
