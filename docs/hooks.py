@@ -46,10 +46,12 @@ NO_CLUSTER = """# Clusters and the cloud
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """The papers' pages in the order of their table."""
+    """The papers' pages in the order of their table, and the measured tables once they are written."""
     for entry in config.nav or ():
         if isinstance(entry, dict) and "Papers" in entry:
             entry["Papers"] = ["papers.md", *(f"papers/{row.folder}.md" for row in rows() if row.folder)]
+        if isinstance(entry, dict) and "Measured" in entry and (ROOT / "docs/measured.md").exists():
+            entry["Measured"].insert(0, "measured.md")
     return config
 
 
