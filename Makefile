@@ -16,6 +16,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 export DVC_NO_ANALYTICS := 1
+export NO_MKDOCS_2_WARNING := 1
 
 STAMP := $(VENV)/.installed
 QUIET := --quiet host reason
@@ -23,7 +24,7 @@ STORE := sqlite:///mlflow.db
 MLFLOW_UI = mlflow ui --backend-store-uri $(STORE) --host 127.0.0.1 --port $(PORT) --workers 1
 REPORT := results/$(RUN)/report/index.html
 
-.PHONY: help run ui test test-all test-minimum lint format schema adopt prune clean
+.PHONY: help run ui test test-all test-minimum lint docs gallery format schema adopt prune clean
 .DEFAULT_GOAL := help
 
 help:
@@ -31,7 +32,9 @@ help:
 	@echo "make ui [PORT=5000]     MLflow's pages over all runs"
 	@echo "make test               tests but the slow ones; make test-all: every test"
 	@echo "make test-minimum       the core's unit tests with the lowest versions that pyproject.toml states"
-	@echo "make lint               ruff, mypy, import layers, snakefmt, snakemake --lint"
+	@echo "make lint               ruff, mypy, import layers, snakefmt, snakemake --lint, make docs"
+	@echo "make docs               the documentation as pages in site/; every broken link is an error"
+	@echo "make gallery [RUN=digits] the figures of a run, made if it is not finished, for the pages of docs/"
 	@echo "make format             ruff format, snakefmt"
 	@echo "make schema             workflow/schemas/params.schema.json from the settings models"
 	@echo "make adopt              take what dvc checkout or dvc pull brought as current, after DVC has verified it"
@@ -69,7 +72,7 @@ test-all: $(STAMP)
 
 # Unit tests of the core alone, with what pyproject.toml states as the lowest versions, in an environment of its own.
 CORE_TESTS := $(addprefix tests/unit/,diffusion sampling metrics nets data test_rng.py test_files.py test_typing.py \
-	test_package.py) tests/contract/test_presets.py
+	test_package.py test_devices.py) tests/contract/test_presets.py tests/contract/test_gpu_scripts.py
 
 $(MINIMUM)/.installed: pyproject.toml constraints.txt tests/minimum.py
 	$(PYTHON) -m venv --clear $(MINIMUM)
@@ -88,6 +91,18 @@ lint: $(STAMP)
 	lint-imports
 	snakefmt --check Snakefile workflow
 	snakemake --lint
+	$(MAKE) --no-print-directory docs
+
+$(VENV)/.docs: $(STAMP)
+	$(VENV)/bin/python -m pip install --quiet --no-compile $(PIP_ARGS) $(addprefix -c ,$(wildcard constraints.txt)) -e '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.docs
+	mkdocs build --strict --quiet
+	@echo "pages:   site/index.html (search needs a server: python -m http.server --directory site)"
+
+gallery: $(STAMP)
+	snakemake --cores $(CORES) $(QUIET) -- docs/gallery/$(RUN)
 
 format: $(STAMP)
 	ruff check --fix .
@@ -111,5 +126,5 @@ prune: $(STAMP)
 		| while read -r folder; do [ -z "$$folder" ] || { echo "removed $$folder"; rm -rf -- "$$folder"; }; done
 
 clean:
-	rm -rf logs .snakemake .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf logs site .snakemake .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

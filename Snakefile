@@ -49,6 +49,7 @@ rule all:
 include: "workflow/rules/stage.smk"
 include: "workflow/rules/images.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/gallery.smk"
 
 
 # Only the process that plans the jobs may renew specs: never one that a cluster started for a single job.

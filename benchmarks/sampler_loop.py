@@ -15,7 +15,6 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from diffusers.schedulers import DPMSolverMultistepScheduler
 from torch import Tensor, nn
 
 from fewstep import process
@@ -52,6 +51,8 @@ def unet() -> UNet:
 
 def diffusers_sample(net: nn.Module, x: Tensor, n_steps: int) -> Tensor:
     """The loop of diffusers' unconditional pipelines."""
+    from diffusers.schedulers import DPMSolverMultistepScheduler
+
     scheduler = DPMSolverMultistepScheduler(beta_schedule="linear", final_sigmas_type="sigma_min")
     scheduler.set_timesteps(n_steps, device=x.device)
     with torch.no_grad():
@@ -61,6 +62,8 @@ def diffusers_sample(net: nn.Module, x: Tensor, n_steps: int) -> Tensor:
 
 
 def times_of_diffusers(n_steps: int) -> list[float]:
+    from diffusers.schedulers import DPMSolverMultistepScheduler
+
     scheduler = DPMSolverMultistepScheduler(beta_schedule="linear", final_sigmas_type="sigma_min")
     scheduler.set_timesteps(n_steps)
     return [*((scheduler.timesteps.double() + 1) / 1000).tolist(), 0.001]

@@ -16,12 +16,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import diffusers
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler, UNet2DModel
-from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
 
 from fewstep import process
 from fewstep.diffusion.schedule import DDPMTable
@@ -60,7 +56,9 @@ def our_net() -> UNet:
     return UNet(32, 3, 40, (1, 2, 2, 2), 1, (8,))
 
 
-def their_net() -> UNet2DModel:
+def their_net() -> torch.nn.Module:
+    from diffusers import UNet2DModel
+
     return UNet2DModel(
         sample_size=32,
         in_channels=3,
@@ -74,7 +72,9 @@ def their_net() -> UNet2DModel:
     )
 
 
-def ours(images: RandomImages, *, batch: int, steps: int, precision: str, clock: Clock) -> list[float]:
+def ours(
+    images: RandomImages, *, batch: int, steps: int, precision: str, clock: Clock, device: str = "cpu"
+) -> list[float]:
     """Seconds of each step of our loop."""
     stamps: list[float] = []
 
@@ -85,7 +85,7 @@ def ours(images: RandomImages, *, batch: int, steps: int, precision: str, clock:
         stamps.append(clock())
 
     with initial_weights(0):
-        net = our_net()
+        net = our_net().to(device)
     train_denoiser(
         images,
         net,
@@ -104,10 +104,16 @@ def ours(images: RandomImages, *, batch: int, steps: int, precision: str, clock:
     return [stop - start for start, stop in zip(stamps[:-1], stamps[1:], strict=True)]
 
 
-def theirs(images: RandomImages, *, batch: int, steps: int, precision: str, clock: Clock) -> list[float]:
+def theirs(
+    images: RandomImages, *, batch: int, steps: int, precision: str, clock: Clock, device: str = "cpu"
+) -> list[float]:
     """Seconds of each step of the loop of diffusers' examples/unconditional_image_generation."""
+    from diffusers import DDPMScheduler
+    from diffusers.optimization import get_scheduler
+    from diffusers.training_utils import EMAModel
+
     with initial_weights(0):
-        net = their_net()
+        net = their_net().to(device)
     ema = EMAModel(net.parameters(), decay=0.9999, use_ema_warmup=True)
     noise_scheduler = DDPMScheduler(num_train_timesteps=1000)
     optimizer = torch.optim.AdamW(net.parameters(), lr=LR)
@@ -117,10 +123,11 @@ def theirs(images: RandomImages, *, batch: int, steps: int, precision: str, cloc
     net.train()
     for _, clean in zip(range(steps), loader, strict=False):
         start = clock()
-        noise = torch.randn(clean.shape)
-        timesteps = torch.randint(0, 1000, (len(clean),))
+        clean = clean.to(device)
+        noise = torch.randn(clean.shape, device=device)
+        timesteps = torch.randint(0, 1000, (len(clean),), device=device)
         noisy = noise_scheduler.add_noise(clean, noise, timesteps)
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
             output = net(noisy, timesteps).sample
         loss = F.mse_loss(output.float(), noise)
         loss.backward()
@@ -168,6 +175,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     options = parser.parse_args()
+    import diffusers
+
     torch.set_num_threads(options.threads)
     sizes = [sum(p.numel() for p in net.parameters()) for net in (our_net(), their_net())]
     assert abs(sizes[0] / sizes[1] - 1) < 0.02, f"the networks differ by more than 2 %: {sizes}"

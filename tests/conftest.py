@@ -1,9 +1,9 @@
 """Fixtures of the whole suite."""
 
+import importlib.util
 import os
 from pathlib import Path
 
-import jaxtyping
 import pytest
 import torch
 
@@ -16,7 +16,10 @@ SHAPED = [
     "fewstep.sampling.sample",
     "fewstep.metrics",
 ]
-jaxtyping.install_import_hook(SHAPED, "checked.checked")
+if all(importlib.util.find_spec(name) for name in ("jaxtyping", "beartype")):  # not on a bare GPU machine
+    import jaxtyping
+
+    jaxtyping.install_import_hook(SHAPED, "checked.checked")
 
 from fewstep import process  # noqa: E402
 

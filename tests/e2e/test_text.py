@@ -1,10 +1,7 @@
 """Text-to-image pipelines through the commands, as a user types them: search, align, sample, evaluate, export."""
 
-import contextlib
 import functools
 import json
-import re
-import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -12,7 +9,8 @@ from unittest import mock
 
 import pytest
 import torch
-from e2e.shell import fewstep, made, refused
+from e2e.blocks import run
+from e2e.shell import made, refused
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit/interop"))
@@ -30,9 +28,7 @@ pytestmark = [
     pytest.mark.timeout(1500),  # two searches, on a machine that others use, too
 ]
 
-ROOT = Path(__file__).parents[2]
-TUTORIAL = (ROOT / "docs/tutorials/text-to-image.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```$", TUTORIAL, re.MULTILINE | re.DOTALL)
+PAGE = "docs/tutorials/text-to-image.md"
 FOUND = [f"a {colour} {thing}" for colour in ("red", "blue", "green") for thing in ("cat", "house", "boat")]
 REPORTED = [f"two {colour} {thing}s" for colour in ("red", "grey") for thing in ("cup", "tree", "bird")]
 SMALLER = {
@@ -64,20 +60,11 @@ def searched(place):
     """From a kind to its folder after all of the tutorial."""
 
     @functools.cache
-    def run(kind):
-        for language, block in BLOCKS:
-            if language == "bash":
-                for line in block.splitlines():
-                    _, name, *arguments = shlex.split(line)
-                    done = fewstep(name, *arguments, *shlex.split(SMALLER.get(name, "")), cwd=place / kind)
-                    assert done.returncode == 0 or (name == "doctor" and done.returncode == 1), done.stderr
-            else:
-                with contextlib.chdir(place / kind), mock.patch.object(sys, "path", list(sys.path)):
-                    exec(compile(block, "text-to-image.md", "exec"), {})
-                sys.modules.pop("fewstep_scheduler", None)
+    def after(kind):
+        run(PAGE, cwd=place / kind, smaller=SMALLER, may_fail=("doctor",))
         return place / kind
 
-    return run
+    return after
 
 
 @pytest.mark.parametrize("kind", ["sd15", "flux"])

@@ -5,17 +5,14 @@ The text itself is not changed.
 """
 
 import contextlib
-import io
 import os
-import re
-import shlex
 import subprocess
 import sys
-from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
+from e2e.blocks import blocks, run
 from e2e.shell import COMMAND, made
 from PIL import Image
 
@@ -24,9 +21,7 @@ from fewstep.rng import generator
 from fewstep.sampling.plan import load_plan
 from fewstep.sampling.sample import solve
 
-ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "docs/tutorials/diffusers.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+PAGE = "docs/tutorials/diffusers.md"
 
 SMALLER = {
     "search": "--nfe 5 --trials 6 --noises 16 --trial-noises 16 --teacher-nfe 20 --polish-iterations 2 "
@@ -105,21 +100,8 @@ def test_the_tutorial_in_one_process(beginning):
     """Each command on one line, which is what this test can run."""
     made("prepare", "folder", "--source", "my-images", "--out", "labelled", cwd=beginning)
     made("extractor", "--data", "labelled", "--out", "extractor", "--steps", 30, cwd=beginning)
-    for language, block in BLOCKS:
-        if language == "bash":
-            for line in block.splitlines():
-                program, name, *arguments = shlex.split(line)
-                assert program == "fewstep"
-                made(name, *arguments, *shlex.split(smaller(name, classifier=True)), cwd=beginning)
-        else:
-            with (
-                contextlib.chdir(beginning),
-                contextlib.redirect_stdout(io.StringIO()),
-                contextlib.redirect_stderr(io.StringIO()),
-                mock.patch.object(sys, "path", list(sys.path)),
-            ):
-                exec(compile(block, "diffusers.md", "exec"), {})
-            sys.modules.pop("fewstep_scheduler", None)
+    names = {*SMALLER, *CLASSIFIER}
+    run(PAGE, cwd=beginning, smaller={name: smaller(name, classifier=True) for name in names})
     assert_done(beginning)
 
 
@@ -130,8 +112,8 @@ def test_the_tutorial_in_a_shell(beginning, tmp_path):
         (tmp_path / name).symlink_to(beginning / name)
     cases = "".join(f'{name}) command fewstep "$@" {smaller(name, classifier=False)};;\n' for name in SMALLER)
     script = f'set -euo pipefail\nfewstep() {{ case $1 in\n{cases}*) command fewstep "$@";; esac; }}\n'
-    for language, block in BLOCKS:
-        script += block if language == "bash" else f"python - <<'END'\n{block}END\n"
+    for block in blocks(PAGE):
+        script += block.text if block.language == "bash" else f"python - <<'END'\n{block.text}END\n"
     environment = {**os.environ, "PATH": f"{COMMAND.parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
@@ -142,9 +124,7 @@ def test_the_tutorial_in_a_shell(beginning, tmp_path):
 
 
 def test_the_tutorial_shows_the_whole_way():
-    commands = [
-        line.split()[1] for language, block in BLOCKS if language == "bash" for line in block.splitlines()
-    ]
+    commands = [line[1] for block in blocks(PAGE) if block.language == "bash" for line in block.commands]
     for name in (
         "prepare",
         "search",

@@ -386,6 +386,24 @@ def test_lint_and_format(finished: Project) -> None:
     finished.succeed("snakemake", "--lint")
 
 
+@pytest.mark.slow
+def test_the_figures_of_a_run_are_taken_for_the_pages(project: Project) -> None:
+    project.succeed("snakemake", "--quiet", "host", "reason", "--", "docs/gallery/smoke")
+    report = project.folder / "results/smoke/report/figures"
+    taken = {
+        path.relative_to(project.folder / "docs/gallery/smoke")
+        for path in project.folder.glob("docs/**/*.png")
+    }
+    shown = {path for path in report.glob("*/*.png") if not path.name.startswith("curves_nfe")}
+    assert taken == {path.relative_to(report) for path in {*shown, report / "fd_vs_nfe.png"}}
+
+
+@pytest.mark.slow
+def test_the_entry_of_the_workflow_catalogue_is_the_same_workflow(finished: Project) -> None:
+    jobs = finished.succeed("snakemake", "-n", "--forceall", "--quiet", "host", "-s", "workflow/Snakefile")
+    assert f"total {sum(ALL.values()) + 1}" in re.sub(" +", " ", jobs)
+
+
 def test_a_second_run_is_refused_in_one_sentence(project: Project) -> None:
     project.edit("params.yaml", "evaluate: {resamples: 10}", "evaluate: {resamples: 12}")
     spec = project.folder / "state/smoke/spec/evaluate/plans/nfe3.json"

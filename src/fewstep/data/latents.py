@@ -5,7 +5,7 @@
 - `manifest.json`: dataset, autoencoder, splits, classes, hashes of the arrays
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from torch import Tensor
 
 from fewstep.checks import ConfigError, DataError
 from fewstep.data.packed import Dataset, classes_of, fingerprint_of, open_array
+from fewstep.data.pixels import to_unit
 from fewstep.files import object_or_empty, read_json, sha256_file, write_json
+from fewstep.rng import ImageNoise
 
 SCHEMA = "fewstep.latents/1"
 ARRAY, LABELS, MANIFEST = "latents.npy", "labels.npy", "manifest.json"
@@ -68,6 +70,40 @@ class Latents:
         """Some latents, float32 (B, c, h, w), contiguous, on the CPU; indices: rows of this split, in any order."""
         rows = np.asarray(indices, dtype=np.int64).reshape(-1)
         return torch.from_numpy(np.ascontiguousarray(self.latents[rows].transpose(0, 3, 1, 2))).float()
+
+
+def draw_latents(
+    dataset: Dataset,
+    encode: Callable[[Tensor, Tensor], Tensor],
+    shape: tuple[int, int, int],
+    *,
+    seed: int,
+    batch_size: int,
+    device: torch.device | str,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> NDArray[np.float16]:
+    """A latent of each image, drawn from its posterior; image i has the noise of seed + i, whatever the batch.
+
+    Args:
+        dataset: The images of all splits.
+        encode: From images in [-1, 1] and unit noise to latents, `Autoencoder.encode`.
+        shape: Of one latent, (c, h, w).
+        seed: Of the first image's noise.
+        batch_size: Images at once.
+        device: Where they are encoded.
+        progress: Wraps the batches.
+
+    Returns:
+        (N, h, w, c).
+    """
+    c, h, w = shape
+    array = np.empty((len(dataset), h, w, c), np.float16)
+    for first in progress(range(0, len(dataset), batch_size)):
+        rows = range(first, min(first + batch_size, len(dataset)))
+        noise = ImageNoise([seed + row for row in rows], shape)()
+        drawn = encode(to_unit(dataset.batch(list(rows))).to(device), noise)
+        array[first : rows[-1] + 1] = drawn.cpu().permute(0, 2, 3, 1).numpy()
+    return array
 
 
 def write_latents(

@@ -120,28 +120,28 @@ def encode(
 
     Example: fewstep latents --data data/digits --autoencoder autoencoder --out latents
     """
-    import numpy as np
     import torch
 
-    from fewstep.data.latents import ARRAY, LABELS, MANIFEST, write_latents
+    from fewstep.data.latents import ARRAY, LABELS, MANIFEST, draw_latents, write_latents
     from fewstep.data.packed import load_dataset
-    from fewstep.data.pixels import to_unit
     from fewstep.files import atomic_dir
     from fewstep.interop.autoencoder import load_autoencoder
     from fewstep.nets.autoencoder import require_unit
     from fewstep.pipeline.devices import chosen_device
     from fewstep.progress import track
-    from fewstep.rng import ImageNoise
 
     require_replaceable(out, set(), names={ARRAY, LABELS, MANIFEST, STAMP})
     dataset, loaded = load_dataset(data), load_autoencoder(autoencoder, device=chosen_device(device))
     c, h, w = loaded.latent_shape(dataset.shape)
-    array = np.empty((len(dataset), h, w, c), np.float16)
-    for first in track("latents", unit="batch")(range(0, len(dataset), latents.batch_size)):
-        rows = range(first, min(first + latents.batch_size, len(dataset)))
-        noise = ImageNoise([latents.seed + row for row in rows], (c, h, w))()
-        drawn = loaded.encode(to_unit(dataset.batch(list(rows))).to(chosen_device(device)), noise)
-        array[first : rows[-1] + 1] = drawn.cpu().permute(0, 2, 3, 1).numpy()
+    array = draw_latents(
+        dataset,
+        loaded.encode,
+        (c, h, w),
+        seed=latents.seed,
+        batch_size=latents.batch_size,
+        device=chosen_device(device),
+        progress=track("latents", unit="batch"),
+    )
     require_unit(torch.from_numpy(array), str(autoencoder))
     facts = {"name": loaded.name, "fingerprint": loaded.fingerprint, "scale": loaded.scale}
     with atomic_dir(out) as folder:
