@@ -1,0 +1,1 @@
+"""What claims may measure of inpainting."""
