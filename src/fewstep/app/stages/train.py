@@ -423,6 +423,8 @@ def _requires(settings: Any) -> None:
             _objective_module(objective)
         except ConfigError as error:
             raise ValueError(f"train.objective: {str(error).removeprefix('--objective ')}") from None
+        if len(settings.model.widths) > 1:
+            raise ValueError(f"model.widths: must be [1.0] with train.objective, got {settings.model.widths}")
     if settings.train.lora_rank is not None and not settings.base.steps:
         raise ValueError(
             f"train.lora_rank: must be null without base.steps, whose model is adapted, got {settings.train.lora_rank}"

@@ -160,7 +160,7 @@ class Stage:
     keeps: str | None = None
     panel: str | None = None
     record: str | None = None
-    objectives: Mapping[str, str] = field(default_factory=dict)
+    objectives: Mapping[str, str] = field(default_factory=dict, hash=False)
     uses_code: Callable[[Any], Sequence[str]] = lambda settings: ()
     measures: str | None = None
     threads: Callable[[Any], int] = lambda settings: 1

@@ -67,6 +67,7 @@ class Filling:
         Raises: ConfigError: no plan matches, or too few images. DataError: the dataset has no held-out ones.
         """
         chosen = self._chosen(plans)
+        samplers = {plan.name: plan.sampler for plan in chosen}
         require_halves(len(self._images))
         results: list[Record] = []
         pictures: dict[str, Image.Image] = {}
@@ -89,6 +90,7 @@ class Filling:
                         "mask": kind,
                         "method": method,
                         "name": name,
+                        "sampler": samplers.get(name, method),
                         "nfe": costs.nfe,
                         "ms": 1000 * seconds / len(masks),
                         "hole": float(masks.float().mean()),
@@ -217,7 +219,7 @@ class Filling:
         return {
             "value": value,
             "interval": list(wilson_interval(value, len(hits), LEVEL)),
-            "hits": hits.astype(int).tolist(),
+            "hits": "".join("1" if hit else "0" for hit in hits),
         }
 
 
