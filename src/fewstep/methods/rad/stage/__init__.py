@@ -23,7 +23,7 @@ STAGE = Stage(
     settings=InpaintSettings,
     inputs=lambda settings, nfe: {
         "model": MODEL,
-        "plan": Every("plans"),
+        "plan": Every("plans", but=("onecall", "quantize")),
         "data": "prepare",
         "base": "base",
         "reference": REFERENCE,

@@ -6,6 +6,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from PIL import Image
 
 from fewstep.methods.rad.stage.run import MEAN, REGION, REPAINT, REPLACEMENT, Record, read_record
@@ -18,7 +19,7 @@ from fewstep.pipeline.report.svg import inline_svg
 
 SIZE = 480
 """Width of a picture of small images in the page."""
-TICKS = (5, 20, 100, 500)
+TICKS = (5, 50, 500)
 SAYS = {
     "box": "a box in the middle",
     "half": "the right half",
@@ -110,8 +111,10 @@ def _figure(record: Record, kinds: Sequence[str]) -> Figure:
                 rows = [row for row in record["results"] if row["mask"] == kind]
                 _draw(one, rows, read, record["real"] if read is not _error else None)
                 one.set_xscale("log")
+                one.set_xlim(2, 900)
                 if log:
                     one.set_yscale("log")
+                    one.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                     one.yaxis.set_major_formatter(lambda value, _: number(value))
                     one.yaxis.set_minor_formatter(lambda value, _: "")
                 if read is _accuracy:
