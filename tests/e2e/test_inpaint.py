@@ -1,5 +1,6 @@
 """Inpainting through the commands: training at times per pixel, a user's own pictures, measurement, tutorial."""
 
+import contextlib
 import re
 import shlex
 from pathlib import Path
@@ -9,8 +10,11 @@ import pytest
 from e2e.shell import made, refused
 from PIL import Image, ImageDraw
 
+from fewstep.app import keys
+from fewstep.app.params import Settings
+from fewstep.app.stages import STAGES
 from fewstep.data.packed import load_dataset
-from fewstep.files import read_json
+from fewstep.files import read_json, write_json
 from fewstep.interop.load import load_model
 from fewstep.methods.rad.stage import measures
 from fewstep.methods.rad.stage.panel import panel
@@ -238,6 +242,52 @@ def test_a_mask_that_may_be_the_wrong_way_round_is_told(folder, tmp_path, caplog
         Image.new("L", (8, 8), colour).save(tmp_path / "mask.png")
         made(*fill, "--mask", tmp_path / "mask.png")
         assert f"the hole takes {share} % of the picture; white is the hole, black is kept" in caplog.text
+
+
+def test_a_run_trains_its_base_fine_tunes_it_and_shows_what_it_fills(tmp_path):
+    """The commands of the workflow in order, each with its spec."""
+    settings = Settings.model_validate(
+        {
+            "prepare": {"limit": 200, "workers": 1},
+            "model": {"channels": 8, "attention": [4]},
+            "base": {"steps": 4, "batch_size": 16, "warmup": 2},
+            "train": {"objective": "rad", "lora_rank": 2, "steps": 3, "batch_size": 16, "warmup": 2},
+            "extractor": {"steps": 2, "batch_size": 16},
+            "plans": {"nfe": [3], "presets": ["ddpm"], "grids": ["uniform-t"]},
+            "search": {"nfe": []},
+            "sample": {"n": 20},
+            "evaluate": {"resamples": 10},
+            "inpaint": {
+                "heldout": 20,
+                "masks": ["box"],
+                "replacement": [2],
+                "repaint": ["2x2"],
+                "resamples": 10,
+            },
+        }
+    )
+    with contextlib.chdir(tmp_path):
+        specs = keys.make_specs("r", {"r": settings})
+        for place, spec in specs.items():
+            write_json(keys.spec_path("r", place), spec.as_json())
+        results = [result for result in STAGES.results(settings) if result.stage.name != "track"]
+        for result in results:
+            made(
+                *STAGES.words(result, "r", settings),
+                "--spec",
+                keys.spec_path("r", result.place),
+                cwd=tmp_path,
+            )
+    names = [result.stage.name for result in results]
+    assert names.index("base") < names.index("train") < names.index("inpaint") < names.index("report")
+    card = read_json(tmp_path / "results/r/train/card.json")
+    assert card["started_from"] == load_model(tmp_path / "results/r/base").fingerprint
+    assert [row["name"] for row in read_record(tmp_path / "results/r/inpaint")["results"]] == [
+        "mean image", "ddpm.uniform-t.to-zero.nfe3", "replacement 2", "repaint 2x2"
+    ]  # fmt: skip
+    page = (tmp_path / "results/r/report/index.html").read_text(encoding="utf-8")
+    assert "Before, with the hole (a box in the middle), and after" in page
+    assert (tmp_path / "results/r/report/figures/inpaint/calls.svg").exists()
 
 
 TEXT = (ROOT / "docs/tutorials/inpainting.md").read_text(encoding="utf-8")
