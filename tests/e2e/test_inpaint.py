@@ -205,6 +205,8 @@ def test_mistakes_are_one_sentence(study, folder, tmp_path, caplog):
     assert "--match must fit a plan or more, ddpm.uniform-t.to-zero.nfe3; got heun*" in refused(
         *measure, *given, "--match", "heun*"
     )
+    few = refused(*measure, *given, "--heldout", 3)
+    assert "--heldout must be 4 images or more, to be measured; got 3" in few
     assert "at most 1000, the rows of the table" in refused(*measure, *given, "--repaint", "2000x1")
     made("plan", "ddpm", "--model", study / "model", "--nfe", 3, "--out", tmp_path / "base.json")
     plain = ("inpaint", "--model", study / "model", "--plan", tmp_path / "base.json", "--out", tmp_path / "o")
@@ -328,3 +330,4 @@ def test_the_tutorial_fills_a_users_pictures(tmp_path, monkeypatch):
         "repaint 2x2",
         "mean image",
     }
+    assert "of the right class" not in panel([tmp_path / "measured"], None).html, "there are no classes"

@@ -81,6 +81,8 @@ def command(
 
     if mask is not None or reference is None or extractor is None:
         raise ConfigError("With --data there must be --reference and --extractor, and no --mask but --masks.")
+    if inpaint.heldout < 4:
+        raise ConfigError(f"--heldout must be 4 images or more, to be measured; got {inpaint.heldout}.")
     network = load_extractor(extractor, device=chosen_device(device))
     filling = Filling(
         loaded,
