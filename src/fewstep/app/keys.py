@@ -57,7 +57,7 @@ def _make(
         for given in values
         if given.result is not None
     }
-    roots = roots_of(stage)
+    roots = (*roots_of(stage), *stage.uses_code(settings))
     code = code_hash(roots)
     body = {
         "stage": stage.name,

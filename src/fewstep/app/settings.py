@@ -206,8 +206,8 @@ class PrepareSettings(Section):
         return self
 
 
-class TrainSettings(Section):
-    """The training of the diffusion model."""
+class Training(Section):
+    """A training of a diffusion model."""
 
     steps: Positive = Field(default=1500, description="optimiser steps")
     batch_size: int = Field(default=128, ge=1, le=65536, description="images per step over all devices")
@@ -246,6 +246,34 @@ class TrainSettings(Section):
     )
     log_every: Positive = Field(default=10, description="steps between lines of metrics.jsonl")
     seed: int = Field(default=0, ge=0, description="seed of weights, order and noise")
+
+
+class BaseSettings(Training):
+    """The training of the model that the run's training starts from, on whole images."""
+
+    steps: int = Field(
+        default=0, ge=0, description="optimiser steps; 0: the training starts from random weights"
+    )
+
+
+class TrainSettings(Training):
+    """The training of the diffusion model."""
+
+    objective: str | None = Field(
+        default=None,
+        min_length=1,
+        description="objective of a paper, such as rad: a noise level for each pixel; null: denoise whole images",
+    )
+    lora_rank: Positive | None = Field(
+        default=None,
+        description="rank of what is learned beside the weights of the model that training starts from, and merged "
+        "into them at the end; null: these learn themselves",
+    )
+    lora_roles: list[Literal["attn", "body", "first", "last", "shortcut"]] = Field(
+        default=["attn", "body", "first", "last"],
+        min_length=1,
+        description="with a lora_rank, roles of the layers that it is for; those of the time learn in full",
+    )
 
 
 class ExtractorSettings(Section):

@@ -40,6 +40,7 @@ class Model:
         most_calls: network calls of a plan for it; 1 for a generator, whose input must be noise; None for any number.
         rows: network calls on one image that a call of `fn` takes: pipelines that guide by themselves need two.
         call: what a pipeline is called with besides, such as guidance and size; plans that are found for it name it.
+        pixel_times: whether it was trained with a time of its own for each pixel, 0 where it is clean.
     """
 
     fn: Callable[..., Tensor]
@@ -61,6 +62,7 @@ class Model:
     most_calls: int | None = None
     rows: int = 1
     call: Mapping[str, Any] | None = field(default=None, compare=False)
+    pixel_times: bool = False
 
     def __post_init__(self) -> None:
         if self.prediction not in PREDICTIONS:
@@ -177,7 +179,7 @@ class Denoiser:
         Args:
             x_t: (B, *shape).
             t: scalar, (B,) or (B, 1, H, W).
-            t_cond: the conditioning timestep, where it differs from t; the scale of x_t stays that of t.
+            t_cond: the conditioning timestep, where it differs from t, in its forms; the scale of x_t stays that of t.
             width: which sub-network to call, see `Model.network`.
             network: what to call instead of that.
         """

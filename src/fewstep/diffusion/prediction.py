@@ -97,6 +97,11 @@ def target(
         return eps
     if prediction == "x0":
         return x0
+    if prediction == "v":  # as u, also at clean data, where an output says nothing about x0
+        return schedule.alpha(t) * eps - schedule.sigma(t) * x0
+    if prediction == "u":
+        alpha_rate, sigma_rate = schedule.rates(t)
+        return alpha_rate * x0 + sigma_rate * eps
     read = weights(prediction, schedule, t)
     x_t = schedule.alpha(t) * x0 + schedule.sigma(t) * eps
     return (x0 - read.x0_of_x * x_t) / read.x0_of_output

@@ -64,6 +64,7 @@ def save_model(
     dtype: torch.dtype = torch.float32,
     widths: Sequence[float] = (1.0,),
     guidable: bool = True,
+    pixel_times: bool = False,
     finish: Finish | None = None,
 ) -> None:
     """Write a model folder at once: it is complete or absent.
@@ -79,6 +80,7 @@ def save_model(
         dtype: Of the stored weights; they are read back as float32 in any case.
         widths: Shares of its channels at which the network was trained, the full one first.
         guidable: Whether the null condition was trained, which guidance needs.
+        pixel_times: Whether it was trained with a time of its own for each pixel.
         finish: Writes what else belongs into the folder, before it appears.
 
     Raises:
@@ -99,6 +101,8 @@ def save_model(
         config["widths"] = list(widths)
     if not guidable and getattr(net, "conditions", None) is not None:
         config["guidable"] = False
+    if pixel_times:
+        config["pixel_times"] = True
     write_folder(folder, net, config, card=card, dtype=dtype, finish=finish)
 
 
@@ -156,6 +160,7 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> Mod
         fingerprint=files.sha256_file(folder / WEIGHTS),
         widths=_read_widths(config.get("widths", [1.0]), net, folder / CONFIG),
         guidable=config.get("guidable", True) is not False,
+        pixel_times=config.get("pixel_times", False) is True,
     )
 
 
@@ -278,6 +283,7 @@ def as_model(
     fingerprint: str | None = None,
     widths: tuple[float, ...] = (1.0,),
     guidable: bool = True,
+    pixel_times: bool = False,
 ) -> Model:
     """Wrap a network in memory as a model: evaluation mode, no gradients for its weights, channels-last.
 
@@ -312,6 +318,7 @@ def as_model(
         at_width=None if narrow is None else lambda width: called(narrow(width)),
         net_at_width=narrow,
         most_calls=net.most_calls if isinstance(net, Generator) else None,
+        pixel_times=pixel_times,
     )
 
 

@@ -15,7 +15,18 @@ from fewstep.diffusion.condition import Condition
 from fewstep.diffusion.denoiser import Denoiser, Model
 from fewstep.rng import ImageNoise
 from fewstep.sampling.plan import Node, Plan, network_nodes
-from fewstep.sampling.solver import Compiled, Evaluate, Key, Read, Scalar, Update, Values, compile_plan
+from fewstep.sampling.region import Region
+from fewstep.sampling.solver import (
+    Compiled,
+    Evaluate,
+    Key,
+    Points,
+    Read,
+    Scalar,
+    Update,
+    Values,
+    compile_plan,
+)
 
 Select = Callable[[Node], Callable[..., Tensor] | None]
 """Called with the node before each network call; gives what to call there instead of the model, such as a network in
@@ -66,6 +77,7 @@ def solve(
     values: Values | None = None,
     force: bool = False,
     costs: Costs | None = None,
+    region: Region | None = None,
 ) -> Float[Tensor, " b *shape"]:
     """Run a plan from x_T to data.
 
@@ -84,6 +96,7 @@ def solve(
         values: numbers to use instead of the plan's; with them the autograd graph is kept.
         force: accept a plan for other weights or another schedule.
         costs: filled with network calls and seconds.
+        region: what is given of the images; the plan makes the rest.
 
     Returns:
         The state at the last node, (B, *model.shape).
@@ -95,13 +108,16 @@ def solve(
     select = select or quantised_calls(model, plan)
     _check_fit(model, plan, force, noise, data_mean, select)
     _check_state(model, x_T)
+    if region is not None:
+        _check_region(model, plan, region, x_T)
     if guidance is None:
         guidance = 1.0 if plan.guidance is None else plan.guidance
     compiled = compile_plan(plan, model.schedule, model.prediction, values=values, force=force)
     denoiser = Denoiser(model, condition=condition, guidance=guidance, dtype=dtype)
     mean = None if data_mean is None else data_mean.to(x_T).expand_as(x_T)
+    kept = None if region is None else _kept(region.to(x_T), plan, model, values, noise)
     with nullcontext() if values is not None else torch.no_grad():
-        x0 = _run(compiled, denoiser, x_T, noise=noise, mean=mean, select=select, observe=observe)
+        x0 = _run(compiled, denoiser, x_T, noise=noise, mean=mean, select=select, observe=observe, kept=kept)
         x0 = x0 if plan.clip is None else x0.clamp(-plan.clip, plan.clip)
     if costs is not None:
         costs.add(denoiser, len(x_T))
@@ -122,6 +138,7 @@ def sample(
     force: bool = False,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
     costs: Costs | None = None,
+    region: Region | None = None,
 ) -> UInt8[Tensor, " n *shape"]:
     """Make one image per seed, on the device of the model's network.
 
@@ -141,6 +158,7 @@ def sample(
         force: as in `solve`.
         progress: wraps the iterable of batches.
         costs: as in `solve`; batches add up.
+        region: as in `solve`, of len(seeds) images; what is given of them comes back as it is.
 
     Returns:
         uint8 (len(seeds), *model.image_shape) on the CPU; latents are decoded.
@@ -153,6 +171,10 @@ def sample(
     if condition is not None and len(condition) != len(seeds):
         raise ConfigError(
             f"There must be a condition for each of the {len(seeds)} seeds; got {len(condition)}."
+        )
+    if region is not None and len(region.x0) != len(seeds):
+        raise ConfigError(
+            f"There must be a region for each of the {len(seeds)} seeds; got {len(region.x0)} images."
         )
     std = start_std(model, plan)
     images = torch.empty(len(seeds), *model.image_shape, dtype=torch.uint8)
@@ -171,7 +193,10 @@ def sample(
             select=select,
             force=force,
             costs=costs,
+            region=None if region is None else region[rows],
         )
+        if region is not None:  # plans may end short of clean data
+            x0 = region[rows].to(x0).state(x0, 1.0, 0.0, None)
         images[rows] = to_u8(x0 if model.decode is None else model.decode(x0)).cpu()
     return images
 
@@ -190,16 +215,18 @@ def _run(
     mean: Tensor | None,
     select: Select | None,
     observe: Observe | None,
+    kept: "_Kept | None",
 ) -> Tensor:
     """Execute the operations; tensors are kept by name and freed as the program says."""
-    store: dict[Key, Tensor] = {("x", 0): x_T}
+    store: dict[Key, Tensor] = {("x", 0): x_T if kept is None else kept.state(0, x_T)}
     for operation in compiled.operations:
         if isinstance(operation, Evaluate):
             node = compiled.plan.nodes[operation.node]
             x = store["x", operation.node]
             if node.eval == "net":
                 network = None if select is None else select(node)
-                output: Tensor | None = _call(denoiser, x, operation, node.width, network)
+                told = operation.t_cond if kept is None else kept.region.times(operation.t_cond)
+                output: Tensor | None = _call(denoiser, x, operation.t, told, node.width, network)
                 if observe is not None and output is not None:
                     observe(node, x, output)
             else:
@@ -211,7 +238,7 @@ def _run(
             if operation.noise_std != 0 and noise is not None:
                 x = x + operation.noise_std * noise().to(x)
             _check_finite(x, operation)
-            store["x", operation.end] = x
+            store["x", operation.end] = x if kept is None else kept.state(operation.end, x)
         for key in operation.release:
             del store[key]
     return store["x", len(compiled.plan.nodes) - 1]
@@ -227,16 +254,36 @@ def quantised_calls(model: Model, plan: Plan) -> Select | None:
     return lambda node: calls[node.t] if node.quant is not None else None
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """A region with the amplitudes at the nodes of a plan, and the noise of its given pixels."""
+
+    region: Region
+    points: Points
+    noise: Callable[[], Tensor] | None
+
+    def state(self, node: int, x: Tensor) -> Tensor:
+        return self.region.state(x, self.points.alpha[node], self.points.sigma[node], self.noise)
+
+
+def _kept(
+    region: Region, plan: Plan, model: Model, values: Values | None, noise: Callable[[], Tensor] | None
+) -> _Kept:
+    lambdas = (Values.of(plan) if values is None else values).lambdas
+    return _Kept(region, Points.of(model.schedule, lambdas), noise)
+
+
 def _call(
     denoiser: Denoiser,
     x: Tensor,
-    operation: Evaluate,
+    t: Scalar,
+    t_cond: Tensor | float,
     width: int | None,
     network: Callable[..., Tensor] | None,
 ) -> Tensor:
     """Call the network; where no gradient is wanted, without the bookkeeping of autograd."""
     with nullcontext() if torch.is_grad_enabled() else torch.inference_mode():
-        return denoiser.output(x, operation.t, t_cond=operation.t_cond, width=width, network=network)
+        return denoiser.output(x, t, t_cond=t_cond, width=width, network=network)
 
 
 def _read(read: Read, x: Tensor, output: Tensor | None) -> Tensor:
@@ -314,6 +361,27 @@ def _check_fit(
         )
     for width in {node.width for node in plan.nodes}:
         model.network(width)
+
+
+def _check_region(model: Model, plan: Plan, region: Region, x_T: Tensor) -> None:
+    if model.decode is not None:
+        raise ConfigError(
+            f"A region needs a model of pixels; {model.name} is one of latents, which mix them."
+        )
+    if region.x0.shape != x_T.shape:
+        raise ConfigError(
+            f"A region must have an image for each state, {tuple(x_T.shape)}; got {tuple(region.x0.shape)}."
+        )
+    if not region.noised and not model.pixel_times:
+        raise ConfigError(
+            f"{model.name} takes one timestep per image; fine-tune it with the region-aware objective first "
+            "(fewstep train --objective rad --start MODEL)."
+        )
+    if not region.noised and plan.changes_network:
+        raise ConfigError(
+            f"The plan {plan.name} changes the network for the times of its calls, which have no time per pixel; take "
+            "a plan in floats."
+        )
 
 
 def _check_state(model: Model, x_T: Tensor) -> None:

@@ -86,7 +86,10 @@ def train_denoiser(
 
     def step(state: State, batch: Batch, *, rng: torch.Generator) -> Mapping[str, Tensor]:
         shape = (batch.size, *batch.x0.shape[1:])
-        t = draw_times(recipe.schedule, batch.size, weighting=recipe.weighting, rng=rng)[batch.rows]
+        t = draw_times(recipe.schedule, batch.size, weighting=recipe.weighting, rng=rng)
+        if recipe.times_of_step is not None:
+            t = recipe.times_of_step(t, (shape[-2], shape[-1]), rng)
+        t = t[batch.rows]
         x0 = batch.x0.contiguous(memory_format=layout)
         eps = batch.cut(torch.randn(shape, generator=rng)).contiguous(memory_format=layout)
         of_batch = batch.condition

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from fewstep.checks import ConfigError
 from fewstep.diffusion.schedule import Schedule
@@ -23,6 +24,26 @@ class LossOfStep(Protocol):
 
     def config(self) -> dict[str, Any]:
         """Plain values that decide the result."""
+        ...
+
+
+class TimesOfStep(Protocol):
+    """How a method trains at other times: those of each step."""
+
+    def __call__(self, t: Tensor, sides: tuple[int, int], rng: torch.Generator) -> Tensor:
+        """Times of the pixels of each image, float64 (B, 1, H, W).
+
+        Args: t: the times that were drawn, float64 (B,). sides: height and width. rng: the step's generator.
+        """
+        ...
+
+
+class Objective(LossOfStep, Protocol):
+    """How a method trains in another way as a whole."""
+
+    @property
+    def times(self) -> TimesOfStep | None:
+        """Of the pixels; None: each image has one time."""
         ...
 
 
@@ -51,6 +72,7 @@ class Recipe:
         compile: Use torch.compile.
         parts: Pieces of the batch, to save memory.
         loss_of_step: Gives the loss of a step; None: `denoising_loss` in all.
+        times_of_step: Gives the times of a step; None: one for each image.
         start: Hash of the weights that the network starts from, where they are not random.
 
     Raises:
@@ -77,6 +99,7 @@ class Recipe:
     compile: bool = False
     parts: int = 1
     loss_of_step: LossOfStep | None = None
+    times_of_step: TimesOfStep | None = None
     start: str | None = None
 
     def __post_init__(self) -> None:

@@ -125,6 +125,18 @@ CHANGES: dict[str, Any] = {  # for fields whose other values do not follow from 
     "autoencoder.source": None,  # instead of a factor; below
     "maps.kind": {"kind": "map"},
     "maps.encoder": {"encoder": "frozen"},
+    "maps.shapes": {"shapes": ["perlin"]},
+    **{
+        f"base.{field}": {field: value}
+        for field, value in {"weighting": "snr", "lr_schedule": "constant", "precision": "bf16"}.items()
+    },
+    "train.objective": {"objective": "rad-all-pixels"},
+    "train.lora_rank": {"lora_rank": 5},
+    "train.lora_roles": {"lora_roles": ["attn"]},
+    "inpaint.masks": {"masks": ["box"]},
+    "inpaint.match": {"match": ["ddim*"]},
+    "inpaint.repaint": {"repaint": ["5x2"]},
+    "inpaint.resamples": {"resamples": 50},
     "lfm.resamples": {"resamples": 50},
     "encode.encoder": {"encoder": "effnet-lite0"},
     "encode.heldout_classes": {"heldout_classes": [8]},
@@ -174,8 +186,15 @@ TOKENS = {  # every stage of pairs of images is in the run
     "train": {"label_dropout": 0.1},
     "semantica": {"images": 10},
 }
+INPAINT = {  # every stage of inpainting is in the run
+    "base": {"steps": 10},
+    "train": {"objective": "rad", "lora_rank": 4},
+    "inpaint": {"heldout": 10},
+}
 BASES = {
     "model.network": {},
+    **dict.fromkeys(("base", "inpaint"), INPAINT),
+    **dict.fromkeys(("train.objective", "train.lora_rank", "train.lora_roles"), INPAINT),
     **dict.fromkeys(("autoencoder", "latents", "maps", "lfm"), LATENTS),
     **dict.fromkeys(("encode", "pairs", "semantica"), TOKENS),
 }
@@ -417,3 +436,10 @@ def test_dvc_sees_all_settings_and_keeps_all_results() -> None:
     assert stage["do"]["outs"] == [{"results/${item}": {"persist": True}}]
     roots = {result.folder("digits").parts[0] for result in STAGES.results(Settings())}
     assert roots == {"results", "state"}
+
+
+def test_a_training_depends_on_the_code_of_its_objective_and_no_other_does() -> None:
+    aware = specs(train={"objective": "rad"})["train"]
+    assert "fewstep.methods.rad.objective" in aware.roots
+    assert not any("rad" in root for root in specs()["train"].roots)
+    assert "base" in specs(**INPAINT)["train"].upstream

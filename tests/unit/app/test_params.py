@@ -40,6 +40,9 @@ RUNS = (
     "digits-semantica",
     "digits-semantica-neighbours",
     "digits-semantica-image",
+    "digits-inpaint",
+    "celeba-inpaint",
+    "lsun-bedroom-inpaint",
     "cifar10-semantica",
 )
 
@@ -223,6 +226,23 @@ def test_an_unknown_field_is_named_with_what_is_allowed() -> None:
             {"sample": {"guidance": 2.0}},
             "sample.guidance: must be 1 for a model that is not trained without its conditions, too, got 2.0; set "
             "train.label_dropout, such as 0.1",
+        ),
+        ({"train": {"objective": "rod"}}, "train.objective: must be one of rad, rad-all-pixels; got rod."),
+        (
+            {"train": {"objective": "rad"}, "model": {"widths": [1.0, 0.5]}},
+            "model.widths: must be [1.0] with train.objective, got [1.0, 0.5]",
+        ),
+        (
+            {"train": {"lora_rank": 4}},
+            "train.lora_rank: must be null without base.steps, whose model is adapted, got 4",
+        ),
+        (
+            {"inpaint": {"heldout": 10}},
+            "inpaint.heldout: must be 0 for a model without times per pixel, got 10; set train.objective to rad",
+        ),
+        (
+            {"base": {"steps": 10}, "autoencoder": {"factor": 2}},
+            "autoencoder.factor: must be null with base.steps, a model of pixels alone, got 2",
         ),
     ],
 )

@@ -24,6 +24,7 @@ from fewstep.methods.ddsm.stage import STAGE as STEPAWARE
 from fewstep.methods.lfm.stage import MAPS
 from fewstep.methods.lfm.stage import STAGE as LFM
 from fewstep.methods.multilid.stage import STAGE as DETECT
+from fewstep.methods.rad.stage import STAGE as INPAINT
 from fewstep.methods.s3.stage import STAGE as SEARCH
 from fewstep.methods.s3.stage import TEACHER
 from fewstep.methods.semantica.stage import PAIRS
@@ -42,6 +43,7 @@ STAGES = Stages(
         MAPS,
         encode.STAGE,
         PAIRS,
+        train.BASE,
         train.STAGE,
         zoo.STAGE,
         extractor.STAGE,
@@ -60,6 +62,7 @@ STAGES = Stages(
         DETECT,
         LFM,
         SEMANTICA,
+        INPAINT,
         DISTURB,
         TTUR,
         VITGAN,

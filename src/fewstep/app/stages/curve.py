@@ -17,7 +17,7 @@ def records(folder: Path, stamp: Mapping[str, Any]) -> Iterator[Record]:
     curve = folder / CURVE
     trained = read_json(folder / CARD)["settings"]  # also of a model of the zoo, which was trained elsewhere
     yield Record(
-        name=f"{stamp['stage'] if stamp['stage'] == 'gan' else 'train'} {stamp['key'][:8]}",
+        name=f"{'train' if stamp['stage'] == 'zoo' else stamp['stage']} {stamp['key'][:8]}",
         params=trained,
         points=[point for row in curve_rows(curve) for point in row_points(row)],
         files=[curve],

@@ -2,12 +2,15 @@
 
 import shutil
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from fewstep.app.settings import ModelSettings, TrackSettings, TrainSettings
+from fewstep.app.settings import BaseSettings, ModelSettings, TrackSettings, Training, TrainSettings
 from fewstep.app.stages.autoencoder import autoencoder_of
 from fewstep.app.stages.curve import live
 from fewstep.checks import ConfigError
@@ -21,25 +24,28 @@ from fewstep.pipeline.training_rows import conditions_of_images
 if TYPE_CHECKING:
     from fewstep.data.latents import Latents
     from fewstep.data.packed import Dataset
+    from fewstep.diffusion.schedule import Schedule
     from fewstep.nets.transformer import Transformer
     from fewstep.nets.unet import UNet
-    from fewstep.train.recipe import LossOfStep
+    from fewstep.train.recipe import LossOfStep, Objective
 
 DataOption = Annotated[
     Path, typer.Option(help="packed dataset, from fewstep prepare, or its latents, from fewstep latents")
 ]
+OutOption = Annotated[Path, typer.Option(help="model folder to write")]
+CheckpointsOption = Annotated[Path, typer.Option(help="folder of checkpoints, from which training resumes")]
 
 
 @takes_settings(hide=("uri", "live", "zoo"))
 def command(
     data: DataOption,
-    out: Annotated[Path, typer.Option(help="model folder to write")],
-    checkpoints: Annotated[Path, typer.Option(help="folder of checkpoints, from which training resumes")],
+    out: OutOption,
+    checkpoints: CheckpointsOption,
     start: Annotated[
         Path | None,
         typer.Option(
-            help="model folder of the same architecture, or of one without --conditions, to start from "
-            "(default: random)"
+            help="model folder, or name in the zoo, to start from: of the same architecture, of one without "
+            "--conditions, or with no option of the network its own architecture is taken (default: random)"
         ),
     ] = None,
     conditions: Annotated[
@@ -76,23 +82,76 @@ def command(
     Example: fewstep train --data data/digits --out model --checkpoints checkpoints --steps 2000
     Several GPUs or cores: torchrun --nproc-per-node 2 --no-python -- fewstep train --data D --out M --checkpoints C
     """
+    given = _Given(start, conditions, pairs, autoencoder, encoder)
+    _train(data, out, checkpoints, given, device, model, train, track, spec)
+
+
+@takes_settings(hide=("uri", "live", "zoo"))
+def base_command(
+    data: DataOption,
+    out: OutOption,
+    checkpoints: CheckpointsOption,
+    device: DeviceOption = "auto",
+    *,
+    model: ModelSettings,
+    base: BaseSettings,
+    track: TrackSettings,
+    spec: Spec | None,
+) -> None:
+    """Train the model that fewstep train --start of a run starts from: fewstep train with settings of its own.
+
+    Example: fewstep base --data data/digits --out base --checkpoints checkpoints --steps 2500
+    """
+    if base.steps < 1:
+        raise ConfigError(f"--steps must be 1 or more; got {base.steps}.")
+    _train(data, out, checkpoints, _Given(), device, model, base, track, spec)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What a training is given beside its images; the options say what each is."""
+
+    start: Path | None = None
+    conditions: Path | None = None
+    pairs: Path | None = None
+    autoencoder: Path | None = None
+    encoder: Path | None = None
+
+
+def _train(
+    data: Path,
+    out: Path,
+    checkpoints: Path,
+    given: _Given,
+    device: str,
+    model: ModelSettings,
+    train: Training,
+    track: TrackSettings,
+    spec: Spec | None,
+) -> None:
     import torch
 
     from fewstep.data.pairs import load_pairs
     from fewstep.diffusion.condition import Stored
     from fewstep.diffusion.schedule import DDPMTable, schedule_from_config
     from fewstep.nets.folder import save_model
+    from fewstep.nets.lora import adapt, merge
     from fewstep.nets.unet import inputs_of
     from fewstep.pipeline.devices import chosen_device
     from fewstep.pipeline.environment import card_facts
     from fewstep.progress import track as bar
-    from fewstep.rng import initial_weights
+    from fewstep.rng import generator, initial_weights
     from fewstep.train.denoiser import train_denoiser
     from fewstep.train.recipe import Recipe
     from fewstep.train.world import joined
 
     require_replaceable(out, set(), names={WEIGHTS, CONFIG, CARD, CURVE, STAMP, AUTOENCODER, ENCODER})
-    dataset = _dataset(data, autoencoder, flip=train.flip)
+    how = train if isinstance(train, TrainSettings) else TrainSettings()
+    if how.lora_rank is not None and given.start is None:
+        raise ConfigError(
+            f"--lora-rank needs --start, the model whose layers are adapted; got {how.lora_rank} without one."
+        )
+    dataset = _dataset(data, given.autoencoder, flip=train.flip)
     channels, height, width = dataset.shape
     if height != width:
         raise ConfigError(
@@ -100,21 +159,40 @@ def command(
         )
     if model.class_conditional and dataset.classes is None:
         raise ConfigError(f"--class-conditional needs labels, but {data} has none; leave it out.")
-    of_images = None if conditions is None else conditions_of_images(conditions, dataset, str(data))
-    _require_encoder(encoder, conditions)
-    table = None if pairs is None else load_pairs(pairs)
+    of_images = (
+        None if given.conditions is None else conditions_of_images(given.conditions, dataset, str(data))
+    )
+    _require_encoder(given.encoder, given.conditions)
+    table = None if given.pairs is None else load_pairs(given.pairs)
     inputs = {} if of_images is None else inputs_of(Stored(of_images).entries, height)
     tabled = model.schedule.type == "ddpm"
     schedule = DDPMTable.linear() if tabled else schedule_from_config({"type": model.schedule.type})
+    prediction: str = model.prediction
+    own = _of_start(given, model, spec, dataset.shape)
+    if own is not None:
+        schedule, prediction = own.schedule, own.prediction
+    objective = (
+        None if how.objective is None else _objective(how.objective, schedule, prediction, train.weighting)
+    )
+    times = None if objective is None else objective.times
+    several = len(model.widths) > 1
+    if objective is not None and several:
+        raise ConfigError(f"--widths must be 1.0 with --objective {how.objective}, got {model.widths}.")
+    if times is not None and given.autoencoder is not None:
+        raise ConfigError(
+            f"--objective {how.objective} needs images, whose pixels have times of their own; got latents, {data}."
+        )
     folder = checkpoints / spec.key if spec else checkpoints
     metrics = folder / CURVE
 
     def finish(made: Path) -> None:
         shutil.copyfile(metrics, made / CURVE)
-        if encoder is not None:
-            shutil.copytree(encoder, made / ENCODER)
-        if autoencoder is not None:
-            shutil.copytree(autoencoder, made / AUTOENCODER, ignore=shutil.ignore_patterns(CURVE, STAMP))
+        if given.encoder is not None:
+            shutil.copytree(given.encoder, made / ENCODER)
+        if given.autoencoder is not None:
+            shutil.copytree(
+                given.autoencoder, made / AUTOENCODER, ignore=shutil.ignore_patterns(CURVE, STAMP)
+            )
         if spec:
             stamp(spec, made)
 
@@ -123,13 +201,15 @@ def command(
     started = time.time()
     with joined() as world, initial_weights(train.seed):
         n_classes = len(dataset.classes or ()) if model.class_conditional else 0
-        net = _network(model, dataset.shape, n_classes=n_classes, **inputs)
+        net = _network(model, dataset.shape, n_classes=n_classes, **inputs) if own is None else own.net
+        started_from = None if given.start is None else _copied(given.start, net)
         net = net.to(chosen_device(device, local_rank=world.local_rank, exact=False))
-        started_from = None if start is None else _copied(start, net)
-        several = len(model.widths) > 1
+        if how.lora_rank is not None:
+            rng = generator(train.seed, "lora")
+            adapt(net, rank=how.lora_rank, roles=how.lora_roles, rng=rng, name=str(given.start))
         recipe = Recipe(
             schedule=schedule,
-            prediction=model.prediction,
+            prediction=prediction,
             steps=train.steps,
             batch_size=train.batch_size,
             lr=train.lr,
@@ -144,7 +224,8 @@ def command(
             ema_decay=train.ema_decay,
             precision=train.precision,
             compile=train.compile,
-            loss_of_step=_sandwich(net, model, train) if several else None,
+            loss_of_step=_sandwich(net, model, train) if several else objective,
+            times_of_step=times,
             start=started_from,
         )
         with live(metrics, track, spec, leads=world.leads):
@@ -163,18 +244,23 @@ def command(
             )
         if not world.leads:
             return
+    averaged = state.ema["net"].net
+    merge(averaged)
     save_model(
         out,
-        state.ema["net"].net,
+        averaged,
         schedule=schedule,
-        prediction=model.prediction,
+        prediction=prediction,
         shape=dataset.shape,
         name=f"{dataset.name}-{spec.run if spec else out.resolve().name}",
         card={
-            **card_facts(dataset, net),
+            **card_facts(dataset, averaged),
             **({} if of_images is None else {"conditions": Stored(of_images).identity}),
             **({} if table is None else {"pairs": {"sha256": table.sha256, "n": len(table)}}),
-            "settings": {"model": model.model_dump(mode="json"), "train": train.model_dump(mode="json")},
+            "settings": {
+                "model": model.model_dump(mode="json") if own is None else f"of {given.start}",
+                "train": train.model_dump(mode="json"),
+            },
             "started_from": started_from,
             "steps": state.step,
             "images_seen": state.images_seen,
@@ -182,9 +268,58 @@ def command(
         },
         widths=model.widths,
         guidable=train.label_dropout > 0,
+        pixel_times=times is not None,
         finish=finish,
     )
     typer.echo(f"{out}: {dataset.name}, {state.step} steps, {state.images_seen:,} images seen")
+
+
+class _Own(NamedTuple):
+    """The network of a model folder, and what it was trained for."""
+
+    net: "UNet | Transformer"
+    schedule: "Schedule"
+    prediction: str
+
+
+def _of_start(
+    given: _Given, model: ModelSettings, spec: Spec | None, shape: tuple[int, int, int]
+) -> _Own | None:
+    """The network that a training starts from, where no option says what the network is like."""
+    from fewstep.interop.zoo import find, verify
+    from fewstep.nets.folder import load_model
+    from fewstep.nets.transformer import Transformer
+    from fewstep.nets.unet import UNet
+
+    if given.start is None or given.conditions is not None or spec is not None or model != ModelSettings():
+        return None
+    folder = find(given.start)
+    verify(folder)
+    loaded = load_model(folder)
+    if not isinstance(loaded.net, UNet | Transformer) or loaded.shape != shape:
+        raise ConfigError(
+            f"--start must be a diffusion model of images of {shape}, as --data has them; {given.start} is one of "
+            f"{loaded.shape}."
+        )
+    return _Own(loaded.net.requires_grad_(True), loaded.schedule, loaded.prediction)
+
+
+def _objective(name: str, schedule: "Schedule", prediction: str, weighting: str) -> "Objective":
+    """What a paper calls its objective of training."""
+    found: Objective = import_module(_objective_module(name)).objective(name, schedule, prediction, weighting)
+    return found
+
+
+def _objective_module(name: str) -> str:
+    """The module of an objective.
+    Raises: ConfigError: no paper has one of this name.
+    """
+    from fewstep.app.stages import STAGES
+
+    known = {name: module for stage in STAGES for name, module in stage.objectives.items()}
+    if name not in known:
+        raise ConfigError(f"--objective must be one of {', '.join(sorted(known))}; got {name}.")
+    return known[name]
 
 
 def _require_encoder(encoder: Path | None, conditions: Path | None) -> None:
@@ -261,7 +396,7 @@ def _network(
     )
 
 
-def _sandwich(net: "UNet | Transformer", model: ModelSettings, train: TrainSettings) -> "LossOfStep":
+def _sandwich(net: "UNet | Transformer", model: ModelSettings, train: Training) -> "LossOfStep":
     from fewstep.nets.unet import UNet
     from fewstep.train.sandwich import Sandwich
 
@@ -281,6 +416,54 @@ def _copied(folder: Path, net: "UNet | Transformer") -> str:
     return sha256_file(folder / WEIGHTS)
 
 
+def _requires(settings: Any) -> None:
+    objective = settings.train.objective
+    if objective is not None:
+        try:
+            _objective_module(objective)
+        except ConfigError as error:
+            raise ValueError(f"train.objective: {str(error).removeprefix('--objective ')}") from None
+        if len(settings.model.widths) > 1:
+            raise ValueError(f"model.widths: must be [1.0] with train.objective, got {settings.model.widths}")
+    if settings.train.lora_rank is not None and not settings.base.steps:
+        raise ValueError(
+            f"train.lora_rank: must be null without base.steps, whose model is adapted, got {settings.train.lora_rank}"
+        )
+
+
+def _requires_base(settings: Any) -> None:
+    others = {
+        "autoencoder.factor": settings.autoencoder.factor,
+        "autoencoder.source": settings.autoencoder.source,
+        "maps.kind": settings.maps.kind,
+        "encode.encoder": settings.encode.encoder,
+    }
+    for name, value in others.items():
+        if value is not None:
+            raise ValueError(f"{name}: must be null with base.steps, a model of pixels alone, got {value}")
+
+
+def _code(settings: Any) -> Sequence[str]:
+    objective = settings.train.objective
+    return () if objective is None else (_objective_module(objective),)
+
+
+BASE = Stage(
+    name="base",
+    command=base_command,
+    makes="model",
+    does="train the model that training starts from",
+    settings=BaseSettings,
+    inputs=lambda settings, nfe: {"data": "prepare"},
+    reads=("model",),
+    uses=("track",),
+    applies=lambda settings, before: settings.base.steps > 0 and settings.model.zoo is None,
+    requires=_requires_base,
+    keeps="checkpoints",
+    record="fewstep.app.stages.curve",
+    threads=lambda settings: settings.base.threads,
+)
+
 STAGE = Stage(
     name="train",
     command=command,
@@ -289,6 +472,7 @@ STAGE = Stage(
     settings=TrainSettings,
     inputs=lambda settings, nfe: {
         "data": First(("latents", "prepare")),
+        "start": "base",
         "pairs": Every("pairs"),
         "encoder": Of("encode", file=ENCODER),
         **autoencoder_of(settings),
@@ -297,7 +481,9 @@ STAGE = Stage(
     rows="train",
     uses=("track",),
     applies=lambda settings, before: settings.model.zoo is None,
+    requires=_requires,
     keeps="checkpoints",
     record="fewstep.app.stages.curve",
     threads=lambda settings: settings.train.threads,
+    uses_code=_code,
 )

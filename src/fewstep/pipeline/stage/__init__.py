@@ -5,7 +5,7 @@ The list of all stages is in `fewstep.app.stages`; here is what every one of the
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fewstep.pipeline.stage.settings import Section
@@ -131,6 +131,9 @@ class Stage:
         panel: module with `panel(folders, results) -> Panel | None`, its part of the report.
         record: module with `records(folder, stamp) -> Iterator[Record]`, its runs in MLflow; without one, a stage that
             has a panel is recorded with its settings and files.
+        objectives: objectives of training that its paper brings, by name, each a module with
+            `objective(name, schedule, prediction, weighting) -> fewstep.train.recipe.Objective`.
+        uses_code: further modules, by the settings of the run, whose code its results depend on.
         measures: module with what claims may name as their metric, functions `(run, **setting) -> [Measurement]`.
         threads: cores of a job, by the settings of the run; 0: all.
         gpu: whether a job uses an accelerator where there is one.
@@ -157,6 +160,8 @@ class Stage:
     keeps: str | None = None
     panel: str | None = None
     record: str | None = None
+    objectives: Mapping[str, str] = field(default_factory=dict, hash=False)
+    uses_code: Callable[[Any], Sequence[str]] = lambda settings: ()
     measures: str | None = None
     threads: Callable[[Any], int] = lambda settings: 1
     gpu: bool = True

@@ -115,15 +115,17 @@ class _Maker:
     ) -> "tuple[Condition, Tensor]":
         import torch
 
+        from fewstep.data.masks import draw_mask
         from fewstep.data.pixels import to_unit
         from fewstep.methods.lfm.conditions import masked
-        from fewstep.methods.lfm.masks import draw_mask
         from fewstep.rng import generator
 
         _, height, width = dataset.shape
         seed = self.settings.seed
+        shapes = self.settings.shapes
         drawn = [
-            draw_mask(height, width, rng=generator(seed, "mask", part, first + i)) for i in range(len(rows))
+            draw_mask(height, width, rng=generator(seed, "mask", part, first + i), shapes=shapes)
+            for i in range(len(rows))
         ]
         masks = torch.stack(drawn)
         images = to_unit(dataset.batch(rows))

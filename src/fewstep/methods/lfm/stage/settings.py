@@ -17,6 +17,9 @@ class MapsSettings(Section):
     per_image: int = Field(
         default=4, ge=1, le=64, description="masks of each training image, one of which it has in a step"
     )
+    shapes: list[Literal["strokes", "boxes", "perlin"]] = Field(
+        default=["strokes", "boxes"], min_length=1, description="shapes of masks, each with equal chance"
+    )
     encoder: Literal["learned", "frozen"] = Field(
         default="learned",
         description="learned: the network's first layer sees the classes of a map; frozen: a random projection of them "
