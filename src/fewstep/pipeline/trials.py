@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fewstep.checks import ConfigError
 from fewstep.files import canonical_json
+from fewstep.locks import started
 from fewstep.pipeline.storage import open_storage, shown, unusable
 from fewstep.rng import generator
 
@@ -154,22 +154,13 @@ REGISTERED = "worker "
 
 def _worker() -> str:
     """This process: host, when it started, and its number, which others may have had or will have."""
-    return f"{socket.gethostname()}:{_started(os.getpid())}:{os.getpid()}"
-
-
-def _started(process: int | str) -> str | None:
-    """When a process of this machine started, in ticks of its clock; None where it has ended."""
-    try:
-        state, *fields = Path("/proc", str(process), "stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if state in "ZX" else fields[18]
+    return f"{socket.gethostname()}:{started(os.getpid())}:{os.getpid()}"
 
 
 def _has_ended(worker: str) -> bool:
     """Whether a worker was one of this machine, and has ended; of other machines nothing is known."""
     host, *start, process = worker.split(":")
-    now = _started(process)
+    now = started(process)
     return host == socket.gethostname() and (now is None or [now] != (start or [now]))
 
 

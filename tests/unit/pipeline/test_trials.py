@@ -14,6 +14,7 @@ import pytest
 from unit.pipeline.killing import MOMENTS, Killed, killed_again_and_again, killed_and_resumed, process
 
 from fewstep.checks import ConfigError
+from fewstep.locks import started
 from fewstep.pareto import hypervolume
 from fewstep.pipeline import storage
 from fewstep.pipeline import trials as studies
@@ -421,10 +422,10 @@ def test_a_trial_belongs_to_a_process_not_to_its_number(tmp_path):
 def test_a_process_that_ended_and_was_not_collected_has_ended():
     process = subprocess.Popen([sys.executable, "-c", ""])
     deadline = time.monotonic() + 60
-    while studies._started(process.pid) is not None and time.monotonic() < deadline:
+    while started(process.pid) is not None and time.monotonic() < deadline:
         time.sleep(0.01)
     assert process.returncode is None and Path("/proc", str(process.pid)).exists()
-    assert studies._started(process.pid) is None
+    assert started(process.pid) is None
     process.wait()
 
 

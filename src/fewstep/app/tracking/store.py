@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fewstep.app.tracking.entries import Data, Entry
 from fewstep.checks import ConfigError, UserError
+from fewstep.locks import flock
 from fewstep.pipeline.record import Point
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def _announced(uri: str, announce: bool) -> Iterator[Timer]:
 def _locked() -> Iterator[None]:
     LOCK.parent.mkdir(parents=True, exist_ok=True)
     with LOCK.open("w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        flock(lock, fcntl.LOCK_EX)
         yield
 
 
