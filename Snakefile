@@ -91,18 +91,18 @@ onstart:
         os.environ.update(
             devices.slots(workflow.global_resources["gpu"].value, keys.SLOTS)
         )
-    # How long it will take is said now, and after each job.
-    todo = {workflow.dag.jobid(job): job for job in workflow.dag.needrun_jobs()}
-    jobs = {
-        name: Job(
-            run=job.wildcards.get("run", ""),
-            rule=job.rule.name,
-            cores=job.threads,
-            after=frozenset(
-                map(workflow.dag.jobid, workflow.dag.dependencies[job].keys())
-            ),
-        )
-        for name, job in todo.items()
-        if job.wildcards.get("run", "")
-    }
-    logger.addHandler(Clock(jobs, workflow.cores, logger.info))
+        # How long it will take is said now, and after each job.
+        todo = {workflow.dag.jobid(job): job for job in workflow.dag.needrun_jobs()}
+        jobs = {
+            name: Job(
+                run=job.wildcards.get("run", ""),
+                rule=job.rule.name,
+                cores=job.threads,
+                after=frozenset(
+                    map(workflow.dag.jobid, workflow.dag.dependencies[job].keys())
+                ),
+            )
+            for name, job in todo.items()
+            if job.wildcards.get("run", "")
+        }
+        logger.addHandler(Clock(jobs, workflow.cores, logger.info))

@@ -430,7 +430,7 @@ def test_jobs_of_one_machine_have_a_gpu_each(project: Project, tmp_path: Path) -
     ):
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
-    targets = [f"results/smoke/{stage}/spec.json" for stage in ("train", "extractor")]
+    targets = [f"results/smoke/{stage}/spec.json" for stage in ("teacher", "extractor")]
     for target in targets:
         shutil.rmtree((project.folder / target).parent)
     environment = project.environment
@@ -443,17 +443,8 @@ def test_jobs_of_one_machine_have_a_gpu_each(project: Project, tmp_path: Path) -
         capture_output=True,
     )
     used = {path.name: path.read_text() for path in project.folder.glob("used-by-*")}
-    assert used.keys() == {"used-by-train", "used-by-extractor"}
+    assert used.keys() == {"used-by-teacher", "used-by-extractor"}
     assert set(used.values()) == {"0", "1"}
-
-
-def test_results_in_object_storage_are_refused(finished: Project) -> None:
-    shown = finished.command(
-        "snakemake", "-n", "--default-storage-provider", "fs", "--default-storage-prefix", "x"
-    )
-    assert shown.returncode != 0
-    sentence = "results must stand in a folder that all jobs share, but --default-storage-provider was given"
-    assert sentence in shown.stdout + shown.stderr or "not available" in shown.stdout + shown.stderr
 
 
 def test_mistakes_in_the_settings_stop_before_any_job(project: Project) -> None:

@@ -21,9 +21,10 @@ from fewstep.app.params import Settings
 from fewstep.app.stages import STAGES
 from fewstep.app.tracking import live, live_curve, pages, store, tracking_uri
 from fewstep.app.tracking.entries import _settings_of
-from fewstep.app.tracking.store import open_store, without_password
+from fewstep.app.tracking.store import open_store
 from fewstep.checks import ConfigError, DataError
 from fewstep.files import write_json
+from fewstep.pipeline.passwords import without_password
 from fewstep.pipeline.stage.spec import stamp
 
 mlflow = pytest.importorskip("mlflow")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fewstep.app.tracking.entries import Data, Entry
 from fewstep.checks import ConfigError, UserError
 from fewstep.locks import flock
+from fewstep.pipeline.passwords import without_password
 from fewstep.pipeline.record import Point
 
 if TYPE_CHECKING:
@@ -40,11 +41,6 @@ _SECONDS_TO_OPEN, _SECONDS_PER_REQUEST = "3", "30"
 def tracking_uri(setting: str) -> str:
     """The MLflow store in use: the environment variable MLFLOW_TRACKING_URI wins over the setting."""
     return os.environ.get("MLFLOW_TRACKING_URI") or setting
-
-
-def without_password(uri: str) -> str:
-    """The address of a store as it may stand in files and messages."""
-    return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:***@", uri)
 
 
 @contextmanager
