@@ -6,6 +6,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ from workflow.test_workflow import Project, new_project
 from fewstep.files import read_json
 
 pytestmark = pytest.mark.timeout(3600)
-COMMAND = ("snakemake", "--workflow-profile", "profiles/slurm")
+# a thread for each job: the nodes are one machine
+THREADS = [f"{rule}=1" for rule in ("prepare", "train", "extractor")]
+COMMAND = ("snakemake", "--workflow-profile", "profiles/slurm", "--set-threads", *THREADS)
 LONG = {"train": {"steps": 100000, "checkpoint_seconds": 1.0}}
 
 
@@ -30,6 +33,7 @@ class Head:
             "PYTHONPATH": f"{project.folder / 'src'}{os.pathsep}{inherited}",
         }
         self._log = project.folder / f"head-{time.monotonic_ns()}.log"
+        started.append(self)
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
                 cluster.words(*COMMAND, *words),
@@ -42,13 +46,24 @@ class Head:
 
     def kill(self) -> None:
         """As a machine that loses its power."""
-        os.killpg(self._process.pid, signal.SIGKILL)
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def finish(self, seconds: float) -> str:
         """All that it said, when it has ended well."""
         assert self._process.wait(seconds) == 0, self.output
         return self.output
+
+
+started: list[Head] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_head_is_left() -> Iterator[None]:
+    yield
+    for head in started:
+        head.kill()
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +97,7 @@ def test_jobs_that_nobody_wants_any_more_are_cancelled(project: Project, cluster
     (job,) = running(cluster, "train")
     head.kill()
     assert running(cluster, "train") == [job], "a job outlives its head"
-    configure(project, train={"steps": 2000, "checkpoint_seconds": 1.0})
+    configure(project, train={"steps": 400, "checkpoint_seconds": 1.0})
     again = Head(project, cluster, "--", "results/smoke/train/spec.json")
     wait_for(lambda: running(cluster, "train") not in ([], [job]), 600, "the training with other settings")
     assert f"cancelled the jobs {job} of an earlier workflow, whose results are not wanted so" in again.output
