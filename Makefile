@@ -23,7 +23,7 @@ STORE := sqlite:///mlflow.db
 MLFLOW_UI = mlflow ui --backend-store-uri $(STORE) --host 127.0.0.1 --port $(PORT) --workers 1
 REPORT := results/$(RUN)/report/index.html
 
-.PHONY: help run ui test test-all test-minimum lint format schema adopt prune clean
+.PHONY: help run ui test test-all test-minimum test-cluster lint format schema adopt prune clean
 .DEFAULT_GOAL := help
 
 help:
@@ -31,6 +31,7 @@ help:
 	@echo "make ui [PORT=5000]     MLflow's pages over all runs"
 	@echo "make test               tests but the slow ones; make test-all: every test"
 	@echo "make test-minimum       the core's unit tests with the lowest versions that pyproject.toml states"
+	@echo "make test-cluster       SLURM, PostgreSQL, an MLflow server and DVC remotes on this machine: as root, see docs/cluster.md"
 	@echo "make lint               ruff, mypy, import layers, snakefmt, snakemake --lint"
 	@echo "make format             ruff format, snakefmt"
 	@echo "make schema             workflow/schemas/params.schema.json from the settings models"
@@ -80,6 +81,13 @@ $(MINIMUM)/.installed: pyproject.toml constraints.txt tests/minimum.py
 
 test-minimum: $(MINIMUM)/.installed
 	PYTHONPATH=src $(MINIMUM)/bin/python -m pytest -m "not slow" $(CORE_TESTS)
+
+$(VENV)/.cluster: $(STAMP)
+	$(VENV)/bin/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[test,slurm,postgresql]' snakemake-storage-plugin-fs
+	@touch $@
+
+test-cluster: $(VENV)/.cluster
+	FEWSTEP_TEST_CLUSTER=1 pytest tests/cluster
 
 lint: $(STAMP)
 	ruff check .

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 from cluster.engines import Slurm, wait_for
-from workflow.test_workflow import Project, new_project
+from cluster.small import configure, environment_of, small_project
+from workflow.test_workflow import Project
 
 from fewstep.files import read_json
 
@@ -27,17 +27,12 @@ class Head:
     """Snakemake on the login node."""
 
     def __init__(self, project: Project, cluster: Slurm, *words: str) -> None:
-        inherited = os.environ.get("PYTHONPATH", "")
-        environment = {
-            **project.environment,
-            "PYTHONPATH": f"{project.folder / 'src'}{os.pathsep}{inherited}",
-        }
         self._log = project.folder / f"head-{time.monotonic_ns()}.log"
         started.append(self)
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
                 cluster.words(*COMMAND, *words),
-                cwd=project.folder, env=environment, stdout=log, stderr=log, start_new_session=True,
+                cwd=project.folder, env=environment_of(project), stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 
     @property
@@ -68,21 +63,7 @@ def no_head_is_left() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    project = new_project(tmp_path_factory.mktemp("shared") / "project")
-    settings = project.folder / "params.yaml"
-    content = yaml.safe_load(settings.read_text())
-    content["defaults"] |= {"align": {"nfe": []}, "stepaware": {"nfe": []}, "detect": {"nfe": []}}
-    for name in ("compose", "disturb"):
-        content["defaults"].pop(name)
-    settings.write_text(yaml.safe_dump(content))
-    return project
-
-
-def configure(project: Project, **sections: dict[str, object]) -> None:
-    settings = project.folder / "params.yaml"
-    content = yaml.safe_load(settings.read_text())
-    content["runs"]["smoke"] = sections
-    settings.write_text(yaml.safe_dump(content))
+    return small_project(tmp_path_factory.mktemp("shared") / "project")
 
 
 def running(cluster: Slurm, rule: str) -> list[str]:
