@@ -2,8 +2,7 @@
 
 `flock` goes with the process that holds it, however that ends. But Lustre without `-o flock` and NFS without lockd have
 none, and sshfs has one that other machines do not see. So a holder also has a file beside the lock, `NAME.holder`,
-which can be made by one process only (O_EXCL) and says host, process and, by the date that the file server gives it,
-that the holder is alive.
+which can be made by one process only (O_EXCL), says host and process, and changes as long as the holder is alive.
 """
 
 import errno
@@ -12,8 +11,8 @@ import json
 import logging
 import os
 import socket
-import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,7 +26,7 @@ log = logging.getLogger(__name__)
 BEAT = 10.0
 """Seconds between two signs of life of a holder."""
 ABANDONED = 60.0
-"""Seconds without one after which a holder of another machine counts as ended."""
+"""Seconds without one after which a holder of another machine counts as ended; clocks are not compared."""
 
 _WITHOUT_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 
@@ -54,10 +53,12 @@ class Lock:
         threading.Thread(target=self._beat, daemon=True).start()
 
     def _beat(self) -> None:
+        beats = 0
         while not self._released.wait(BEAT):
+            beats += 1
             with suppress(OSError):  # a full disk must not end what is done under the lock
                 if _read(self._holder).get("token") == self._token:
-                    _write(self._holder, self._token, os.O_WRONLY)
+                    _write(self._holder, self._token, os.O_WRONLY, beats=beats)
                 else:
                     log.warning(
                         "%s was taken by another process while this one was still at work", self._holder
@@ -74,6 +75,8 @@ class Lock:
 
 def take(path: Path) -> Lock | str:
     """Take the lock file `path`, which is made if there is none.
+
+    Where a process of another machine has it, or had it when it ended, this waits for a sign of life of that one.
 
     Returns:
         The lock, or who holds it: "process 4711 on node3".
@@ -125,12 +128,13 @@ def started(process: int | str) -> str | None:
     return None if state in "ZX" else fields[18]
 
 
-def _write(holder: Path, token: str, flags: int) -> None:
+def _write(holder: Path, token: str, flags: int, *, beats: int = 0) -> None:
     content = {
         "host": socket.gethostname(),
         "process": os.getpid(),
         "started": started(os.getpid()),
         "token": token,
+        "beats": f"{beats:012d}",  # always as long, as the file is written over
     }
     with os.fdopen(os.open(holder, flags, 0o666), "w", encoding="utf-8") as file:
         json.dump(content, file)
@@ -154,19 +158,15 @@ def _is_alive(holder: Path, found: dict[str, Any]) -> bool:
     """Whether who made the file is at work: by the process on this machine, by signs of life on others."""
     if found.get("host") == socket.gethostname():
         return started(found.get("process", "")) == found.get("started") is not None
-    try:
-        beat = holder.stat().st_mtime
-    except FileNotFoundError:
-        return False
-    return _now_of(holder.parent) - beat < ABANDONED
-
-
-def _now_of(folder: Path) -> float:
-    """What time it is for the file server of a folder, whose clock need not be that of this machine."""
-    with tempfile.TemporaryFile(dir=folder) as file:
-        file.write(b"x")
-        file.flush()
-        return os.fstat(file.fileno()).st_mtime
+    deadline = time.monotonic() + ABANDONED
+    while time.monotonic() < deadline and holder.exists():
+        now = _read(
+            holder
+        )  # opened anew, as file systems of several machines show others' changes no earlier
+        if now and now != found:
+            return True
+        time.sleep(min(0.5, BEAT))
+    return False
 
 
 def _remove(holder: Path, abandoned: dict[str, Any]) -> None:
