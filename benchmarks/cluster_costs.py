@@ -1,6 +1,6 @@
 """What it costs to leave one process: planning of jobs, start-up of a job, workers of a search, shards of a result.
 
-Run: OMP_NUM_THREADS=1 PYTHONPATH=tests python benchmarks/cluster.py planning | startup | search | shards
+Run: OMP_NUM_THREADS=1 PYTHONPATH=tests python benchmarks/cluster_costs.py planning | startup | search | shards
 Each writes benchmarks/results/cluster_{part}.md. `startup` needs root and slurm-wlm, as `make test-cluster`.
 """
 
@@ -22,6 +22,7 @@ from workflow.test_workflow import Project, new_project
 
 from fewstep.files import atomic_file, read_json
 from fewstep.pipeline.environment import environment
+from fewstep.pipeline.samples import read_samples
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -173,7 +174,7 @@ def shards(top: Path) -> list[str]:
     settings = project.folder / "params.yaml"
     content = yaml.safe_load(settings.read_text())
     content["defaults"] = {
-        "train": {"steps": 100},
+        "train": {"steps": 200},
         "plans": {"nfe": [50], "presets": ["ddim"], "grids": ["uniform-t"]},
     }
     settings.write_text(yaml.safe_dump(content))
@@ -206,10 +207,10 @@ def shards(top: Path) -> list[str]:
         shared, _ = timed(project, *make("shared"), "--shard", "{k}/2", together=2)
         merged, _ = timed(project, *make("shared"))
         rows.append((what, whole, shared, merged))
-    same = (project.folder / "whole.npz").stat().st_size == (project.folder / "shared.npz").stat().st_size
+    same = len({read_samples(project.folder / f"{name}.npz").sha256 for name in ("whole", "shared")}) == 1
     return [
         "One thread a process, on two cores. The merge is the command without `--shard`: start of Python and torch, "
-        f"reading and writing. Files of the same size: {same}.",
+        f"reading and writing. The same images: {same}.",
         "",
         "| | 1 process, s | 2 shards, s | merge, s | 2 shards and merge |",
         "|---|---|---|---|---|",
@@ -237,7 +238,7 @@ def main() -> None:
     text = [
         f"# {part.capitalize()}",
         "",
-        f"`OMP_NUM_THREADS=1 PYTHONPATH=tests python benchmarks/cluster.py {part}`",
+        f"`OMP_NUM_THREADS=1 PYTHONPATH=tests python benchmarks/cluster_costs.py {part}`",
         "",
         f"{os.cpu_count()} cores, of a load of {load:.1f} when it began; "
         f"{', '.join(f'{name} {value}' for name, value in machine.items())}.",
