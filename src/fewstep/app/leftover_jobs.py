@@ -17,6 +17,8 @@ from fewstep.app.stages import STAGES
 from fewstep.files import object_or_empty
 from fewstep.pipeline.stage.stages import Result
 
+_MARK = "rule_"
+"""How the comments of jobs begin that Snakemake submits."""
 POLL = 5.0  # seconds between two looks at the queue
 
 Place = tuple[str, str]
@@ -58,20 +60,25 @@ def settle(params: Params, say: Callable[[str], None]) -> None:
             f"waiting for the jobs {', '.join(sorted(adopted))} of an earlier workflow, which make {', '.join(made)}; "
             "scancel ends one, and its result is then made anew"
         )
-    while living.keys() & _in_queue().keys():
+    while (now := _in_queue()) is None or living.keys() & now.keys():  # None: SLURM does not answer just now
         time.sleep(POLL)
 
 
-def _in_queue() -> dict[str, str]:
-    """Comments of the jobs of this user and this folder that have not ended, by id; none where there is no SLURM."""
+def _in_queue() -> dict[str, str] | None:
+    """Comments of the jobs of workflows of this user in this folder that have not ended, by id; None without SLURM."""
     if shutil.which("squeue") is None:
-        return {}
+        return None
     done = subprocess.run(
         ["squeue", "--me", "--noheader", "--format=%i|%k|%Z"], capture_output=True, text=True, check=False
     )
+    if done.returncode:
+        return None
     rows = [line.split("|", 2) for line in done.stdout.splitlines()]
+    ours = [
+        row for row in rows if len(row) == 3 and row[1].startswith(_MARK)
+    ]  # not that in which Snakemake runs
     here = Path.cwd().resolve()
-    return {row[0]: row[1] for row in rows if len(row) == 3 and Path(row[2]).resolve() == here}
+    return {job: comment for job, comment, folder in ours if Path(folder).resolve() == here}
 
 
 def _comments(params: Params) -> Iterator[tuple[str, Sequence[Place]]]:
@@ -93,11 +100,11 @@ def _comments(params: Params) -> Iterator[tuple[str, Sequence[Place]]]:
             groups.setdefault(group_of(result, run), {})[name] = place
         for group, members in groups.items():
             for some in _subsets(sorted(members)):
-                yield f"rule_{group}_{'_'.join(some)}", [members[name] for name in some]
+                yield f"{_MARK}{group}_{'_'.join(some)}", [members[name] for name in some]
 
 
 def _comment(rule: str, wildcards: Sequence[str]) -> str:
-    return f"rule_{rule}_wildcards_{'_'.join(wildcards)}".replace("/", "_")
+    return f"{_MARK}{rule}_wildcards_{'_'.join(wildcards)}".replace("/", "_")
 
 
 def _subsets(names: Sequence[str]) -> Iterator[list[str]]:

@@ -72,15 +72,16 @@ def test_jobs_that_would_make_something_else_are_cancelled(queue: Path) -> None:
         ("1", "rule_train_wildcards_digits"),
         ("2", "rule_digits-plans-nfe3_evaluate_plans_sample"),
         ("3", "rule_search_wildcards_digits_7"),
-        ("4", "of another program"),
+        ("4", "rule_of_an_earlier_version_wildcards_digits"),
     ]
     said, cancelled = settled(queue, *jobs, given=params(train={"steps": 7}))
     assert cancelled == {"1", "2", "3", "4"}
     assert said == ["cancelled the jobs 1, 2, 3, 4 of an earlier workflow, whose results are not wanted so"]
 
 
-def test_jobs_of_other_folders_are_left_alone(queue: Path) -> None:
-    queue.write_text("1|rule_train_wildcards_digits|/somewhere/else\n")
+def test_jobs_of_other_folders_and_the_one_that_snakemake_runs_in_are_left_alone(queue: Path) -> None:
+    own = f"2|(null)|{queue.parent}\n"
+    queue.write_text(f"1|rule_train_wildcards_digits|/somewhere/else\n{own}")
     said: list[str] = []
     leftover_jobs.settle(params(train={"steps": 7}), said.append)
     assert said == [] and not Path(f"{queue}.cancelled").exists()
