@@ -24,7 +24,7 @@ STORE := sqlite:///mlflow.db
 MLFLOW_UI = mlflow ui --backend-store-uri $(STORE) --host 127.0.0.1 --port $(PORT) --workers 1
 REPORT := results/$(RUN)/report/index.html
 
-.PHONY: help run ui test test-all test-minimum lint docs gallery format schema adopt prune clean
+.PHONY: help run ui test test-all test-minimum test-cluster lint docs gallery format schema adopt prune clean
 .DEFAULT_GOAL := help
 
 help:
@@ -32,6 +32,7 @@ help:
 	@echo "make ui [PORT=5000]     MLflow's pages over all runs"
 	@echo "make test               tests but the slow ones; make test-all: every test"
 	@echo "make test-minimum       the core's unit tests with the lowest versions that pyproject.toml states"
+	@echo "make test-cluster       SLURM, PostgreSQL, an MLflow server and DVC remotes on this machine: as root, see docs/cluster.md"
 	@echo "make lint               ruff, mypy, import layers, snakefmt, snakemake --lint, make docs"
 	@echo "make docs               the documentation as pages in site/; every broken link is an error"
 	@echo "make gallery [RUN=digits] the figures of a run, made if it is not finished, for the pages of docs/"
@@ -83,6 +84,13 @@ $(MINIMUM)/.installed: pyproject.toml constraints.txt tests/minimum.py
 
 test-minimum: $(MINIMUM)/.installed
 	PYTHONPATH=src $(MINIMUM)/bin/python -m pytest -m "not slow" $(CORE_TESTS)
+
+$(VENV)/.cluster: $(STAMP)
+	$(VENV)/bin/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[test,slurm,postgresql]' snakemake-storage-plugin-fs
+	@touch $@
+
+test-cluster: $(VENV)/.cluster
+	FEWSTEP_TEST_CLUSTER=1 pytest tests/cluster
 
 lint: $(STAMP)
 	ruff check .

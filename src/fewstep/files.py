@@ -3,7 +3,6 @@
 import fcntl
 import hashlib
 import json
-import logging
 import math
 import os
 import re
@@ -17,7 +16,6 @@ from typing import Any
 
 from fewstep.checks import ConfigError, DataError
 
-log = logging.getLogger(__name__)
 _DIGITS = 20  # of the longest number of 64 bits
 
 
@@ -123,33 +121,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-@contextmanager
-def locked(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock file `path`; the kernel frees it when the process ends, however it ends.
-
-    Args: what: is being done under the lock, for the sentence of whoever comes second.
-    Raises: ConfigError: another process holds it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise ConfigError(
-                f"{path.parent} must be free, but {holder} {what} there; wait for it, or end it."
-            ) from None
-        except OSError as error:
-            log.warning(
-                "%s cannot be locked (%s): no other process may work there", path.parent, error.strerror
-            )
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
 
 
 def require_folder(path: str | Path) -> None:

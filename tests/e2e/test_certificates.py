@@ -389,6 +389,8 @@ def test_a_measurement_goes_on_where_it_was_stopped(study, tmp_path, monkeypatch
         "--out",
         tmp_path / "s.npz",
     )
+    made(*draw[:-1], tmp_path / "few.npz", "--shard", "4/6")
+    assert [part.name.split(".")[-2] for part in (tmp_path / ".few.npz.parts").iterdir()] == ["30-39"]
     for worker in ("1/2", "2/2"):
         made(*draw, "--shard", worker)
     drawn = sorted((tmp_path / ".s.npz.parts").iterdir())
@@ -411,7 +413,7 @@ def test_a_measurement_goes_on_where_it_was_stopped(study, tmp_path, monkeypatch
     )
     assert not (tmp_path / "c.json").exists()
     features = sorted((tmp_path / ".c.json.features").rglob("*.npz"))
-    assert [path.name for path in features] == ["000000000.npz", "000000032.npz"]
+    assert [path.name for path in features] == ["000000000-000000016.npz", "000000032-000000048.npz"]
     assert measured(study, tmp_path / "s.npz", out=tmp_path / "c.json").returncode == 0
     assert not features[0].exists()
     assert (

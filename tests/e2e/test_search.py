@@ -252,8 +252,11 @@ def _wrong(case, searched, pipelines, tmp):
         case "study of another model":
             ddim = ("search", "--model", pipelines["ddim"], "--nfe", 3, *out)
             return (*ddim, "--study", searched / "found.study"), ("model", "found.study")
-        case "study of another search":
-            return (*few, "--sampler", "tpe", "--study", searched / "found.study"), ("nfe3", "other settings")
+        case "storage with a password":
+            return (*few, "--storage", "postgresql://anne:secret@localhost/x"), (
+                "storage",
+                "anne:***@localhost",
+            )
         case "storage out of reach":
             return (*few, "--storage", "sqlite:////no/such/folder/study.db"), ("storage", "/no/such/folder")
         case "database without its driver or server":
@@ -307,7 +310,7 @@ def _wrong(case, searched, pipelines, tmp):
     "case",
     [
         "one call", "no number", "unknown sampler", "setting out of range", "study of another model",
-        "study of another search", "storage out of reach", "database without its driver or server", "missing teacher",
+        "storage with a password", "storage out of reach", "database without its driver or server", "missing teacher",
         "damaged teacher", "teacher of another model", "teacher of other settings", "two references",
         "missing reference", "extractor of another shape", "no model", "damaged scheduler",
         "scheduler of values that diffusers refuses", "guidance without classes",

@@ -1,5 +1,4 @@
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,6 @@ from fewstep.files import (
     atomic_dir,
     atomic_file,
     canonical_json,
-    locked,
     read_json,
     require_replaceable,
     require_space,
@@ -152,16 +150,6 @@ def test_what_another_machine_writes_is_not_taken_for_abandoned(tmp_path, monkey
     other.write_text("its lock may be invisible here")
     with atomic_file(tmp_path / "a"):
         assert other.exists()
-
-
-def test_a_second_holder_of_a_lock_is_told_who_the_first_is(tmp_path):
-    for _ in range(2):
-        with locked(tmp_path / "work" / "lock", "bakes"):
-            expected = (
-                f"work must be free, but process {os.getpid()} on .* bakes there; wait for it, or end it"
-            )
-            with pytest.raises(ConfigError, match=expected), locked(tmp_path / "work" / "lock", "bakes"):
-                pass
 
 
 @pytest.mark.parametrize(

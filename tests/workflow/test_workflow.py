@@ -3,7 +3,6 @@
 One run of the smallest size is made, and copied by each test that goes on from it.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -25,6 +24,7 @@ from workflow.new_paper import EXAMPLE, MLFLOW_RUNS, add_paper
 from fewstep.app.params import load_params
 from fewstep.app.stages import STAGES
 from fewstep.files import read_json
+from fewstep.locks import Lock, take
 
 ROOT = Path(__file__).parents[2]
 CHECKED_OUT = ("Snakefile", "workflow", "profiles", "dvc.yaml", ".dvcignore", ".gitignore")
@@ -408,21 +408,61 @@ def test_a_second_run_is_refused_in_one_sentence(project: Project) -> None:
     project.edit("params.yaml", "evaluate: {resamples: 10}", "evaluate: {resamples: 12}")
     spec = project.folder / "state/smoke/spec/evaluate/plans/nfe3.json"
     before = spec.read_bytes()
-    with (project.folder / "state" / "run.lock").open("r+") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        lock.truncate(0)
-        lock.write("process 4711")
-        lock.flush()
-        (project.folder / "results" / "smoke" / "report" / "index.html").unlink()
-        refused = project.command("snakemake", "--quiet", "host", "reason")
-        assert spec.read_bytes() == before, "specs that queued jobs will read stay as they are"
+    lock = take(project.folder / "state" / "run.lock")
+    assert isinstance(lock, Lock)
+    (project.folder / "results" / "smoke" / "report" / "index.html").unlink()
+    refused = project.command("snakemake", "--quiet", "host", "reason")
+    assert spec.read_bytes() == before, "specs that queued jobs will read stay as they are"
+    lock.release()
     assert refused.returncode != 0
     sentence = (
-        "another workflow must not be running in this folder, but process 4711 is; wait for it or stop it"
+        f"another workflow must not be running in this folder, but process {os.getpid()} on {os.uname().nodename} is; "
+        "wait for it or stop it"
     )
     assert sentence in refused.stdout + refused.stderr
     assert jobs_in(refused.stdout + refused.stderr) == []
     assert set(AFTER_MEASURING) <= project.planned().keys()
+
+
+FAKE_JOB = """#!{python}
+import os, sys, time
+from pathlib import Path
+from fewstep.pipeline.devices import chosen_device
+
+chosen_device("auto")
+Path("used-by-" + sys.argv[1]).write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "none"))
+deadline = time.monotonic() + 60
+while len(list(Path().glob("used-by-*"))) < 2 and time.monotonic() < deadline:
+    time.sleep(0.05)
+sys.exit(1)
+"""
+
+
+def test_jobs_of_one_machine_have_a_gpu_each(project: Project, tmp_path: Path) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    listed = "".join(f"echo 'GPU {i}: NVIDIA Made Up (UUID: GPU-{i})'\n" for i in range(2))
+    for name, text in (
+        ("nvidia-smi", f"#!/bin/sh\n{listed}"),
+        ("fewstep", FAKE_JOB.format(python=sys.executable)),
+    ):
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    targets = [f"results/smoke/{stage}/spec.json" for stage in ("teacher", "extractor")]
+    for target in targets:
+        shutil.rmtree((project.folder / target).parent)
+    environment = project.environment
+    environment["PATH"] = f"{tools}{os.pathsep}{environment['PATH']}"
+    environment.pop("CUDA_VISIBLE_DEVICES", None)
+    subprocess.run(
+        ["snakemake", "--cores", "2", "--", *targets],
+        cwd=project.folder,
+        env=environment,
+        capture_output=True,
+    )
+    used = {path.name: path.read_text() for path in project.folder.glob("used-by-*")}
+    assert used.keys() == {"used-by-teacher", "used-by-extractor"}
+    assert set(used.values()) == {"0", "1"}
 
 
 def test_mistakes_in_the_settings_stop_before_any_job(project: Project) -> None:

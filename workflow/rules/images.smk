@@ -29,7 +29,7 @@ for stage in keys.STAGES:
                 f"logs/{{run}}/{place(stage)}.{{k}}of{{n}}.log",
             threads: 1
             resources:
-                gpu=GPU,
+                gpu=int(stage.gpu),
             params:
                 options=options(stage),
             message:
@@ -48,9 +48,11 @@ for stage in keys.STAGES:
                 spec=f"results/{{run}}/{place(stage)}/{STAMP}",
             log:
                 f"logs/{{run}}/{place(stage)}.log",
+            group:
+                group(stage)
             threads: 1
             resources:
-                gpu=GPU,
+                gpu=int(stage.gpu),
             params:
                 options=options(stage),
             message:

@@ -1,13 +1,7 @@
 # The rules of the stages, one each. An input is the stamp of another stage's result; its option is the stamp's folder.
-from pathlib import Path
-from shutil import which
-
 from fewstep.app import keys
 from fewstep.app.params import settings
 from fewstep.pipeline.stage.spec import STAMP
-
-# Jobs that use the accelerator ask for it only where there is one; elsewhere they run side by side on cores.
-GPU = int(which("nvidia-smi") is not None)
 
 
 def result_of(stage, wildcards):
@@ -50,13 +44,26 @@ def options(stage):
 
 
 def cores(stage):
-    """Threads function: the cores of a job; 0 stands for all."""
+    """Threads function: the cores of a job; 0 stands for all of this machine, elsewhere for what the profile says."""
 
     def number(wildcards):
         _, chosen = result_of(stage, wildcards)
-        return stage.threads(chosen) or workflow.cores
+        return stage.threads(chosen) or (workflow.cores if workflow.local_exec else 1)
 
     return number
+
+
+def group(stage):
+    """Group function: short jobs that follow each other are one job of a cluster; none where work is shared."""
+
+    def name(wildcards):
+        result, chosen = result_of(stage, wildcards)
+        shared = any(
+            getattr(chosen, one.name).shards > 1 for one in keys.STAGES if one.over
+        )
+        return None if shared else leftover_jobs.group_of(result, wildcards.run)
+
+    return name
 
 
 def place(stage):
@@ -87,9 +94,11 @@ for stage in keys.STAGES:
             log:
                 f"logs/{{run}}/{place(stage)}.log",
             priority: int(stage.first)
+            group:
+                group(stage) if stage.short else None
             threads: cores(stage)
             resources:
-                gpu=GPU * stage.gpu,
+                gpu=int(stage.gpu),
             params:
                 options=options(stage),
             message:

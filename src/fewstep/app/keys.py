@@ -4,13 +4,12 @@ A spec is an input of its rule. It is dated older than any result as long as the
 all of its files, and newer otherwise, so that the workflow runs what does not fit and nothing else.
 """
 
-import fcntl
 import os
 import time
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from fewstep.app.params import Params
 from fewstep.app.stages import STAGES
@@ -22,6 +21,7 @@ from fewstep.pipeline.stage.spec import STAMP, Spec
 from fewstep.pipeline.stage.stages import Given, Result
 
 RUN_LOCK = Path("state/run.lock")
+SLOTS = Path("state/devices")
 
 _OLDER_THAN_ANY_RESULT = 946684800  # 2000-01-01, as an mtime: never a reason to run again
 
@@ -169,24 +169,3 @@ def _folders(top: Path) -> Iterator[Path]:
                 yield path
             if not path.name.startswith("."):
                 yield from _folders(path)
-
-
-def acquire_lock(path: Path = RUN_LOCK) -> tuple[IO[str] | None, str]:
-    """Take the lock of this working directory; the kernel drops it when the process dies, however it dies.
-
-    Returns:
-        The open file, to be kept until the end of the run, and ""; or None and who holds the lock.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = path.open("a+", encoding="utf-8")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        handle.seek(0)
-        holder = handle.read().strip()
-        handle.close()
-        return None, holder
-    handle.truncate(0)
-    handle.write(f"process {os.getpid()}")
-    handle.flush()
-    return handle, ""

@@ -30,7 +30,6 @@ from fewstep.data.shards import (
 from fewstep.data.source import Item, Source
 from fewstep.files import (
     canonical_json,
-    locked,
     read_json,
     remove_abandoned,
     require_space,
@@ -38,6 +37,7 @@ from fewstep.files import (
     sha256_text,
     write_json,
 )
+from fewstep.locks import locked
 
 SHARD_ITEMS = 1024
 _FORMAT = 1  # raise when the same source and settings would pack to other bytes

@@ -169,6 +169,11 @@ def extract(
     return features
 
 
+def batch_size_of(extractor: Extractor) -> int:
+    """Images that go through the network at once."""
+    return BATCH.get(torch.device(extractor.device).type, 64)
+
+
 def feature_batches(
     images: Images, extractor: Extractor, *, progress: Progress[int] = iter
 ) -> Iterator[NDArray[np.float32]]:
@@ -176,7 +181,7 @@ def feature_batches(
 
     A thread reads and decodes the next batches while the network works.
     """
-    size = BATCH.get(torch.device(extractor.device).type, 64)
+    size = batch_size_of(extractor)
     starts = range(0, len(images), size)
     with ThreadPoolExecutor(1) as reader:
         ahead: deque[Future[Tensor]] = deque(

@@ -16,9 +16,9 @@ from fewstep.files import canonical_json, sha256_text
 from fewstep.pipeline.conditions import identity_of
 from fewstep.pipeline.devices import device_name
 from fewstep.pipeline.environment import environment
-from fewstep.pipeline.parts import Shard, part_ranges
+from fewstep.pipeline.parts import Shard, part_ranges, say_idle, tiled
 from fewstep.pipeline.recorded import Record, record
-from fewstep.pipeline.samples import Samples, read_samples, seeds_text, write_samples
+from fewstep.pipeline.samples import Samples, parse_seeds, read_samples, seeds_text, write_samples
 from fewstep.pipeline.settings import DrawSettings
 from fewstep.pipeline.stage.code import code_hash
 from fewstep.progress import track
@@ -70,19 +70,18 @@ class Drawing:
     def _beside(self) -> Path:
         return self.out.parent if self.out.suffix == ".npz" else self.out
 
-    def _ranges(self, plan: Plan) -> list[range]:
-        return list(part_ranges(len(self.seeds), batch_size=self.settings.batch_size, nfe=plan.nfe))
-
     def draw(self, plan: Plan, path: Path | None = None) -> Samples:
         """All images of a plan at once, in memory."""
         return self._drawn(plan, path, self.seeds, progress=track(plan.name or "sample", unit="batch"))
 
     def make(self, plan: Plan, path: Path, shard: Shard) -> None:
         """Draw the shard's parts of a plan that are missing; where nobody shares, a single part is left to `write`."""
-        ranges = self._ranges(plan)
-        if len(ranges) == 1 and shard.is_whole:
-            return
+        n, size = len(self.seeds), self.settings.batch_size
+        ranges = list(part_ranges(n, batch_size=size, nfe=plan.nfe, shards=shard.count))
+        say_idle(len(ranges), shard, plan.name)
         mine = [(self._part(plan, rows), rows) for rows in ranges if shard.takes_next()]
+        if (len(ranges) == 1 and shard.is_whole) or self._parts_of(plan) is not None:
+            return
         missing = [(part, rows) for part, rows in mine if not _is_sound(part)]
         for number, (part, rows) in enumerate(missing, 1):
             progress = track(f"{plan.name}, part {number} of {len(missing)}", unit="batch")
@@ -91,27 +90,40 @@ class Drawing:
             )
 
     def write(self, file: Path, plan: Plan, path: Path) -> None:
-        """Write the samples file of a plan: its parts put together, or drawn now where it is a single one."""
-        ranges = self._ranges(plan)
-        if len(ranges) == 1:
-            part = self._part(plan, ranges[0])
-            write_samples(file, read_samples(part) if _is_sound(part) else self.draw(plan, path))
+        """Write the samples file of a plan: its parts put together, or drawn now where there are none."""
+        parts = self._parts_of(plan)
+        if parts is None or len(parts) == 1:
+            write_samples(file, self.draw(plan, path) if parts is None else read_samples(parts[0][1]))
             return
-        drawn = [read_samples(self._part(plan, rows)) for rows in ranges]
+        drawn = [read_samples(part) for _, part in parts]
         shape = (len(self.seeds), *drawn[0].images.shape[1:])
         # the parts are mapped, and so is the whole: neither has to fit into memory
         file.parent.mkdir(parents=True, exist_ok=True)
         whole = np.lib.format.open_memmap(self.parts / "whole.npy", "w+", np.uint8, shape)
-        for rows, one in zip(ranges, drawn, strict=True):
+        for (rows, _), one in zip(parts, drawn, strict=True):
             whole[rows[0] : rows[-1] + 1] = one.images
         meta = {**drawn[0].meta, "seeds": seeds_text(self.seeds), "costs": _sum_of([d.meta for d in drawn])}
         write_samples(file, Samples(whole, np.array(self.seeds, np.int64), meta))
+
+    def _parts_of(self, plan: Plan) -> list[tuple[range, Path]] | None:
+        """The parts that make up a plan's images, with their rows; None where some are missing or damaged."""
+        start, found = f"{self._stem(plan)}.", {}
+        for part in self.parts.iterdir() if self.parts.is_dir() else ():
+            if part.name.startswith(start) and part.suffix == ".npz" and _is_sound(part):
+                seeds = parse_seeds(part.name[len(start) : -len(part.suffix)])
+                if seeds[0] in self.seeds and seeds[-1] in self.seeds:
+                    found[range(seeds.start - self.seeds.start, seeds.stop - self.seeds.start)] = part
+        return tiled(found, len(self.seeds))
 
     def drop(self) -> None:
         """Delete the parts."""
         shutil.rmtree(self.parts, ignore_errors=True)
 
     def _part(self, plan: Plan, rows: range) -> Path:
+        return self.parts / f"{self._stem(plan)}.{seeds_text(self.seeds[rows[0] : rows[-1] + 1])}.npz"
+
+    def _stem(self, plan: Plan) -> str:
+        """How the names of a plan's parts begin: with all that its images depend on."""
         made_of = [
             self._model_files["sha256"],
             plan.to_json(),
@@ -122,7 +134,7 @@ class Drawing:
         if self._conditions is not None:
             made_of.append(self._conditions)
         key = sha256_text(canonical_json(made_of))[:16]
-        return self.parts / f"{plan.name}.{key}.{seeds_text(self.seeds[rows[0] : rows[-1] + 1])}.npz"
+        return f"{plan.name}.{key}"
 
     @property
     def _conditions(self) -> dict[str, Any] | None:

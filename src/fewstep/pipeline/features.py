@@ -1,5 +1,6 @@
 """Features of many images, kept in parts on disk, so that an interrupted measurement resumes."""
 
+import re
 import shutil
 import zipfile
 import zlib
@@ -12,12 +13,15 @@ from numpy.typing import NDArray
 from fewstep.checks import DataError
 from fewstep.files import atomic_file, canonical_json, sha256_text
 from fewstep.pipeline.images import ImageSet
-from fewstep.pipeline.parts import Shard, part_ranges
+from fewstep.pipeline.parts import Shard, part_ranges, say_idle, tiled
 from fewstep.pipeline.stage.code import code_hash
 from fewstep.progress import Track
 
 if TYPE_CHECKING:
     from fewstep.metrics.extractor import Extractor
+
+
+_ROWS = re.compile(r"(\d{9})-(\d{9})")
 
 
 class FeatureStore:
@@ -42,11 +46,15 @@ class FeatureStore:
         track: Track | None = None,
     ) -> None:
         """Extract the parts that are missing, or those of them that are the shard's; `track` shows each of them."""
-        from fewstep.metrics.extractor import extract
+        from fewstep.metrics.extractor import batch_size_of, extract
 
-        place = self.place(images, extractor)
-        mine = [rows for rows in part_ranges(len(images.images)) if shard.takes_next()]
-        files = [(place / f"{rows[0]:09d}.npz", rows) for rows in mine]
+        place, n = self.place(images, extractor), len(images.images)
+        ranges = list(part_ranges(n, batch_size=batch_size_of(extractor), shards=shard.count))
+        say_idle(len(ranges), shard, images.name)
+        mine = [rows for rows in ranges if shard.takes_next()]
+        if self.holds(images, extractor):
+            return
+        files = [(place / f"{rows.start:09d}-{rows.stop:09d}.npz", rows) for rows in mine]
         missing = [(path, rows) for path, rows in files if not path.exists()]
         for done, (path, rows) in enumerate(missing, 1):
             name = f"{images.name}, part {done} of {len(missing)}"
@@ -59,15 +67,24 @@ class FeatureStore:
         """All features, (N, D).
         Raises: DataError: a part is missing or damaged.
         """
-        place = self.place(images, extractor)
-        return np.concatenate(
-            [_read(place / f"{rows[0]:09d}.npz", len(rows)) for rows in part_ranges(len(images.images))]
-        )
+        parts = self._parts_of(images, extractor)
+        if parts is None:
+            place = self.place(images, extractor)
+            raise DataError(
+                f"{place} must hold the features of all {len(images.images)} images, but does not; evaluate again."
+            )
+        return np.concatenate([_read(part, len(rows)) for rows, part in parts])
 
     def holds(self, images: ImageSet, extractor: "Extractor") -> bool:
         """Whether every part is there."""
-        place = self.place(images, extractor)
-        return all((place / f"{rows[0]:09d}.npz").exists() for rows in part_ranges(len(images.images)))
+        return self._parts_of(images, extractor) is not None
+
+    def _parts_of(self, images: ImageSet, extractor: "Extractor") -> list[tuple[range, Path]] | None:
+        found = {}
+        for part in self.place(images, extractor).glob("*.npz"):
+            if match := _ROWS.fullmatch(part.stem):
+                found[range(int(match[1]), int(match[2]))] = part
+        return tiled(found, len(images.images))
 
     def drop(self) -> None:
         """Delete the folder."""

@@ -7,10 +7,13 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
 from optuna.storages.journal import JournalFileBackend
+
+from fewstep.locks import flock
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +66,8 @@ def _lock(file: IO[bytes], path: Path) -> None:
     started, said, pause = time.monotonic(), 0.0, 0.001
     while True:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                _warn_once(path)
             return
         except BlockingIOError:
             waited = time.monotonic() - started
@@ -77,6 +81,14 @@ def _lock(file: IO[bytes], path: Path) -> None:
             )
         time.sleep(pause)
         pause = min(2 * pause, PAUSE)
+
+
+@cache
+def _warn_once(path: Path) -> None:
+    log.warning(
+        "%s is on a file system without locks: only one process may search there; give several a database (--storage).",
+        path,
+    )
 
 
 def _holder(file: IO[bytes]) -> str:

@@ -9,12 +9,13 @@ import itertools
 import math
 import os
 import socket
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,14 @@ import optuna
 import pandas as pd
 import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import BaseStorage
+from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
+from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import FrozenTrial, TrialState
 
-from fewstep.checks import ConfigError
-from fewstep.files import canonical_json
-from fewstep.pipeline.storage import open_storage, shown, unusable
+from fewstep.checks import ConfigError, UserError
+from fewstep.files import canonical_json, sha256_text
+from fewstep.locks import started
+from fewstep.pipeline.storage import BEAT, open_storage, unusable
 from fewstep.rng import generator
 
 UNSIGNED = timedelta(
@@ -97,14 +99,14 @@ def open_study(
 
     Args:
         storage: a journal file, or the URL of a database that several machines reach.
-        name: of the study in the storage.
-        identity: all that the scores depend on; a study of another search is refused.
+        name: of the study in the storage, where a hash of the identity follows it.
+        identity: all that the scores depend on; each has a study of its own.
         parts: reports that a trial makes, of which the first are compared with those of the best trial: one that is
             worse beyond chance is pruned. None: trials report nothing.
         objectives: scores of a trial.
 
     Raises:
-        ConfigError: the storage cannot be used, or holds another search under this name.
+        ConfigError: the storage cannot be used.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     options: dict[str, Any] = {"directions": ["minimize"] * objectives}
@@ -113,21 +115,16 @@ def open_study(
             options["pruner"] = optuna.pruners.WilcoxonPruner(
                 p_threshold=0.1, n_startup_steps=max(2, parts // 4)
             )
-    place = open_storage(storage)
+    place, known = open_storage(storage), canonical_json(dict(identity))
+    name = f"{name}.{sha256_text(known)[:8]}"
     try:
         study = optuna.create_study(storage=place, study_name=name, load_if_exists=True, **options)
+        study.set_user_attr("identity", known)
+    except UserError:
+        raise
     except Exception as error:  # each database has errors of its own
         raise unusable(storage, error) from None
-    wanted = canonical_json(dict(identity))
-    known = study.user_attrs.get("identity")
-    if known is None:
-        study.set_user_attr("identity", wanted)
-    elif known != wanted:
-        raise ConfigError(
-            f"The study {name} in {shown(storage)} must be of this search, but it was made with other settings, model "
-            "or seeds; name another storage, or remove that one."
-        )
-    _release_lost(study, place)
+    _release_lost(study)
     study.set_user_attr(REGISTERED + _worker(), True)
     return study
 
@@ -141,47 +138,84 @@ def _experimental_parts() -> Iterator[None]:
 
 
 def enqueue(study: Study, known: Sequence[tuple[str, Decisions]]) -> None:
-    """Have named decisions tried first, each once, however often the search is started."""
+    """Have named decisions tried first, each once, however often and by however many workers the search is started.
+
+    The worker that makes a study of this name first does it, as no two can; the others wait, or do it if that one died.
+    """
+    if ENQUEUED in study.user_attrs or not known:
+        return
+    place = study._storage
+    claim = f"{study.study_name}.{ENQUEUED}"
+    try:
+        first = place.create_new_study(study.directions, claim)
+        place.set_study_user_attr(first, "worker", _worker())
+    except DuplicatedStudyError:
+        first = place.get_study_id_from_name(claim)
+        began = time.monotonic()
+        while time.monotonic() - began < ENQUEUING:
+            if ENQUEUED in study.user_attrs:
+                return
+            worker = place.get_study_user_attrs(first).get("worker")
+            if _has_ended(worker) if worker else time.monotonic() - began > SIGNING:
+                break
+            time.sleep(0.1)
     for name, decisions in known:
         study.enqueue_trial(dict(decisions), user_attrs={"seed": name}, skip_if_exists=True)
+    study.set_user_attr(ENQUEUED, True)
+
+
+ENQUEUED = "enqueued"
+SIGNING = 3.0  # seconds in which a worker has said that it does so
+ENQUEUING = 120.0  # seconds in which a worker has put the known decisions into a study, or has died
 
 
 # Lost trials
 
+REPLACES = "replaces"
+"""The fact of a trial that takes the place of a lost one: that one's number."""
 REGISTERED = "worker "
 """Before the names of workers among the facts of a study: each is there before its first trial."""
 
 
 def _worker() -> str:
     """This process: host, when it started, and its number, which others may have had or will have."""
-    return f"{socket.gethostname()}:{_started(os.getpid())}:{os.getpid()}"
-
-
-def _started(process: int | str) -> str | None:
-    """When a process of this machine started, in ticks of its clock; None where it has ended."""
-    try:
-        state, *fields = Path("/proc", str(process), "stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if state in "ZX" else fields[18]
+    return f"{socket.gethostname()}:{started(os.getpid())}:{os.getpid()}"
 
 
 def _has_ended(worker: str) -> bool:
     """Whether a worker was one of this machine, and has ended; of other machines nothing is known."""
     host, *start, process = worker.split(":")
-    now = _started(process)
+    now = started(process)
     return host == socket.gethostname() and (now is None or [now] != (start or [now]))
 
 
-def _release_lost(study: Study, place: BaseStorage) -> None:
-    """Give up trials whose worker on this machine is dead; what was enqueued waits again, in its old place."""
+def _release_lost(study: Study) -> None:
+    """Give up trials whose worker is dead; what was enqueued waits again, what was proposed is proposed once more."""
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     # read after the trials, so that the worker of each of them is among these
     workers = [name.removeprefix(REGISTERED) for name in study.user_attrs if name.startswith(REGISTERED)]
-    for trial in running:
-        if not _has_no_worker(trial, workers):
-            continue
-        id_ = trial._trial_id
+    _give_up(study, [trial for trial in running if _has_no_worker(trial, workers)])
+    if all(
+        map(_has_ended, workers)
+    ):  # also of those who gave trials up and died before they put others in their place
+        again = {_number_of(study, trial) for _, trial in _kept(study)}
+        lost = {_number_of(study, t): t for t in study.get_trials(deepcopy=False) if _was_lost(t)}
+        for number in sorted(lost.keys() - again):
+            _propose_again(study, number)
+
+
+def _release_stale(study: Study) -> None:
+    """Give up the trials that have given no sign of life to the database, of workers on whatever machine."""
+    heart = _heart(study)
+    if heart is not None and (ids := set(heart._get_stale_trial_ids(study._study_id))):
+        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        _give_up(study, [trial for trial in running if trial._trial_id in ids])
+
+
+def _give_up(study: Study, trials: Iterable[FrozenTrial]) -> None:
+    place = study._storage
+    for trial in trials:
+        id_, number = trial._trial_id, _number_of(study, trial)
         try:
             if trial.system_attrs.get("fixed_params"):
                 place.set_trial_user_attr(id_, "worker", "")  # whoever has it next is not the dead one
@@ -189,8 +223,56 @@ def _release_lost(study: Study, place: BaseStorage) -> None:
             else:
                 place.set_trial_user_attr(id_, "lost", True)
                 place.set_trial_state_values(id_, TrialState.FAIL)
-        except UpdateFinishedTrialError:  # another worker that has just been started was faster
+                _propose_again(study, number)
+        except UpdateFinishedTrialError:  # another worker was faster
             continue
+
+
+def _propose_again(study: Study, number: int) -> None:
+    """Have the proposal of a lost trial made anew, from the same seed."""
+    study.enqueue_trial({}, user_attrs={REPLACES: number})
+
+
+def _number_of(study: Study, trial: FrozenTrial) -> int:
+    """The number from which a trial is proposed: that of the trial whose place it takes, or its own among the others.
+
+    It is known as soon as there is a trial, so that workers who propose at the same time propose from other numbers.
+    """
+    if REPLACES in trial.user_attrs:
+        return int(trial.user_attrs[REPLACES])
+    before = study.get_trials(deepcopy=False)
+    return sum(REPLACES not in other.user_attrs for other in before if other.number < trial.number)
+
+
+def _heart(study: Study) -> BaseHeartbeat | None:
+    """Where signs of life go, with the clock of the database; None for a journal, whose workers share a machine."""
+    place = study._storage
+    return place if isinstance(place, BaseHeartbeat) and place.get_heartbeat_interval() is not None else None
+
+
+@contextmanager
+def _signs_of_life(study: Study, trial: int) -> Iterator[None]:
+    """Tell the database that a trial is being run, where there is one."""
+    heart = _heart(study)
+    if heart is None:
+        yield
+        return
+    ended = threading.Event()
+
+    def beat() -> None:
+        while True:
+            with suppress(Exception):  # the trial itself says what is wrong with the database
+                heart.record_heartbeat(trial)
+            if ended.wait(BEAT):
+                return
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _has_no_worker(trial: FrozenTrial, workers: Sequence[str]) -> bool:
@@ -277,7 +359,7 @@ def run_trials(
     """Run trials until the study holds `trials` finished ones, those of other workers among them.
 
     Trial k is proposed from its number and the trials before it, so that a search that was interrupted ends as it
-    would have; only workers side by side make a search depend on their timing.
+    would have; only workers side by side make a search depend on their timing. No two propose from one number.
 
     Args:
         study: from `open_study`.
@@ -293,29 +375,65 @@ def run_trials(
         for _ in range(done - shown):
             next(bar, None)
         shown = max(done, shown)
-        study.sampler = sampler(_next_number(study))
-        trial = study.ask()
-        trial.set_user_attr("worker", _worker())
-        # NSGA-II counts a trial into a generation when these are read, which they are not where all is enqueued
-        _ = trial.relative_params
-        before = network_calls()
-        try:
-            scores = evaluate(Trial(trial))
-            state = TrialState.PRUNED if scores is None else TrialState.COMPLETE
-        except Disqualified as reason:
-            trial.set_user_attr("disqualified", str(reason))
-            scores, state = None, TrialState.FAIL
-        trial.set_user_attr("network_calls", network_calls() - before)
-        study.tell(trial, scores, state=state)
+        _release_stale(study)
+        study.sampler = _OfNumber(study, sampler)
+        with warnings.catch_warnings():  # which are given below
+            warnings.filterwarnings("ignore", "Heartbeat of storage")
+            trial = study.ask()
+        with _signs_of_life(study, trial._trial_id):
+            trial.set_user_attr("worker", _worker())
+            # NSGA-II counts a trial into a generation when these are read, which they are not where all is enqueued
+            _ = trial.relative_params
+            before = network_calls()
+            try:
+                scores = evaluate(Trial(trial))
+                state = TrialState.PRUNED if scores is None else TrialState.COMPLETE
+            except Disqualified as reason:
+                trial.set_user_attr("disqualified", str(reason))
+                scores, state = None, TrialState.FAIL
+            trial.set_user_attr("network_calls", network_calls() - before)
+        with suppress(UpdateFinishedTrialError):  # another worker has taken this one for dead
+            study.tell(trial, scores, state=state)
     for _ in bar:
         pass
 
 
-def _next_number(study: Study) -> int:
-    return sum(t.state != TrialState.WAITING for _, t in _kept(study))
-
-
 # Samplers
+
+
+class _OfNumber(optuna.samplers.BaseSampler):
+    """The sampler of a trial, made from its number as soon as it has one."""
+
+    def __init__(self, study: Study, make: Callable[[int], Sampler]) -> None:
+        self._study, self._make = study, make
+        self._own: Sampler = optuna.samplers.RandomSampler()  # never asked: `before_trial` comes first
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Make it."""
+        self._own = self._make(_number_of(self._study, trial))
+        self._own.before_trial(study, trial)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """As the sampler."""
+        return self._own.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """As the sampler."""
+        return self._own.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """As the sampler."""
+        return self._own.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(
+        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        """As the sampler."""
+        self._own.after_trial(study, trial, state, values)
 
 
 class Answers(optuna.samplers.BaseSampler):

@@ -16,6 +16,7 @@ import torch
 
 from fewstep import files
 from fewstep.checks import ConfigError, DataError
+from fewstep.locks import locked
 
 SCHEMA = "fewstep.checkpoint/1"
 TENSORS, NUMBERS, LOCK = "tensors.pt", "checkpoint.json", ".lock"
@@ -41,7 +42,7 @@ def held(folder: Path) -> Iterator[None]:
     """Keep the checkpoints of a folder to this process, and clear what killed ones have left half-written.
     Raises: ConfigError: another process trains there.
     """
-    with files.locked(folder / LOCK, "trains"):
+    with locked(folder / LOCK, "trains"):
         files.remove_abandoned(folder, _NAME.pattern)
         yield
 

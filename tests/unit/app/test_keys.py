@@ -3,15 +3,12 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from fewstep.app import keys
 from fewstep.app.keys import leftovers, make_specs, spec_path, sync_specs
 from fewstep.app.params import Params, Settings
 from fewstep.app.settings import EvaluateSettings, PrepareSettings, TrackSettings, TrainSettings
@@ -411,21 +408,6 @@ def test_a_torn_spec_is_replaced(folder: Path) -> None:
     path.write_text('{"key": ')
     sync_specs(params())
     assert load_spec(path).key == key("train")
-
-
-def test_the_lock_admits_one_process_and_ends_with_it(folder: Path) -> None:
-    code = "import sys, fewstep.app.keys as s; print(*s.acquire_lock(s.Path('run.lock')))"
-    handle, holder = keys.acquire_lock(Path("run.lock"))
-    assert handle is not None
-    assert holder == ""
-
-    def other() -> str:
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        return done.stdout
-
-    assert other() == f"None process {os.getpid()}\n"
-    handle.close()
-    assert other().startswith("<")
 
 
 def test_dvc_sees_all_settings_and_keeps_all_results() -> None:

@@ -21,9 +21,10 @@ from fewstep.app.params import Settings
 from fewstep.app.stages import STAGES
 from fewstep.app.tracking import live, live_curve, pages, store, tracking_uri
 from fewstep.app.tracking.entries import _settings_of
-from fewstep.app.tracking.store import open_store, without_password
+from fewstep.app.tracking.store import open_store
 from fewstep.checks import ConfigError, DataError
 from fewstep.files import write_json
+from fewstep.pipeline.passwords import without_password
 from fewstep.pipeline.stage.spec import stamp
 
 mlflow = pytest.importorskip("mlflow")
@@ -300,6 +301,60 @@ def test_what_a_killed_process_left_is_made_again(uri: str, tmp_path: Path) -> N
     again = track_run("digits", uri=uri, commit=None)
     children = [run for run in runs(uri) if run.info.run_id != again["parent"]]
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {again["parent"]}
+
+
+def test_what_another_checkout_is_writing_is_left_to_it(uri: str, tmp_path: Path) -> None:
+    """And is made anew when that has given no sign of life for a while, or was a process here that has ended."""
+    finished_run(tmp_path)
+    track_run("digits", uri=uri, commit=None)
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    for owner, beat, made in (
+        ("elsewhere:1:1", time.time(), 0),
+        ("elsewhere:1:1", time.time() - 2 * store.ABANDONED, 1),
+        (f"{socket.gethostname()}:1:999999999", time.time(), 1),
+    ):
+        written = next(run for run in runs(uri) if run.info.run_name == "ddim karras")
+        client.update_run(written.info.run_id, status="RUNNING")
+        client.set_tag(written.info.run_id, "fewstep.owner", owner)
+        client.set_tag(written.info.run_id, "fewstep.heartbeat", f"{beat:.0f}")
+        assert track_run("digits", uri=uri, commit=None)["new"] == made
+        names = [run.info.run_name for run in runs(uri)]
+        assert sorted(set(names)) == sorted(names) and len(names) == 5
+
+
+def test_of_two_that_make_a_run_at_once_one_does(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other checkout makes each run between the look for it and its making here."""
+    finished_run(tmp_path)
+    create = mlflow.MlflowClient.create_run
+
+    def create_twice(self: Any, experiment: str, **options: Any) -> Any:
+        first = create(self, experiment, **options)
+        self.set_tag(first.info.run_id, "fewstep.owner", "elsewhere:1:1")
+        return create(self, experiment, **options)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "create_run", create_twice)
+    assert track_run("digits", uri=uri, commit=None)["new"] == 0
+    keys = [run.data.tags["fewstep.key"] for run in runs(uri)]
+    assert len(keys) == len(set(keys)) == 5
+
+
+def test_an_experiment_that_another_checkout_has_just_made_is_used(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished_run(tmp_path)
+    find, looked = mlflow.MlflowClient.get_experiment_by_name, []
+
+    def blind(self: Any, name: str) -> Any:
+        looked.append(name)
+        if len(looked) > 1:
+            return find(self, name)
+        self.create_experiment(name, artifact_location=str(tmp_path / "elsewhere"))
+        return None
+
+    monkeypatch.setattr(mlflow.MlflowClient, "get_experiment_by_name", blind)
+    assert track_run("digits", uri=uri, commit=None)["new"] == 5
 
 
 def test_a_live_curve_is_continued_and_then_taken_over(uri: str, tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ def process(at=None, moment="before"):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Journal, "append_logs", append_or_die)
         patch.setattr(studies, "_worker", lambda: f"{host}:1:999999999")
+        patch.setattr(studies, "SIGNING", 0.0)
         yield made
 
 

@@ -8,7 +8,8 @@ import pytest
 from fewstep.checks import ConfigError
 from fewstep.pipeline import storage as module
 from fewstep.pipeline import trials as studies
-from fewstep.pipeline.storage import open_storage, require_storage, shown
+from fewstep.pipeline.passwords import without_password as shown
+from fewstep.pipeline.storage import open_storage, require_storage
 
 
 def study(place):
@@ -46,7 +47,7 @@ def test_what_is_no_storage_is_one_sentence(use, place, tmp_path):
 def test_a_database_that_never_answers_is_given_up(use, monkeypatch):
     """Whatever its driver does: some wait for ever for a server that takes the connection and is silent."""
     monkeypatch.setattr(module, "PATIENCE", 0.3)
-    monkeypatch.setattr(module, "RDBStorage", lambda url: time.sleep(30))
+    monkeypatch.setattr(module, "Database", lambda url: time.sleep(30))
     began = time.monotonic()
     text = said(use, "postgresql://anne:secret@10.255.255.1/none")
     assert time.monotonic() - began < 5

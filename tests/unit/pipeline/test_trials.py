@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from unit.pipeline.killing import MOMENTS, Killed, killed_again_and_again, killed_and_resumed, process
 
 from fewstep.checks import ConfigError
+from fewstep.locks import started
 from fewstep.pareto import hypervolume
 from fewstep.pipeline import storage
 from fewstep.pipeline import trials as studies
@@ -50,11 +52,80 @@ def opened(place, **identity):
     return studies.open_study(str(place), "parabola", {"of": "test", **identity}, parts=4)
 
 
-def test_a_study_of_another_search_is_refused(tmp_path):
-    opened(tmp_path / "journal.log")
-    opened(tmp_path / "journal.log")
-    with pytest.raises(ConfigError, match="must be of this search"):
-        opened(tmp_path / "journal.log", noises=3)
+def test_searches_of_other_settings_share_a_storage(tmp_path):
+    first, again = (opened(tmp_path / "journal.log") for _ in range(2))
+    other = opened(tmp_path / "journal.log", noises=3)
+    assert first.study_name == again.study_name != other.study_name
+    run(first, trials=3)
+    assert len(studies.trials_frame(again)) == 3 and len(studies.trials_frame(other)) == 0
+
+
+def test_workers_that_propose_at_once_propose_from_their_own_numbers(tmp_path):
+    """Each asks before any other has told: the numbers are those of the trials, which no two have."""
+    workers = [opened(f"sqlite:///{tmp_path / 'study.db'}") for _ in range(3)]
+    proposals = [Proposals() for _ in workers]
+
+    def nested(depth):
+        def evaluate(trial):
+            score = parabola(trial)
+            if depth < len(workers):
+                run_one(depth)
+            return score
+
+        return evaluate
+
+    def run_one(depth):
+        study, limit = workers[depth], iter([0, 1])
+        with pytest.MonkeyPatch.context() as patch:  # one trial, however many others there are
+            patch.setattr(studies, "_finished", lambda study: [None] * next(limit))
+            studies.run_trials(
+                study, nested(depth + 1), sampler=proposals[depth], trials=1, network_calls=lambda: 0
+            )
+
+    run_one(0)
+    assert [one.numbers for one in proposals] == [[0], [1], [2]]
+
+
+def test_a_trial_without_a_sign_of_life_is_proposed_again_from_its_number(tmp_path, monkeypatch):
+    """Of a worker on another machine, of which nothing else is known."""
+    place = f"sqlite:///{tmp_path / 'study.db'}"
+    monkeypatch.setattr(studies, "_worker", lambda: "elsewhere:1:1")
+    gone = opened(place)
+    studies.enqueue(gone, [("known", {"x": 0.5, "kind": "plain", "n": 2})])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        asked = [gone.ask() for _ in range(2)]
+    for trial in asked:
+        trial.set_user_attr("worker", "elsewhere:1:1")
+        studies._heart(gone).record_heartbeat(trial._trial_id)
+    monkeypatch.undo()
+    study = opened(place)
+    studies._release_stale(study)
+    assert studies.counts(study)["lost"] == 0, "it may still be alive"
+    monkeypatch.setattr(storage, "GRACE", 1)
+    time.sleep(2.1)  # the clock of SQLite counts seconds
+    study, proposals = opened(place), Proposals()
+    frame = run(study, trials=3, sampler=proposals)
+    assert studies.counts(study)["lost"] == 1
+    assert list(frame["seed"]) == ["known", "", ""] and frame["x"][0] == 0.5
+    assert proposals.numbers == [0, 1, 2] and frame["x"][1] == np.random.default_rng(1).uniform(-3, 3)
+
+
+def test_known_decisions_are_enqueued_by_one_worker(tmp_path, monkeypatch):
+    """Also where the one that began died: on this machine at once, elsewhere after a while."""
+    known = [("first", {"x": 0.5, "kind": "plain", "n": 2})]
+    for worker in (None, f"{studies._worker().rpartition(':')[0]}:999999999", "elsewhere:1:1"):
+        place = tmp_path / f"{worker}.log"
+        study = opened(place)
+        if worker is not None:
+            claim = study._storage.create_new_study(
+                study.directions, f"{study.study_name}.{studies.ENQUEUED}"
+            )
+            study._storage.set_study_user_attr(claim, "worker", worker)
+        monkeypatch.setattr(studies, "ENQUEUING", 0.3)
+        for _ in range(2):
+            studies.enqueue(opened(place), known)
+        assert len(study.get_trials()) == 1
 
 
 @pytest.mark.parametrize("place", ["nonsense://x", "{tmp}/folder"])
@@ -421,10 +492,10 @@ def test_a_trial_belongs_to_a_process_not_to_its_number(tmp_path):
 def test_a_process_that_ended_and_was_not_collected_has_ended():
     process = subprocess.Popen([sys.executable, "-c", ""])
     deadline = time.monotonic() + 60
-    while studies._started(process.pid) is not None and time.monotonic() < deadline:
+    while started(process.pid) is not None and time.monotonic() < deadline:
         time.sleep(0.01)
     assert process.returncode is None and Path("/proc", str(process.pid)).exists()
-    assert studies._started(process.pid) is None
+    assert started(process.pid) is None
     process.wait()
 
 
@@ -439,9 +510,12 @@ def test_two_workers_that_start_at_once_give_up_a_trial_once(tmp_path):
     """The second one has read the trials before the first one gave them up."""
     place = tmp_path / "journal.log"
     with process():
-        opened(place).ask()
-    study = optuna.load_study(study_name="parabola", storage=open_storage(str(place)))
+        first = opened(place)
+        first.ask()
+    study = optuna.load_study(study_name=first.study_name, storage=open_storage(str(place)))
     running = study.get_trials()
-    assert opened(place).get_trials()[0].state.name == "FAIL"
-    study.get_trials = lambda **_: running
-    studies._release_lost(study, study._storage)
+    assert [trial.state.name for trial in opened(place).get_trials()] == ["FAIL", "WAITING"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "get_trials", lambda **_: running)
+        studies._give_up(study, running)
+    assert [trial.state.name for trial in study.get_trials()] == ["FAIL", "WAITING"], "once more, not twice"

@@ -12,6 +12,7 @@ from fewstep.checks import ConfigError, DataError
 from fewstep.nets.classifier import Classifier
 from fewstep.rng import generator, initial_weights
 from fewstep.train.batches import image_batches
+from fewstep.train.checkpoint import held
 from fewstep.train.classifier import accuracy, train_classifier
 from fewstep.train.descent import descend, slices
 from fewstep.train.ema import Ema
@@ -90,6 +91,15 @@ def test_a_training_shorter_than_its_checkpoint_is_refused(tmp_path):
     run(tmp_path, steps=6)
     with pytest.raises(ConfigError, match="steps must be at least 6"):
         run(tmp_path, steps=5)
+
+
+def test_a_second_training_in_one_folder_is_refused(tmp_path):
+    with (
+        held(tmp_path),
+        pytest.raises(ConfigError, match=r"must be free, but process \d+ on \S+ trains there"),
+    ):
+        run(tmp_path)
+    assert run(tmp_path).step == 10
 
 
 def test_old_checkpoints_are_removed_and_a_finished_run_does_nothing(tmp_path):

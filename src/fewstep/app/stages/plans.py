@@ -94,4 +94,5 @@ STAGE = Stage(
     inputs=lambda settings, nfe: {"model": MODEL},
     nfe=lambda settings: settings.plans.nfe,
     gpu=False,
+    short=True,
 )

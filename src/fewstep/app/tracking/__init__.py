@@ -12,7 +12,8 @@ from typing import Any
 from fewstep.app.tracking.entries import entries
 from fewstep.app.tracking.live import live_curve
 from fewstep.app.tracking.pages import show_pages
-from fewstep.app.tracking.store import Shelf, open_store, tracking_uri, without_password
+from fewstep.app.tracking.store import Shelf, open_store, tracking_uri
+from fewstep.pipeline.passwords import without_password
 from fewstep.pipeline.stage.stages import Stages
 
 __all__ = ["live_curve", "track_run", "tracking_uri"]

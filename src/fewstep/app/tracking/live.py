@@ -1,13 +1,15 @@
 """The training curve in MLflow while it grows."""
 
 import logging
+import math
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from fewstep.app.tracking.store import Shelf, log_points, open_store
+from fewstep.app.tracking.store import SECONDS_BETWEEN_BEATS, Shelf, beat, log_points, open_store
 from fewstep.pipeline.record import curve_rows, row_points
 
 log = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ class _Curve:
         self._metrics, self._run, self._key, self._uri = metrics, run, key, uri
         self._run_id: str | None = None
         self._last = -1
+        self._beat = -math.inf
         self.failures = 0
 
     def send(self, *, end: bool = False) -> None:
@@ -77,12 +80,17 @@ class _Curve:
             self.failures = 0
 
     def _send(self, end: bool) -> None:
-        if self._run_id is not None and not end and not self._new():
+        is_due = time.monotonic() - self._beat >= SECONDS_BETWEEN_BEATS
+        if self._run_id is not None and not end and not is_due and not self._new():
             return
         with open_store(self._uri, announce=not self.failures) as client:
             if self._run_id is None:
                 shelf = Shelf(client, self._run, self._uri)
                 self._run_id, self._last = shelf.resume(self._key, name=f"train {self._key[:8]}")
+            elif is_due:
+                beat(client, self._run_id)
+            if is_due:
+                self._beat = time.monotonic()
             rows = self._new()
             if rows:
                 log_points(client, self._run_id, [point for row in rows for point in row_points(row)])

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from fewstep.app.tracking.entries import Data, Entry
 from fewstep.checks import ConfigError, UserError
+from fewstep.locks import flock, started
+from fewstep.pipeline.passwords import without_password
 from fewstep.pipeline.record import Point
 
 if TYPE_CHECKING:
@@ -22,7 +25,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KEY = "fewstep.key"
+OWNER, BEAT = "fewstep.owner", "fewstep.heartbeat"
+"""Who writes a run that is not finished, and when it last did, in seconds since 1970."""
 PARENT = "mlflow.parentRunId"
+
+SECONDS_BETWEEN_BEATS = 60.0
+ABANDONED = 600.0
+"""Seconds without a sign of life after which the owner on another host counts as dead."""
 
 LOCK = Path("state/mlflow.lock")
 ARTIFACTS = Path("mlartifacts")
@@ -39,11 +48,6 @@ _SECONDS_TO_OPEN, _SECONDS_PER_REQUEST = "3", "30"
 def tracking_uri(setting: str) -> str:
     """The MLflow store in use: the environment variable MLFLOW_TRACKING_URI wins over the setting."""
     return os.environ.get("MLFLOW_TRACKING_URI") or setting
-
-
-def without_password(uri: str) -> str:
-    """The address of a store as it may stand in files and messages."""
-    return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:***@", uri)
 
 
 @contextmanager
@@ -64,7 +68,7 @@ def open_store(uri: str, *, announce: bool = True) -> Iterator["MlflowClient"]:
     try:
         from mlflow import MlflowClient
 
-        with _announced(uri, announce) as opened, _locked():
+        with _announced(uri, announce) as opened, _locked(_lock_of(uri)):
             client = MlflowClient(tracking_uri=uri)
             if uri.startswith(("http:", "https:")):
                 with _timeout(_SECONDS_TO_OPEN):
@@ -103,11 +107,18 @@ def _announced(uri: str, announce: bool) -> Iterator[Timer]:
         line.cancel()
 
 
+def _lock_of(uri: str) -> Path:
+    """The file that whoever opens the store locks: beside a database that is a file, as other checkouts may use it."""
+    file = Path(uri.removeprefix("sqlite:///"))
+    is_usable = uri.startswith("sqlite:///") and file.parent.is_dir() and os.access(file.parent, os.W_OK)
+    return file.with_name(f"{file.name}.lock") if is_usable else LOCK
+
+
 @contextmanager
-def _locked() -> Iterator[None]:
-    LOCK.parent.mkdir(parents=True, exist_ok=True)
-    with LOCK.open("w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as lock:
+        flock(lock, fcntl.LOCK_EX)
         yield
 
 
@@ -125,53 +136,88 @@ def _timeout(seconds: str) -> Iterator[None]:
 
 
 class Shelf:
-    """The MLflow experiment of one run, with the keys of what is already there."""
+    """The MLflow experiment of one run, with the keys of what is already there.
+
+    Other checkouts may use the store at the same time. What one of them is writing is left to it: the same key means
+    the same content.
+    """
 
     def __init__(self, client: "MlflowClient", run: str, uri: str) -> None:
         self._client = client
         self.experiment = _experiment(client, run, uri)
         self._known: dict[str, Any] = {}
         for found in sorted(self._search(), key=lambda found: not _finished(found)):
-            if self._known.setdefault(found.data.tags[KEY], found) is not found and not _finished(found):
+            if self._known.setdefault(found.data.tags[KEY], found) is not found and _abandoned(found):
                 client.delete_run(found.info.run_id)  # deleted before, and restored with its experiment
         self._ids = {found.info.run_id for found in self._known.values()}
         self.new = 0
 
     def ensure(self, entry: Entry, *, parent: str | None = None) -> str:
-        """The id of the finished MLflow run for the entry, which is made if it is not there."""
+        """The id of the MLflow run for the entry, which is made if it is not there."""
         found = self._known.get(entry.key)
         if found is not None and _finished(found):
             if parent and found.data.tags.get(PARENT) not in self._ids:  # a live curve, or its parent is gone
                 self._client.set_tag(found.info.run_id, PARENT, parent)
             return str(found.info.run_id)
+        if found is not None and not _abandoned(found):
+            return str(found.info.run_id)
         if found is not None:  # left behind by a killed process
             self._client.delete_run(found.info.run_id)
-        run_id = self._create(entry.key, entry.name, {**entry.tags, **({PARENT: parent} if parent else {})})
+        tags = {**entry.tags, **({PARENT: parent} if parent else {})}
+        run_id, is_own = self._create(entry.key, entry.name, tags)
+        if not is_own:
+            return run_id
         _log_params(self._client, run_id, entry.params)
         log_points(self._client, run_id, entry.points)
         _log_data(self._client, run_id, entry.data)
         for file, folder in entry.files.items():
             self._client.log_artifact(run_id, str(file), artifact_path=folder or None)
+            beat(self._client, run_id)
         self._client.set_terminated(run_id)
         self.new += 1
         return run_id
 
     def resume(self, key: str, *, name: str) -> tuple[str, int]:
-        """A live run for the key and the last step in it; -1 for a new one."""
+        """A live run for the key and the last step in it; -1 for a new one.
+        Raises: ConfigError: another process that is alive sends it.
+        """
         found = self._known.get(key)
-        if found is None:
-            return self._create(key, name, {}), -1
-        self._client.update_run(found.info.run_id, status="RUNNING")
+        if found is not None and not _finished(found) and not _abandoned(found):
+            run_id, is_own = str(found.info.run_id), False
+        elif found is None:
+            run_id, is_own = self._create(key, name, {})
+            if is_own:
+                return run_id, -1
+        else:
+            run_id, is_own = str(found.info.run_id), True
+        if not is_own:
+            raise ConfigError(f"the run {run_id} must be sent by one process, but another one is sending it")
+        assert found is not None
+        self._client.update_run(run_id, status="RUNNING")
+        self._client.set_tag(run_id, OWNER, _me())
+        beat(self._client, run_id)
         steps = [
             metric.step
-            for name in found.data.metrics
-            for metric in self._client.get_metric_history(found.info.run_id, name)
+            for metric_name in found.data.metrics
+            for metric in self._client.get_metric_history(run_id, metric_name)
         ]
-        return str(found.info.run_id), max(steps, default=-1)
+        return run_id, max(steps, default=-1)
 
-    def _create(self, key: str, name: str, tags: Mapping[str, str]) -> str:
-        created = self._client.create_run(self.experiment, run_name=name, tags={KEY: key, **tags})
-        return str(created.info.run_id)
+    def _create(self, key: str, name: str, tags: Mapping[str, str]) -> tuple[str, bool]:
+        """A new run for the key, and True; or, where another process made one at the same time, that one and False."""
+        own = {KEY: key, OWNER: _me(), BEAT: f"{time.time():.0f}"}
+        created = self._client.create_run(self.experiment, run_name=name, tags={**tags, **own})
+        alike = self._client.search_runs([self.experiment], filter_string=f"tags.`{KEY}` = '{key}'")
+        living = [
+            run
+            for run in alike
+            if _finished(run) or not _abandoned(run) or run.info.run_id == created.info.run_id
+        ]
+        first = min(living, key=lambda run: (run.info.start_time, run.info.run_id), default=created)
+        if first.info.run_id == created.info.run_id:
+            return str(created.info.run_id), True
+        self._client.delete_run(created.info.run_id)
+        return str(first.info.run_id), False
 
     def _search(self) -> Iterator[Any]:
         token = None
@@ -183,18 +229,48 @@ class Shelf:
                 return
 
 
+def beat(client: "MlflowClient", run_id: str) -> None:
+    """Say that this process still writes a run."""
+    client.set_tag(run_id, BEAT, f"{time.time():.0f}")
+
+
 def _finished(run: Any) -> bool:
     return bool(run.info.status == "FINISHED")
 
 
+def _me() -> str:
+    return f"{socket.gethostname()}:{started(os.getpid())}:{os.getpid()}"
+
+
+def _abandoned(run: Any) -> bool:
+    """Whether nobody will finish a run: its process has ended, or it is this one, which has failed to."""
+    owner = run.data.tags.get(OWNER)
+    if _finished(run):
+        return False
+    if owner is None or owner == _me():  # of an earlier version, or of an earlier attempt
+        return True
+    host, start, process = owner.rsplit(":", 2)
+    if host == socket.gethostname():
+        return bool(started(process) != start)
+    beat = run.data.tags.get(BEAT, "0")
+    return time.time() - float(beat if beat.isdecimal() else 0) > ABANDONED
+
+
 def _experiment(client: "MlflowClient", run: str, uri: str) -> str:
     """The id of the experiment of a run: found, restored where it was deleted, or made."""
+    from mlflow.exceptions import MlflowException
+
     found = client.get_experiment_by_name(run)
     if found is None:
         # A server keeps artifacts where it likes; a local store keeps them here, next to the results.
         local = not uri.startswith(("http:", "https:", "databricks"))
         location = (ARTIFACTS / run).resolve().as_uri() if local else None
-        return str(client.create_experiment(run, artifact_location=location))
+        try:
+            return str(client.create_experiment(run, artifact_location=location))
+        except MlflowException:  # another checkout was faster, or something else is wrong, which shows again
+            found = client.get_experiment_by_name(run)
+            if found is None:
+                raise
     if found.lifecycle_stage != "active":  # its name stays taken until `mlflow gc`
         client.restore_experiment(found.experiment_id)
         log.warning("the experiment %s was deleted in MLflow; it is restored, with all of its runs", run)

@@ -138,6 +138,7 @@ class Stage:
         threads: cores of a job, by the settings of the run; 0: all.
         gpu: whether a job uses an accelerator where there is one.
         first: whether its jobs start before others, as part of the longest chain.
+        short: whether its jobs take seconds, so that a cluster runs them in one job with the images of their plans.
         root: folder of its results; "state" for a local view that is no result.
     """
 
@@ -166,6 +167,7 @@ class Stage:
     threads: Callable[[Any], int] = lambda settings: 1
     gpu: bool = True
     first: bool = False
+    short: bool = False
     root: Literal["results", "state"] = "results"
 
     @property

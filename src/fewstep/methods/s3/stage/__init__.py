@@ -31,6 +31,7 @@ STAGE = Stage(
     reads=("plans.to_zero", "sample.guidance"),
     nfe=lambda settings: settings.search.nfe,
     keeps="study",
+    threads=lambda settings: settings.search.workers,
     panel="fewstep.methods.s3.stage.panel",
     record="fewstep.methods.s3.stage.record",
     first=True,

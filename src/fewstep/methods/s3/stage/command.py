@@ -37,11 +37,6 @@ def command(
     extractor: ExtractorOption = "effnet-lite0-p320",
     teacher: Annotated[Path | None, typer.Option(help="from fewstep teacher; made if not given")] = None,
     study: StudyOption = None,
-    storage: Annotated[
-        str | None,
-        typer.Option(help="URL of a database for workers on several machines (default: a file in --study)"),
-    ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="processes that run trials")] = 1,
     worker: Annotated[
         bool, typer.Option("--worker", help="only run trials for a search that another process leads")
     ] = False,
@@ -84,8 +79,8 @@ def command(
 
     numbers = _numbers(nfe)
     require_result_folder(out, spec, {".json", ".parquet"})
-    if storage is not None:
-        require_storage(storage)
+    if search.storage is not None:
+        require_storage(search.storage)
     to_zero, guidance = of_run(spec, to_zero, guidance)
     if spec is None:
         search = search.in_profile(profile or ("text" if call or is_prompted(model) else "images"))
@@ -109,11 +104,11 @@ def command(
     finished: list[Found] = []
     for n in numbers:
         searched, work = setup.search(n, task, solutions, *measures), kept / f"nfe{n}"
-        place = storage or str(work / "journal.log")
+        place = search.storage or str(work / "journal.log")
         if worker:
             run_trials(searched, storage=place, track=track)
             continue
-        with processes.workers(workers - 1, setup, n, teacher=solutions_file, storage=place):
+        with processes.workers(search.workers - 1, setup, n, teacher=solutions_file, storage=place):
             neighbours = [neighbour for other in finished for neighbour in other.neighbours]
             finished.append(
                 run_search(searched, storage=place, work=work, neighbours=neighbours, track=track)

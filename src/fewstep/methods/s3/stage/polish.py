@@ -167,6 +167,6 @@ def _place(name: str, search: Search, work: Path, track: Track) -> dict[str, Any
     """File, identity and progress bar of a tier."""
     return {
         "file": work / f"{name}.json",
-        "identity": [search.identity(), search.settings.model_dump(mode="json")],
+        "identity": [search.identity(), search.settings.result_settings()],
         "progress": track(f"polish {name} nfe{search.space.nfe}", unit="step"),
     }

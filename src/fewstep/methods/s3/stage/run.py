@@ -143,7 +143,7 @@ def _facts(search: Search) -> dict[str, Any]:
         "model": {"name": model.name, "fingerprint": model.fingerprint},
         "guidance": search.task.guidance,
         "teacher": {"plan": teacher.plan.name, "nfe": teacher.plan.nfe},
-        "settings": search.settings.model_dump(mode="json"),
+        "settings": search.settings.result_settings(),
         "seeds": search.seeds.as_json(),
         "error_in": search.extractor.id if search.extractor else "latents" if model.decode else "pixels",
         "measure": search.measure,

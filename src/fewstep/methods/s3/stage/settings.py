@@ -5,7 +5,8 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from fewstep.checks import ConfigError
-from fewstep.pipeline.stage.settings import OwnSeeds, Positive
+from fewstep.pipeline.passwords import without_password
+from fewstep.pipeline.stage.settings import NOT_A_RESULT, OwnSeeds, Positive
 
 PROFILES: dict[str, dict[str, Any]] = {
     "images": {},
@@ -57,8 +58,24 @@ class SearchSettings(OwnSeeds):
     look_noises: int = Field(default=16, ge=1, description="noises of the first look at a known sampler")
     batch_size: int = Field(default=500, ge=1, le=65536, description="images per network call")
 
+    storage: str | None = Field(
+        default=None,
+        min_length=1,
+        json_schema_extra=NOT_A_RESULT,
+        description="URL of a database in which workers on several machines share a search, without its password "
+        "(PGPASSWORD or ~/.pgpass); null: a file beside what an interrupted search resumes from",
+    )
+    workers: Positive = Field(
+        default=1, json_schema_extra=NOT_A_RESULT, description="processes that run the trials of a search"
+    )
+
     @model_validator(mode="after")
     def _fit(self) -> Self:
+        if self.storage is not None and without_password(self.storage) != self.storage:
+            raise ValueError(
+                "storage: must hold no password, as settings stand beside results; give it by PGPASSWORD or ~/.pgpass, "
+                f"got {without_password(self.storage)}"
+            )
         if self.trial_noises > self.noises:
             raise ValueError(f"trial_noises: must be at most noises, {self.noises}; got {self.trial_noises}")
         if any(n < 2 for n in self.nfe) or len(set(self.nfe)) < len(self.nfe):
