@@ -1,14 +1,12 @@
-"""What it costs to leave one process: planning of jobs, start-up of a job, workers of a search, shards of a result.
+"""What it costs to leave one process: planning of many jobs, workers of a search, shards of a result.
 
-Run: OMP_NUM_THREADS=1 PYTHONPATH=tests python benchmarks/cluster_costs.py planning | startup | search | shards
-Each writes benchmarks/results/cluster_{part}.md. `startup` needs root and slurm-wlm, as `make test-cluster`.
+Run: OMP_NUM_THREADS=1 PYTHONPATH=tests python benchmarks/cluster_costs.py planning | search | shards
+Each writes benchmarks/results/cluster_{part}.md.
 """
 
 import argparse
 import os
-import re
 import resource
-import shutil
 import subprocess
 import tempfile
 import time
@@ -16,8 +14,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import yaml
-from cluster import engines
-from cluster.small import environment_of, small_project
 from workflow.test_workflow import Project, new_project
 
 from fewstep.files import atomic_file, read_json
@@ -71,64 +67,14 @@ def planning(top: Path) -> list[str]:
     ]
 
 
-def startup(top: Path) -> list[str]:
-    """Seconds of jobs of SLURM, less those of their commands."""
-    project = small_project(top / "startup")
-    rows = []
-    with engines.slurm(top / "slurm") as cluster:
-        words = ["snakemake", "--workflow-profile", "profiles/slurm", "--set-threads", "prepare=1", "train=1"]
-        inherited = {**environment_of(project), "OMP_NUM_THREADS": "1"}
-        target = "results/smoke/evaluate/plans/nfe3/spec.json"
-        head = subprocess.Popen(
-            cluster.words(*words, "--", "results/smoke/stats/spec.json", "results/smoke/train/spec.json"),
-            cwd=project.folder, env=inherited, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        said = head.communicate()[1]
-        assert head.returncode == 0, said
-        for name, options in (
-            ("grouped", []),
-            ("one by one", ["--groups", "plans=a", "sample=b", "evaluate=c"]),
-        ):
-            for stage in ("plans", "sample/plans", "evaluate/plans"):
-                shutil.rmtree(project.folder / "results" / "smoke" / stage, ignore_errors=True)
-            began = time.monotonic()
-            head = subprocess.Popen(
-                cluster.words(*words, *options, "--", target),
-                cwd=project.folder, env=inherited, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-            )  # fmt: skip
-            said = head.communicate()[1]
-            assert head.returncode == 0, said
-            waited = time.monotonic() - began
-            jobs = re.findall(r"submitted with SLURM jobid (\d+)", said)
-            seconds = [_run_time(cluster, job) for job in jobs]
-            rows.append((name, len(jobs), sum(seconds), waited))
-    planned = project.succeed("snakemake", "-n", "-p", "-F", "--", target)
-    commands = [line.strip() for line in planned.splitlines() if line.strip().startswith("fewstep ")]
-    alone = sum(
-        timed(project, "sh", "-c", command)[0]
-        for stage in ("plans", "sample", "evaluate")
-        for command in commands
-        if command.startswith(f"fewstep {stage} ") and "plans/nfe3" in command
-    )
-    return [
-        "Plans, images and their measurement for one number of calls (two plans, 40 images of 8 x 8), as jobs of SLURM "
-        "22.05 on two nodes that are this machine. The three commands alone take "
-        f"{alone:.1f} s. Run times of jobs by `scontrol`, whole seconds.",
-        "",
-        "| | jobs | seconds of jobs | seconds until Snakemake ends |",
-        "|---|---|---|---|",
-        *(f"| {name} | {n} | {seconds:.0f} | {waited:.0f} |" for name, n, seconds, waited in rows),
-    ]
-
-
-def _run_time(cluster: engines.Slurm, job: str) -> float:
-    found = re.search(r"RunTime=(\d+):(\d+):(\d+)", cluster.run("scontrol", "show", "job", job))
-    assert found is not None
-    hours, minutes, seconds = map(int, found.groups())
-    return 3600 * hours + 60 * minutes + seconds
-
-
-SEARCH = {"nfe": [4], "trials": 60, "noises": 64, "trial_noises": 64, "finalists": 2, "finalist_images": 500}
+SEARCH = {
+    "nfe": [4],
+    "trials": 40,
+    "noises": 32,
+    "trial_noises": 32,
+    "teacher_nfe": 50,
+    "finalist_images": 300,
+}
 
 
 def search(top: Path) -> list[str]:
@@ -136,7 +82,7 @@ def search(top: Path) -> list[str]:
     project = new_project(top / "search")
     settings = project.folder / "params.yaml"
     content = yaml.safe_load(settings.read_text())
-    content["defaults"] = {"train": {"steps": 200}, "search": SEARCH, "plans": {"nfe": [4]}}
+    content["defaults"] = {"train": {"steps": 120, "batch_size": 64}, "search": SEARCH, "plans": {"nfe": [4]}}
     settings.write_text(yaml.safe_dump(content))
     project.succeed(
         "snakemake", "--cores", "1", "--", "results/smoke/teacher/spec.json", "results/smoke/stats/spec.json"
@@ -222,7 +168,7 @@ def shards(top: Path) -> list[str]:
 
 
 PARTS: dict[str, Callable[[Path], list[str]]] = {
-    "planning": planning, "startup": startup, "search": search, "shards": shards,
+    "planning": planning, "search": search, "shards": shards,
 }  # fmt: skip
 
 
