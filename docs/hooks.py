@@ -68,7 +68,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "reference/stages.md": stages_page(),
         "reference/commands.md": commands_page(),
         "reference/api.md": api_page(),
-        "results/index.md": results_page(),
+        "results/benchmarks.md": results_page(),
     }
     if files.get_file_from_path("cluster.md") is None:
         pages["cluster.md"] = NO_CLUSTER
