@@ -133,8 +133,6 @@ def linked(text: str, page: str, files: Files) -> str:
             return found[0]
         place = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page), target))
         path = place.removeprefix("../") if place.startswith("../") else place
-        if path.startswith("docs/"):
-            return found[0]
         name = _page_of(path)
         if name is None or files.get_file_from_path(name) is None:
             if not (ROOT / path).exists():

@@ -13,12 +13,16 @@ RUN_BY = {
     "docs/tutorials/own-data.md": "here",
     "docs/tutorials/diffusers.md": "tests/e2e/test_tutorial.py",
     "docs/tutorials/text-to-image.md": "tests/e2e/test_text.py",
+    "docs/tutorials/inpainting.md": "tests/e2e/test_inpaint.py",
     "docs/plan.md": "tests/unit/sampling/test_document.py",
     "CONTRIBUTING.md": "tests/workflow/test_workflow.py",
 }
 """Pages whose blocks are run, and the test that runs them."""
 
-NOT_RUN = {"docs/measured.md": "the commands behind its tables, of minutes to hours"}
+NOT_RUN = {
+    "docs/measured.md": "the commands behind its tables, of minutes to hours",
+    "docs/cluster.md": "clusters, databases and servers; make test-cluster has some of its own",
+}
 """Pages none of whose blocks are run, and why."""
 
 COMMAND = re.compile(

@@ -2,7 +2,7 @@
 
 A sampler is a function (schedule, ts, ...) -> Plan: the updates of its paper on the times of all nodes, which fall;
 where the last is 0, clean data, it is reached by a step of order 1. `PRESETS` has each under a name, and chooses the
-times: PRESETS[name](schedule, nfe, grid=..., to_zero=...) is a plan of nfe network calls.
+times: `PRESETS[name](schedule, nfe, grid=..., to_zero=...)` is a plan of nfe network calls.
 
 In multistep samplers `lower_final` says whether the last steps fall in order, down to 1; libraries differ in this,
 so each docstring names the rule that None stands for.
