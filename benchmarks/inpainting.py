@@ -79,20 +79,25 @@ def trained(options: argparse.Namespace, seed: int, variant: str | None) -> Path
     return place
 
 
-def plans(options: argparse.Namespace, model: Path) -> list[Path]:
-    """Folders of known plans, and of those that are searched for the model."""
+def known_plans(options: argparse.Namespace, model: Path) -> list[Path]:
+    """The folder of known plans."""
     place = options.keep / f"plans-{model.name}"
     for nfe in NFE:
         if not (place / f"nfe{nfe}").exists():
             command("plans", "--model", model, "--nfe", nfe, "--presets", ",".join(PRESETS), "--grids", "uniform-t",
                     "--out", place / f"nfe{nfe}")  # fmt: skip
+    return [place]
+
+
+def searched_plans(options: argparse.Namespace, model: Path) -> list[Path]:
+    """Folders of the plans that are searched for a model, by the images that it makes of noise alone."""
     found = options.keep / f"searched-{model.name}"
     settings = [word for name, value in SEARCH.items() for word in (f"--{name}", value)]
     for nfe in options.search:
         if not (found / f"nfe{nfe}").exists():
             command("search", "--model", model, "--nfe", nfe, "--extractor", options.extractor, "--reference",
                     options.reference, *settings, "--out", found / f"nfe{nfe}")  # fmt: skip
-    return [place, *([found] if options.search else [])]
+    return [found / f"nfe{nfe}" for nfe in options.search]
 
 
 def measured(
@@ -122,9 +127,14 @@ def of_seed(options: argparse.Namespace, seed: int) -> Iterator[dict[str, Any]]:
         whole = variant == "rad"
         changes: dict[str, Any] = {"replacement": [20, 50]} if whole else {"replacement": [], "repaint": []}
         match = ["*"] if whole else ["ddpm*nfe10"]
-        for row in measured(
-            options, f"{variant}-{seed}", model, base, plans(options, place), match=match, **changes
-        ):
+        known = known_plans(options, place)
+        rows = measured(options, f"{variant}-{seed}", model, base, known, match=match, **changes)
+        if whole and options.search:
+            name = f"{variant}-{seed}-searched-{'-'.join(map(str, options.search))}"
+            paths = searched_plans(options, place)
+            found = measured(options, name, model, base, paths, replacement=[], repaint=[])
+            rows = [*rows, *(row for row in found if row.get("method") == "region-aware")]
+        for row in rows:
             aware = row.get("method") == "region-aware"
             if whole or aware:
                 yield {**row, "name": f"{variant}, {row['sampler']}" if aware else row["name"]}
@@ -135,7 +145,7 @@ def of_seed(options: argparse.Namespace, seed: int) -> Iterator[dict[str, Any]]:
         f"untrained-{seed}",
         told,
         base,
-        plans(options, folder),
+        known_plans(options, folder),
         match=match,
         replacement=[],
         repaint=[],
