@@ -291,7 +291,7 @@ def _of_start(
     from fewstep.nets.transformer import Transformer
     from fewstep.nets.unet import UNet
 
-    if given.start is None or given.conditions is not None or spec is not None or model != ModelSettings():
+    if given.start is None or given.conditions is not None or spec is not None or model.model_fields_set:
         return None
     folder = find(given.start)
     verify(folder)

@@ -136,10 +136,12 @@ def _parent_entry(
 
 
 def _data(manifest: Mapping[str, Any]) -> Data:
+    """A dataset of images, or of their latents, by the hash of its main array."""
     source = manifest.get("source") or {}
+    part = "latents" if "latents" in manifest["sha256"] else "images"
     return Data(
-        name=manifest["name"],
-        digest=manifest["sha256"]["images"][:16],
+        name=manifest["name"] if part == "images" else f"{manifest['name']} latents",
+        digest=manifest["sha256"][part][:16],
         source=source if isinstance(source, Mapping) else {"source": source},
         profile={name: manifest[name] for name in ("n", "shape", "splits") if name in manifest},
     )
