@@ -1,6 +1,6 @@
-"""What it costs to leave one process: planning of many jobs, workers of a search, shards of a result.
+"""What it costs to leave one process: planning of many jobs, shards of a result.
 
-Run: OMP_NUM_THREADS=1 PYTHONPATH=tests python benchmarks/cluster_costs.py planning | search | shards
+Run: OMP_NUM_THREADS=1 PYTHONPATH=tests python benchmarks/cluster_costs.py planning | shards
 Each writes benchmarks/results/cluster_{part}.md.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 from workflow.test_workflow import Project, new_project
 
-from fewstep.files import atomic_file, read_json
+from fewstep.files import atomic_file
 from fewstep.pipeline.environment import environment
 from fewstep.pipeline.samples import read_samples
 
@@ -64,53 +64,6 @@ def planning(top: Path) -> list[str]:
         "| runs | jobs | specs | first, s | processor, s | again, s | processor, s |",
         "|---|---|---|---|---|---|---|",
         *(f"| {r} | {j} | {s} | {a:.1f} | {b:.1f} | {c:.1f} | {d:.1f} |" for r, j, s, a, b, c, d in rows),
-    ]
-
-
-SEARCH = {
-    "nfe": [4],
-    "trials": 40,
-    "noises": 32,
-    "trial_noises": 32,
-    "teacher_nfe": 50,
-    "finalist_images": 300,
-}
-
-
-def search(top: Path) -> list[str]:
-    """A search with 1, 2 and 4 processes."""
-    project = new_project(top / "search")
-    settings = project.folder / "params.yaml"
-    content = yaml.safe_load(settings.read_text())
-    content["defaults"] = {"train": {"steps": 120, "batch_size": 64}, "search": SEARCH, "plans": {"nfe": [4]}}
-    settings.write_text(yaml.safe_dump(content))
-    project.succeed(
-        "snakemake", "--cores", "1", "--", "results/smoke/teacher/spec.json", "results/smoke/stats/spec.json"
-    )
-    results = Path("results/smoke")
-    options = [f"--{name.replace('_', '-')}" for name in SEARCH if name != "nfe"]
-    given = [str(value) for name, value in SEARCH.items() if name != "nfe"]
-    rows = []
-    for workers in (1, 2, 4):
-        out = Path(f"found{workers}")
-        seconds, used = timed(
-            project, "fewstep", "search", "--model", results / "train", "--nfe", "4", "--out", out,
-            "--teacher", results / "teacher", "--reference", results / "stats", "--extractor", results / "extractor",
-            "--workers", str(workers), *(word for pair in zip(options, given, strict=True) for word in pair),
-        )  # fmt: skip
-        record = read_json(project.folder / out / "search.nfe4.json")
-        rows.append((workers, seconds, used, record["seconds"], record["winner"]))
-    purposes = list(rows[0][3])
-    return [
-        f"`fewstep search` of digits, {SEARCH['trials']} trials at 4 calls, one thread a process; seconds by the clock "
-        "of the leading process.",
-        "",
-        f"| processes | all, s | processors, s | {' | '.join(purposes)} | winner |",
-        f"|---|---|---|{'---|' * len(purposes)}---|",
-        *(
-            f"| {n} | {s:.0f} | {u:.0f} | {' | '.join(f'{by[p]:.0f}' for p in purposes)} | {winner} |"
-            for n, s, u, by, winner in rows
-        ),
     ]
 
 
@@ -168,7 +121,7 @@ def shards(top: Path) -> list[str]:
 
 
 PARTS: dict[str, Callable[[Path], list[str]]] = {
-    "planning": planning, "search": search, "shards": shards,
+    "planning": planning, "shards": shards,
 }  # fmt: skip
 
 
