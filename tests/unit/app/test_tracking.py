@@ -213,6 +213,15 @@ def test_the_run_of_a_report_has_headline_numbers_dataset_and_description(uri: s
     assert "| 4 | ddim karras | 29 |" in run.data.tags["mlflow.note.content"]
 
 
+def test_the_data_of_a_run_on_latents_are_its_latents(uri: str, tmp_path: Path) -> None:
+    manifest = finished_run(tmp_path) / "prepare" / "manifest.json"
+    hashes = {"latents": "ef" * 32, "labels": "cd" * 32}
+    write_json(manifest, {"name": "digits", "sha256": hashes, "n": 200, "shape": [4, 4, 4]})
+    parent = track_run("digits", uri=uri, commit=None)["parent"]
+    (data,) = mlflow.MlflowClient(tracking_uri=uri).get_run(parent).inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("digits latents", "ef" * 8)
+
+
 def test_the_pages_show_the_samplers_of_the_newest_state(uri: str, tmp_path: Path) -> None:
     folder = finished_run(tmp_path)
     track_run("digits", uri=uri, commit=None)
