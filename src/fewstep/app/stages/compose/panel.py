@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from fewstep.pipeline.report.svg import inline_svg
 from fewstep.pipeline.report.words import interval, ranged, tooltip, within
 from fewstep.sampling.plan import Plan
 
-_MARKERS = ("o", "s", "^", "D", "v")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # as many as no divisor of the colours: pairs repeat late
 _LENGTH = 20  # signs of a plan's widths that a table shows
 
 
@@ -105,7 +106,7 @@ def front_figure(results: Results, marked: str, role: str) -> Figure:
         axes = figure.add_axes((0.075, 0.11, 0.9, 0.82))
         axes.set(xscale="log", yscale="log")
         _scatter(axes, frame[~own], "presets", FAINT, "o")
-        for group, colour, marker in zip(groups, COLOURS, _MARKERS, strict=False):
+        for group, colour, marker in zip(groups, cycle(COLOURS), cycle(_MARKERS), strict=False):
             _scatter(axes, frame[frame["sampler"] == group], group, colour, marker)
         points = list(zip(frame["ms"], frame["fd"], strict=True))
         best = [points[i] for i in pareto(points)]
@@ -145,4 +146,4 @@ def _finish(axes: Axes, results: Results) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
     if not math.isnan(results.baseline):
         axes.axhline(results.baseline, color=MUTED, linewidth=1, linestyle=(0, (2, 2)), zorder=1)
-    axes.legend(loc="upper right", fontsize=8.5, frameon=False, labelcolor=MUTED)
+    axes.legend(loc="best", fontsize=8.5, frameon=False, labelcolor=MUTED)  # where it hides fewest plans

@@ -252,6 +252,23 @@ def test_the_front_marks_the_chosen_plan_and_every_group_by_ancestors(tmp_path: 
     assert labels == ["presets", "zzz", "found+widths", "chosen"]
 
 
+def test_every_plan_is_in_the_front_however_many_ways_there_are_to_make_one(tmp_path: Path) -> None:
+    made = [
+        certificate(f"way {k}", "free", k + 3, 2 + k, provenance={"sampler": f"way {k}", "grid": "free"})
+        for k in range(12)
+    ]
+    results = read_results([write_all(tmp_path, [*OTHERS, *made])])
+    axes = front_figure(results, NARROW.hash, "chosen").axes[0]
+    points = [line for line in axes.lines if str(line.get_gid()).startswith("point-")]
+    assert len(points) == len(results.frame)
+    ways = {
+        line.get_label(): (line.get_color(), line.get_marker())
+        for line in points
+        if "way" in line.get_label()
+    }
+    assert len(ways) == len(set(ways.values())) == 12
+
+
 def test_names_are_escaped(tmp_path: Path) -> None:
     odd = replace(FOUND, name="<b>&")
     html = panel(
