@@ -43,8 +43,12 @@ class ImageFiles:
     @classmethod
     def in_folder(cls, folder: str | Path, *, max_pixels: int | None = None) -> "ImageFiles":
         """All images below a folder, sorted by name; links are followed.
-        Raises: DataError: there are none, or a folder cannot be read.
+        Raises: DataError: there is no such folder, or it holds none, or cannot be read.
         """
+        if not Path(folder).is_dir():
+            raise DataError(
+                f"{folder} must be a folder of images, but there is no such folder; check the path."
+            )
         listing = list_folder(Path(folder))
         require_images(listing, folder)
         paths = [Path(folder) / where for where in sorted(where for _, where, _ in listing.members)]

@@ -118,6 +118,8 @@ def test_what_is_no_image_of_that_size_is_refused(folder, tmp_path):
     path, _ = folder
     with pytest.raises(DataError, match="holds none"):
         ImageFiles.in_folder(tmp_path)
+    with pytest.raises(DataError, match="nowhere must be a folder of images, but there is no such folder"):
+        ImageFiles.in_folder(tmp_path / "nowhere")
     with pytest.raises(DataError, match="at least one"):
         ImageFiles([])
     Image.new("RGB", (9, 9)).save(tmp_path / "large.png")
