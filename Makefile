@@ -66,7 +66,7 @@ ui: $(STAMP)
 	$(MLFLOW_UI)
 
 test: $(STAMP)
-	pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+	pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 -m "not slow"
 
 test-all: $(STAMP)
 	pytest
