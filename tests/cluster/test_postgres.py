@@ -15,7 +15,7 @@ from cluster.searcher import KNOWN
 from unit.methods.s3.stage.searching import opened
 
 from fewstep.checks import ConfigError
-from fewstep.pipeline import storage
+from fewstep.pipeline import lost_trials, storage
 from fewstep.pipeline import trials as studies
 
 pytestmark = pytest.mark.timeout(1200)
@@ -68,7 +68,7 @@ def test_a_trial_of_a_worker_that_died_on_another_host_is_run_again(
     monkeypatch.setattr(storage, "GRACE", 2)
     time.sleep(3.0)
     study = opened(url)
-    studies._release_stale(study)
+    lost_trials.release_stale(study)
     ended_well(worker(url, 8, 0.0))
     assert {t.state for t in study.get_trials()} <= {
         optuna.trial.TrialState.COMPLETE,

@@ -1,21 +1,17 @@
 """Studies: trials on a storage that several workers share, and that outlives any of them.
 
-With `storage` and `journal` the only module that imports Optuna. What a trial decides, who proposes its decisions, and
-what it scores come from outside.
+With `lost_trials`, `storage` and `journal` the only module that imports Optuna. What a trial decides, who proposes its
+decisions, and what it scores come from outside.
 """
 
 import copy
 import itertools
 import math
-import os
-import socket
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -24,18 +20,25 @@ import pandas as pd
 import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
-from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import FrozenTrial, TrialState
 
 from fewstep.checks import ConfigError, UserError
 from fewstep.files import canonical_json, sha256_text
-from fewstep.locks import started
-from fewstep.pipeline.storage import BEAT, open_storage, unusable
+from fewstep.pipeline.lost_trials import (
+    REGISTERED,
+    finished,
+    has_ended,
+    kept,
+    number_of,
+    release_lost,
+    release_stale,
+    signs_of_life,
+    this_worker,
+    was_disqualified,
+    was_lost,
+)
+from fewstep.pipeline.storage import open_storage, unusable
 from fewstep.rng import generator
-
-UNSIGNED = timedelta(
-    minutes=1
-)  # after which a trial that names no worker has lost it, whoever may still be alive
 
 CLOCKED = ("seconds",)
 """Columns of `trials_frame` that depend on the clock. All others are the same to the bit, however often a search of one
@@ -124,8 +127,8 @@ def open_study(
         raise
     except Exception as error:  # each database has errors of its own
         raise unusable(storage, error) from None
-    _release_lost(study)
-    study.set_user_attr(REGISTERED + _worker(), True)
+    release_lost(study)
+    study.set_user_attr(REGISTERED + this_worker(), True)
     return study
 
 
@@ -148,7 +151,7 @@ def enqueue(study: Study, known: Sequence[tuple[str, Decisions]]) -> None:
     claim = f"{study.study_name}.{ENQUEUED}"
     try:
         first = place.create_new_study(study.directions, claim)
-        place.set_study_user_attr(first, "worker", _worker())
+        place.set_study_user_attr(first, "worker", this_worker())
     except DuplicatedStudyError:
         first = place.get_study_id_from_name(claim)
         began = time.monotonic()
@@ -156,7 +159,7 @@ def enqueue(study: Study, known: Sequence[tuple[str, Decisions]]) -> None:
             if ENQUEUED in study.user_attrs:
                 return
             worker = place.get_study_user_attrs(first).get("worker")
-            if _has_ended(worker) if worker else time.monotonic() - began > SIGNING:
+            if has_ended(worker) if worker else time.monotonic() - began > SIGNING:
                 break
             time.sleep(0.1)
     for name, decisions in known:
@@ -167,141 +170,6 @@ def enqueue(study: Study, known: Sequence[tuple[str, Decisions]]) -> None:
 ENQUEUED = "enqueued"
 SIGNING = 3.0  # seconds in which a worker has said that it does so
 ENQUEUING = 120.0  # seconds in which a worker has put the known decisions into a study, or has died
-
-
-# Lost trials
-
-REPLACES = "replaces"
-"""The fact of a trial that takes the place of a lost one: that one's number."""
-REGISTERED = "worker "
-"""Before the names of workers among the facts of a study: each is there before its first trial."""
-
-
-def _worker() -> str:
-    """This process: host, when it started, and its number, which others may have had or will have."""
-    return f"{socket.gethostname()}:{started(os.getpid())}:{os.getpid()}"
-
-
-def _has_ended(worker: str) -> bool:
-    """Whether a worker was one of this machine, and has ended; of other machines nothing is known."""
-    host, *start, process = worker.split(":")
-    now = started(process)
-    return host == socket.gethostname() and (now is None or [now] != (start or [now]))
-
-
-def _release_lost(study: Study) -> None:
-    """Give up trials whose worker is dead; what was enqueued waits again, what was proposed is proposed once more."""
-    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    # read after the trials, so that the worker of each of them is among these
-    workers = [name.removeprefix(REGISTERED) for name in study.user_attrs if name.startswith(REGISTERED)]
-    _give_up(study, [trial for trial in running if _has_no_worker(trial, workers)])
-    if all(
-        map(_has_ended, workers)
-    ):  # also of those who gave trials up and died before they put others in their place
-        again = {_number_of(study, trial) for _, trial in _kept(study)}
-        lost = {_number_of(study, t): t for t in study.get_trials(deepcopy=False) if _was_lost(t)}
-        for number in sorted(lost.keys() - again):
-            _propose_again(study, number)
-
-
-def _release_stale(study: Study) -> None:
-    """Give up the trials that have given no sign of life to the database, of workers on whatever machine."""
-    heart = _heart(study)
-    if heart is not None and (ids := set(heart._get_stale_trial_ids(study._study_id))):
-        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        _give_up(study, [trial for trial in running if trial._trial_id in ids])
-
-
-def _give_up(study: Study, trials: Iterable[FrozenTrial]) -> None:
-    place = study._storage
-    for trial in trials:
-        id_, number = trial._trial_id, _number_of(study, trial)
-        try:
-            if trial.system_attrs.get("fixed_params"):
-                place.set_trial_user_attr(id_, "worker", "")  # whoever has it next is not the dead one
-                place.set_trial_state_values(id_, TrialState.WAITING)
-            else:
-                place.set_trial_user_attr(id_, "lost", True)
-                place.set_trial_state_values(id_, TrialState.FAIL)
-                _propose_again(study, number)
-        except UpdateFinishedTrialError:  # another worker was faster
-            continue
-
-
-def _propose_again(study: Study, number: int) -> None:
-    """Have the proposal of a lost trial made anew, from the same seed."""
-    study.enqueue_trial({}, user_attrs={REPLACES: number})
-
-
-def _number_of(study: Study, trial: FrozenTrial) -> int:
-    """The number from which a trial is proposed: that of the trial whose place it takes, or its own among the others.
-
-    It is known as soon as there is a trial, so that workers who propose at the same time propose from other numbers.
-    """
-    if REPLACES in trial.user_attrs:
-        return int(trial.user_attrs[REPLACES])
-    before = study.get_trials(deepcopy=False)
-    return sum(REPLACES not in other.user_attrs for other in before if other.number < trial.number)
-
-
-def _heart(study: Study) -> BaseHeartbeat | None:
-    """Where signs of life go, with the clock of the database; None for a journal, whose workers share a machine."""
-    place = study._storage
-    return place if isinstance(place, BaseHeartbeat) and place.get_heartbeat_interval() is not None else None
-
-
-@contextmanager
-def _signs_of_life(study: Study, trial: int) -> Iterator[None]:
-    """Tell the database that a trial is being run, where there is one."""
-    heart = _heart(study)
-    if heart is None:
-        yield
-        return
-    ended = threading.Event()
-
-    def beat() -> None:
-        while True:
-            with suppress(Exception):  # the trial itself says what is wrong with the database
-                heart.record_heartbeat(trial)
-            if ended.wait(BEAT):
-                return
-
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
-def _has_no_worker(trial: FrozenTrial, workers: Sequence[str]) -> bool:
-    worker = trial.user_attrs.get("worker")
-    if worker:
-        return _has_ended(worker)
-    if all(map(_has_ended, workers)):  # killed before it could sign the trial
-        return True
-    return trial.datetime_start is None or datetime.now() - trial.datetime_start > UNSIGNED
-
-
-def _was_disqualified(trial: FrozenTrial) -> bool:
-    return trial.state == TrialState.FAIL and not _was_lost(trial)
-
-
-def _was_lost(trial: FrozenTrial) -> bool:
-    """Whether its worker was killed, even if that had said already why there is no score."""
-    attrs = trial.user_attrs
-    return trial.state == TrialState.FAIL and ("lost" in attrs or "disqualified" not in attrs)
-
-
-def _kept(study: Study) -> list[tuple[int, FrozenTrial]]:
-    """The trials that were not lost, with the numbers that they have in a search that was never interrupted."""
-    return list(enumerate(t for t in study.get_trials(deepcopy=False) if not _was_lost(t)))
-
-
-def _finished(study: Study) -> list[tuple[int, FrozenTrial]]:
-    """Of these those that need not be run again: completed, pruned, or disqualified."""
-    return [(number, trial) for number, trial in _kept(study) if trial.state.is_finished()]
 
 
 # The loop
@@ -371,17 +239,17 @@ def run_trials(
     """
     bar = iter(progress(range(trials)))
     shown = 0
-    while (done := len(_finished(study))) < trials:
+    while (done := len(finished(study))) < trials:
         for _ in range(done - shown):
             next(bar, None)
         shown = max(done, shown)
-        _release_stale(study)
+        release_stale(study)
         study.sampler = _OfNumber(study, sampler)
         with warnings.catch_warnings():  # which are given below
             warnings.filterwarnings("ignore", "Heartbeat of storage")
             trial = study.ask()
-        with _signs_of_life(study, trial._trial_id):
-            trial.set_user_attr("worker", _worker())
+        with signs_of_life(study, trial._trial_id):
+            trial.set_user_attr("worker", this_worker())
             # NSGA-II counts a trial into a generation when these are read, which they are not where all is enqueued
             _ = trial.relative_params
             before = network_calls()
@@ -410,7 +278,7 @@ class _OfNumber(optuna.samplers.BaseSampler):
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Make it."""
-        self._own = self._make(_number_of(self._study, trial))
+        self._own = self._make(number_of(self._study, trial))
         self._own.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -604,7 +472,7 @@ def completed(study: Study) -> list[Completed]:
     """The trials that were evaluated to the end, in order."""
     return [
         Completed(number, dict(t.params), tuple(t.values))
-        for number, t in _kept(study)
+        for number, t in kept(study)
         if t.state == TrialState.COMPLETE
     ]
 
@@ -615,21 +483,21 @@ def counts(study: Study) -> dict[str, int]:
     return {
         "complete": sum(t.state == TrialState.COMPLETE for t in trials),
         "pruned": sum(t.state == TrialState.PRUNED for t in trials),
-        "disqualified": sum(map(_was_disqualified, trials)),
-        "lost": sum(map(_was_lost, trials)),
+        "disqualified": sum(map(was_disqualified, trials)),
+        "lost": sum(map(was_lost, trials)),
     }
 
 
 def network_calls(study: Study) -> int:
     """Of all finished trials, whichever process ran them; those of lost trials are not known."""
-    return sum(t.user_attrs.get("network_calls", 0) for _, t in _finished(study))
+    return sum(t.user_attrs.get("network_calls", 0) for _, t in finished(study))
 
 
 def history(study: Study) -> list[tuple[int, float]]:
     """Network calls spent and the best score by then, at each trial that improved it; for studies of one objective."""
     curve: list[tuple[int, float]] = []
     spent, best = 0, math.inf
-    for _, trial in _finished(study):
+    for _, trial in finished(study):
         spent += trial.user_attrs.get("network_calls", 0)
         if trial.state == TrialState.COMPLETE and trial.value is not None and trial.value < best:
             best = trial.value
@@ -667,7 +535,7 @@ def trials_frame(study: Study) -> pd.DataFrame:
             "seconds": t.duration.total_seconds() if t.duration else math.nan,
             **t.params,
         }
-        for number, t in _finished(study)
+        for number, t in finished(study)
     ]
     return pd.DataFrame(rows)
 

@@ -8,6 +8,7 @@ import pytest
 
 from fewstep.pipeline import trials as studies
 from fewstep.pipeline.journal import Journal
+from fewstep.pipeline.lost_trials import this_worker
 
 MOMENTS = ("before", "torn", "after")
 """Of an append: nothing, half of the line, or all of it was written."""
@@ -37,10 +38,10 @@ def process(at=None, moment="before"):
         if made[0] - 1 == at:
             raise Killed
 
-    host = studies._worker().partition(":")[0]
+    host = this_worker().partition(":")[0]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Journal, "append_logs", append_or_die)
-        patch.setattr(studies, "_worker", lambda: f"{host}:1:999999999")
+        patch.setattr(studies, "this_worker", lambda: f"{host}:1:999999999")
         patch.setattr(studies, "SIGNING", 0.0)
         yield made
 

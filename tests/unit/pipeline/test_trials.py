@@ -17,8 +17,9 @@ from unit.pipeline.killing import MOMENTS, Killed, killed_again_and_again, kille
 from fewstep.checks import ConfigError
 from fewstep.locks import started
 from fewstep.pareto import hypervolume
-from fewstep.pipeline import storage
+from fewstep.pipeline import lost_trials, storage
 from fewstep.pipeline import trials as studies
+from fewstep.pipeline.lost_trials import this_worker
 from fewstep.pipeline.storage import open_storage
 from fewstep.pipeline.trials import Answers, Disqualified, Integers, Interval, Options, tpe
 from fewstep.rng import generator
@@ -40,8 +41,8 @@ def unsynced():
 @pytest.fixture
 def dead(monkeypatch):
     """Trials that are asked for in the context are those of a process that has ended."""
-    host = studies._worker().rpartition(":")[0]
-    monkeypatch.setattr(studies, "_worker", lambda: f"{host}:999999999")
+    host = this_worker().rpartition(":")[0]
+    monkeypatch.setattr(studies, "this_worker", lambda: f"{host}:999999999")
     return monkeypatch
 
 
@@ -77,7 +78,7 @@ def test_workers_that_propose_at_once_propose_from_their_own_numbers(tmp_path):
     def run_one(depth):
         study, limit = workers[depth], iter([0, 1])
         with pytest.MonkeyPatch.context() as patch:  # one trial, however many others there are
-            patch.setattr(studies, "_finished", lambda study: [None] * next(limit))
+            patch.setattr(studies, "finished", lambda study: [None] * next(limit))
             studies.run_trials(
                 study, nested(depth + 1), sampler=proposals[depth], trials=1, network_calls=lambda: 0
             )
@@ -89,7 +90,7 @@ def test_workers_that_propose_at_once_propose_from_their_own_numbers(tmp_path):
 def test_a_trial_without_a_sign_of_life_is_proposed_again_from_its_number(tmp_path, monkeypatch):
     """Of a worker on another machine, of which nothing else is known."""
     place = f"sqlite:///{tmp_path / 'study.db'}"
-    monkeypatch.setattr(studies, "_worker", lambda: "elsewhere:1:1")
+    monkeypatch.setattr(studies, "this_worker", lambda: "elsewhere:1:1")
     gone = opened(place)
     studies.enqueue(gone, [("known", {"x": 0.5, "kind": "plain", "n": 2})])
     with warnings.catch_warnings():
@@ -97,10 +98,10 @@ def test_a_trial_without_a_sign_of_life_is_proposed_again_from_its_number(tmp_pa
         asked = [gone.ask() for _ in range(2)]
     for trial in asked:
         trial.set_user_attr("worker", "elsewhere:1:1")
-        studies._heart(gone).record_heartbeat(trial._trial_id)
+        lost_trials._heart(gone).record_heartbeat(trial._trial_id)
     monkeypatch.undo()
     study = opened(place)
-    studies._release_stale(study)
+    lost_trials.release_stale(study)
     assert studies.counts(study)["lost"] == 0, "it may still be alive"
     monkeypatch.setattr(storage, "GRACE", 1)
     time.sleep(2.1)  # the clock of SQLite counts seconds
@@ -114,7 +115,7 @@ def test_a_trial_without_a_sign_of_life_is_proposed_again_from_its_number(tmp_pa
 def test_known_decisions_are_enqueued_by_one_worker(tmp_path, monkeypatch):
     """Also where the one that began died: on this machine at once, elsewhere after a while."""
     known = [("first", {"x": 0.5, "kind": "plain", "n": 2})]
-    for worker in (None, f"{studies._worker().rpartition(':')[0]}:999999999", "elsewhere:1:1"):
+    for worker in (None, f"{this_worker().rpartition(':')[0]}:999999999", "elsewhere:1:1"):
         place = tmp_path / f"{worker}.log"
         study = opened(place)
         if worker is not None:
@@ -476,7 +477,7 @@ def signed(place, worker):
 
 def test_a_trial_belongs_to_a_process_not_to_its_number(tmp_path):
     """In containers each start has the same few numbers."""
-    host, start, own = studies._worker().split(":")
+    host, start, own = this_worker().split(":")
     for i, (worker, lost) in enumerate(
         [
             (f"{host}:{start}:{own}", 0),
@@ -517,5 +518,5 @@ def test_two_workers_that_start_at_once_give_up_a_trial_once(tmp_path):
     assert [trial.state.name for trial in opened(place).get_trials()] == ["FAIL", "WAITING"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study, "get_trials", lambda **_: running)
-        studies._give_up(study, running)
+        lost_trials._give_up(study, running)
     assert [trial.state.name for trial in study.get_trials()] == ["FAIL", "WAITING"], "once more, not twice"

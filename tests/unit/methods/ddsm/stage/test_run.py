@@ -24,6 +24,7 @@ from fewstep.checks import ConfigError, DataError
 from fewstep.methods.ddsm.stage.run import pick, run_width_search
 from fewstep.pareto import hypervolume
 from fewstep.pipeline import trials as studies
+from fewstep.pipeline.lost_trials import this_worker
 from fewstep.sampling.document import save_plan
 from fewstep.sampling.plan import load_plan, widths_of
 from fewstep.sampling.task import Task
@@ -112,8 +113,8 @@ def test_a_search_that_was_interrupted_ends_as_it_would_have(tmp_path, monkeypat
     stop = int(np.flatnonzero(whole.frame["origin"] == origin)[-1])  # the last of its kind is lost
     broken = tmp_path / "broken"
     with monkeypatch.context() as patch:
-        host = studies._worker().rpartition(":")[0]
-        patch.setattr(studies, "_worker", lambda: f"{host}:999999999")
+        host = this_worker().rpartition(":")[0]
+        patch.setattr(studies, "this_worker", lambda: f"{host}:999999999")
         with pytest.raises(KeyboardInterrupt):
             run(searched(broken, model=model, task=Counting(model, stop)), broken)
     task = Counting(model)
