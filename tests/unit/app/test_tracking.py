@@ -664,3 +664,5 @@ def test_a_model_of_the_zoo_is_recorded_with_the_settings_of_its_training(
     assert found["model"] == {"channels": 32, **from_zoo}
     assert found["train"] == {"steps": 5}
     assert found["sample"]["n"] == settings.sample.n
+    write_json(tmp_path / "zoo" / "card.json", {"settings": {"model": "of other"}})
+    assert _settings_of(tmp_path, stamps, STAGES)["model"] == {"network": "of other", **from_zoo}

@@ -204,7 +204,9 @@ def _settings_of(folder: Path, stamps: Stamps, stages: Stages) -> dict[str, Any]
         trained = read_json(folder / place / "card.json").get("settings", {})
         settings |= trained
         if "model" in trained:
-            settings["model"] = trained["model"] | {"zoo": stamps[place]["settings"]["model"].get("zoo")}
+            network = trained["model"]  # that of the model it was started from has a sentence in its place
+            network = network if isinstance(network, Mapping) else {"network": network}
+            settings["model"] = {**network, "zoo": stamps[place]["settings"]["model"].get("zoo")}
     settings.pop("track", None)
     return settings
 
