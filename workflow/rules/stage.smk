@@ -48,9 +48,17 @@ def cores(stage):
 
     def number(wildcards):
         _, chosen = result_of(stage, wildcards)
-        return stage.threads(chosen) or (workflow.cores if workflow.local_exec else 1)
+        of_each = stage.threads(chosen) * stage.processes(chosen)
+        return of_each or (workflow.cores if workflow.local_exec else 1)
 
     return number
+
+
+def gpus(stage):
+    """Resources function: the GPUs of a job, one for each of its processes."""
+    return lambda wildcards: (
+        int(stage.gpu) * stage.processes(result_of(stage, wildcards)[1])
+    )
 
 
 def group(stage):
@@ -98,7 +106,7 @@ for stage in keys.STAGES:
                 group(stage) if stage.short else None
             threads: cores(stage)
             resources:
-                gpu=int(stage.gpu),
+                gpu=gpus(stage),
             params:
                 options=options(stage),
             message:

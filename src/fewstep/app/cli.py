@@ -13,6 +13,7 @@ from typer.main import get_command
 
 import fewstep
 from fewstep.checks import UserError
+from fewstep.pipeline.processes import leave
 
 app = typer.Typer(
     name="fewstep",
@@ -101,7 +102,8 @@ def _fail(sentence: str) -> None:
     if os.environ.get("FEWSTEP_TRACEBACK"):
         traceback.print_exc()
     lines = "\n".join(map(_shortened, sentence.splitlines()))
-    print(f"fewstep: {lines}", file=sys.stderr)
+    if not leave(f"fewstep: {lines}\n"):
+        print(f"fewstep: {lines}", file=sys.stderr)
     sys.exit(2)
 
 

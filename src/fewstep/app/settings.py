@@ -242,7 +242,12 @@ class Training(Section):
         default=0,
         ge=0,
         json_schema_extra=NOT_A_RESULT,
-        description="cores of the job that trains; 0: all, which a small network has no use for",
+        description="cores of a process that trains; 0: all, which a small network has no use for",
+    )
+    processes: Positive = Field(
+        default=1,
+        json_schema_extra=NOT_A_RESULT,
+        description="processes of this machine that share each batch, with a GPU each where there are any",
     )
     log_every: Positive = Field(default=10, description="steps between lines of metrics.jsonl")
     seed: int = Field(default=0, ge=0, description="seed of weights, order and noise")

@@ -44,19 +44,27 @@ def slots(jobs: int, folder: Path) -> dict[str, str]:
     return {_DEVICES: ",".join(chosen), _SLOTS: str(folder.absolute())}
 
 
-def _take_slot() -> None:
-    """Make one GPU visible to this process and those that it starts, where the workflow hands them out."""
-    names, folder = os.environ.pop(_DEVICES, ""), os.environ.pop(_SLOTS, "")
-    if not names or "LOCAL_RANK" in os.environ:  # torchrun gives each process its own
-        return
+def take_slots(count: int = 1) -> list[str]:
+    """Make GPUs visible to this process and those that it starts, where the workflow hands them out.
+
+    Returns: the GPUs that are visible: `count` of them, or all where nobody hands them out or there are fewer.
+    """
+    handed_out, folder = os.environ.pop(_DEVICES, ""), os.environ.pop(_SLOTS, "")
+    if not handed_out or "LOCAL_RANK" in os.environ:  # torchrun gives each process its own
+        return present()
+    places = dict(enumerate(handed_out.split(",")))
+    if len(set(places.values())) < count:
+        return sorted(set(places.values()))
+    taken: dict[str, Lock] = {}
     while True:
-        for i, name in enumerate(names.split(",")):
-            lock = take(Path(folder, f"gpu-{i}"))
-            if isinstance(lock, Lock):
-                _kept.append(lock)
-                os.environ[_VISIBLE] = name
-                log.info("uses GPU %s of this machine", name)
-                return
+        for i, name in places.items():
+            if name not in taken and isinstance(lock := take(Path(folder, f"gpu-{i}")), Lock):
+                taken[name] = lock
+            if len(taken) == count:
+                _kept.extend(taken.values())
+                os.environ[_VISIBLE] = ",".join(taken)
+                log.info("uses GPU %s of this machine", os.environ[_VISIBLE])
+                return list(taken)
         time.sleep(1)
 
 
@@ -71,7 +79,7 @@ def chosen_device(name: str, *, local_rank: int = 0, exact: bool = True) -> str:
 
     torch.backends.cudnn.allow_tf32 = not exact
     if name == "auto":
-        _take_slot()
+        take_slots()
         return f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=name)

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from fewstep.checks import ConfigError
 from fewstep.pipeline import devices
+from fewstep.pipeline.processes import run_in
 
 NVIDIA_SMI = """#!/bin/sh
 echo "GPU 0: NVIDIA Made Up (UUID: GPU-0)"
@@ -79,3 +81,21 @@ def test_two_jobs_have_two_gpus_and_a_third_waits_for_one(two_gpus, tmp_path):
 
 def test_more_jobs_than_gpus_go_round(two_gpus, tmp_path):
     assert devices.slots(5, tmp_path)["FEWSTEP_DEVICES"] == "0,1,0,1,0"
+
+
+def test_a_job_of_several_processes_has_a_gpu_for_each(two_gpus, tmp_path, monkeypatch):
+    def handed_out(jobs):
+        for name, value in devices.slots(jobs, tmp_path / "slots").items():
+            monkeypatch.setenv(name, value)
+
+    monkeypatch.setattr(devices, "_kept", [])
+    handed_out(4)  # two jobs on each GPU
+    assert devices.take_slots(2) == ["0", "1"]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert len(devices._kept) == 2
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    handed_out(2)
+    assert devices.take_slots(3) == ["0", "1"], "there are no more"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with pytest.raises(ConfigError, match="--processes must be at most 2"):
+        run_in(3)

@@ -80,7 +80,8 @@ def command(
     """Train a diffusion model; the same command resumes one that was interrupted.
 
     Example: fewstep train --data data/digits --out model --checkpoints checkpoints --steps 2000
-    Several GPUs or cores: torchrun --nproc-per-node 2 --no-python -- fewstep train --data D --out M --checkpoints C
+    Several GPUs or cores of this machine share each batch with --processes 2; those of several machines are started by
+    torchrun on each of them, with this command.
     """
     given = _Given(start, conditions, pairs, autoencoder, encoder)
     _train(data, out, checkpoints, given, device, model, train, track, spec)
@@ -130,6 +131,11 @@ def _train(
     spec: Spec | None,
 ) -> None:
     import torch
+
+    from fewstep.pipeline.processes import is_one_of_several, run_in
+
+    if train.processes > 1 and not is_one_of_several():
+        raise typer.Exit(run_in(train.processes))
 
     from fewstep.data.pairs import load_pairs
     from fewstep.diffusion.condition import Stored
@@ -462,6 +468,7 @@ BASE = Stage(
     keeps="checkpoints",
     record="fewstep.app.stages.curve",
     threads=lambda settings: settings.base.threads,
+    processes=lambda settings: settings.base.processes,
 )
 
 STAGE = Stage(
@@ -485,5 +492,6 @@ STAGE = Stage(
     keeps="checkpoints",
     record="fewstep.app.stages.curve",
     threads=lambda settings: settings.train.threads,
+    processes=lambda settings: settings.train.processes,
     uses_code=_code,
 )

@@ -135,7 +135,8 @@ class Stage:
             `objective(name, schedule, prediction, weighting) -> fewstep.train.recipe.Objective`.
         uses_code: further modules, by the settings of the run, whose code its results depend on.
         measures: module with what claims may name as their metric, functions `(run, **setting) -> [Measurement]`.
-        threads: cores of a job, by the settings of the run; 0: all.
+        threads: cores of a process of a job, by the settings of the run; 0: all.
+        processes: that share a job, each with cores and a GPU of its own.
         gpu: whether a job uses an accelerator where there is one.
         first: whether its jobs start before others, as part of the longest chain.
         short: whether its jobs take seconds, so that a cluster runs them in one job with the images of their plans.
@@ -165,6 +166,7 @@ class Stage:
     uses_code: Callable[[Any], Sequence[str]] = lambda settings: ()
     measures: str | None = None
     threads: Callable[[Any], int] = lambda settings: 1
+    processes: Callable[[Any], int] = lambda settings: 1
     gpu: bool = True
     first: bool = False
     short: bool = False
