@@ -84,6 +84,11 @@ class ModelSettings(Section):
     patch: Positive = Field(
         default=1, description="side of the squares of pixels that enter the network as the channels of one"
     )
+    tile: Positive | None = Field(
+        default=None,
+        description="side of the patches, in pixels, that a U-Net sees of an image, which may then be of any number of "
+        "patches (Patch-DM, train.objective patchdm); null: it sees whole images",
+    )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout in residual blocks")
     class_conditional: bool = Field(default=False, description="give the network the labels of the dataset")
     schedule: ScheduleSettings = Field(default_factory=ScheduleSettings)
@@ -97,10 +102,15 @@ class ModelSettings(Section):
     )
 
     @model_validator(mode="after")
-    def _widths_are_of_a_unet(self) -> Self:
+    def _widths_and_tiles_are_of_a_unet(self) -> Self:
         if self.network != "unet" and len(self.widths) > 1:
             raise ValueError(
                 f"widths: must be [1.0] for a transformer, as only U-Nets slim, got {self.widths}"
+            )
+        if self.tile is not None and (self.network != "unet" or len(self.widths) > 1):
+            raise ValueError(
+                f"tile: must be null but for a U-Net of one width, got {self.tile} for {self.network} of the widths "
+                f"{self.widths}"
             )
         return self
 

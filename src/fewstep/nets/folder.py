@@ -27,6 +27,7 @@ from fewstep.nets.autoencoder import VAE, Autoencoder, as_autoencoder
 from fewstep.nets.classifier import Classifier
 from fewstep.nets.dcgan import DCGANGenerator
 from fewstep.nets.generator import Generator
+from fewstep.nets.patched import PatchedUNet
 from fewstep.nets.resnet_gan import ResNetGenerator
 from fewstep.nets.slim import check_widths, sub_networks
 from fewstep.nets.transformer import Transformer
@@ -43,6 +44,7 @@ AUTOENCODER_SCHEMA = "fewstep.autoencoder/1"
 
 NETS: dict[str, type[nn.Module]] = {
     "unet": UNet,
+    "patched-unet": PatchedUNet,
     "transformer": Transformer,
     "classifier": Classifier,
     "dcgan": DCGANGenerator,

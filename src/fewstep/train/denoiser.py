@@ -89,7 +89,7 @@ def train_denoiser(
         t = draw_times(recipe.schedule, batch.size, weighting=recipe.weighting, rng=rng)
         if recipe.times_of_step is not None:
             t = recipe.times_of_step(t, (shape[-2], shape[-1]), rng)
-        t = t[batch.rows]
+        t, places = t[batch.rows], torch.arange(batch.size)[batch.rows]
         x0 = batch.x0.contiguous(memory_format=layout)
         eps = batch.cut(torch.randn(shape, generator=rng)).contiguous(memory_format=layout)
         of_batch = batch.condition
@@ -97,7 +97,7 @@ def train_denoiser(
             hidden = batch.cut(torch.rand(batch.size, generator=rng) < recipe.condition_dropout)
             of_batch = of_batch.where(hidden, null)
 
-        of_step = denoising_loss if recipe.loss_of_step is None else recipe.loss_of_step(rng)
+        of_step = denoising_loss if recipe.loss_of_step is None else recipe.loss_of_step(rng, batch.size)
 
         def loss(rows: slice) -> Tensor:
             inputs = noised(
@@ -107,7 +107,7 @@ def train_denoiser(
                 schedule=recipe.schedule,
                 prediction=recipe.prediction,
                 weighting=recipe.weighting,
-            )
+            )._replace(rows=places[rows])
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
                 return of_step(call, inputs, None if of_batch is None else of_batch[rows])
 

@@ -13,8 +13,8 @@ from fewstep.diffusion.condition import Condition
 from fewstep.diffusion.prediction import SIGMA_DATA, input_scale, target, weights
 from fewstep.diffusion.schedule import EDM, Schedule
 
-Network = Callable[[Tensor, Tensor, Condition | None], Tensor]
-"""(x_t, time input, condition) -> output."""
+Network = Callable[..., Tensor]
+"""(x_t, time input, condition) -> output; a method's own network may take more."""
 
 LOG_SIGMA_MEAN, LOG_SIGMA_STD = -1.2, 1.2  # of the training noise levels [karras2022edm, Table 1]
 
@@ -68,13 +68,14 @@ class NoisedBatch(NamedTuple):
 
     Attributes: x_in: x_t, scaled where the prediction scales it, (B, ...). time_in: the network's time input, (B,) or
         per pixel. target: the perfect output, (B, ...). weight: factor on the squared error, which broadcasts over the
-        output.
+        output. rows: the place of each image in the batch of the step, int64 (B,); None: these are all of it.
     """
 
     x_in: Tensor
     time_in: Tensor
     target: Tensor
     weight: Tensor
+    rows: Tensor | None = None
 
     def loss(self, output: Tensor, target: Tensor | None = None) -> Tensor:
         """Weighted squared error averaged over each image, (B,) float32; to another target where one is given."""

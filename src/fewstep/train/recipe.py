@@ -18,8 +18,8 @@ PRECISIONS = ("fp32", "bf16")
 class LossOfStep(Protocol):
     """How a method trains a network in another way: the loss of each step, and the values that decide it."""
 
-    def __call__(self, rng: torch.Generator) -> Loss:
-        """The loss of one step, which may draw from the step's generator."""
+    def __call__(self, rng: torch.Generator, size: int) -> Loss:
+        """The loss of one step, which may draw from the step's generator, for all `size` images of the batch."""
         ...
 
     def config(self) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class Sandwich:
         self.widths, self.distil = check_widths(widths, net.channels), distil
         self.narrow = [Narrow(net, width) for width in self.widths[1:]]
 
-    def __call__(self, rng: torch.Generator) -> Loss:
+    def __call__(self, rng: torch.Generator, size: int) -> Loss:
         """The loss of a step, whose width between the outer ones is drawn from `rng`."""
         *between, last = range(len(self.narrow))
         chosen = [last]

@@ -24,6 +24,7 @@ from fewstep.methods.ddsm.stage import STAGE as STEPAWARE
 from fewstep.methods.lfm.stage import MAPS
 from fewstep.methods.lfm.stage import STAGE as LFM
 from fewstep.methods.multilid.stage import STAGE as DETECT
+from fewstep.methods.patchdm.stage import STAGE as ENLARGE
 from fewstep.methods.rad.stage import STAGE as INPAINT
 from fewstep.methods.s3.stage import STAGE as SEARCH
 from fewstep.methods.s3.stage import TEACHER
@@ -63,6 +64,7 @@ STAGES = Stages(
         LFM,
         SEMANTICA,
         INPAINT,
+        ENLARGE,
         DISTURB,
         TTUR,
         VITGAN,

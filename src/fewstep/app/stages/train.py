@@ -25,9 +25,12 @@ if TYPE_CHECKING:
     from fewstep.data.latents import Latents
     from fewstep.data.packed import Dataset
     from fewstep.diffusion.schedule import Schedule
+    from fewstep.nets.patched import PatchedUNet
     from fewstep.nets.transformer import Transformer
     from fewstep.nets.unet import UNet
     from fewstep.train.recipe import LossOfStep, Objective
+
+    Network = UNet | PatchedUNet | Transformer
 
 DataOption = Annotated[
     Path, typer.Option(help="packed dataset, from fewstep prepare, or its latents, from fewstep latents")
@@ -177,17 +180,9 @@ def _train(
     own = _of_start(given, model, spec, dataset.shape)
     if own is not None:
         schedule, prediction = own.schedule, own.prediction
-    objective = (
-        None if how.objective is None else _objective(how.objective, schedule, prediction, train.weighting)
-    )
-    times = None if objective is None else objective.times
     several = len(model.widths) > 1
-    if objective is not None and several:
+    if how.objective is not None and several:
         raise ConfigError(f"--widths must be 1.0 with --objective {how.objective}, got {model.widths}.")
-    if times is not None and given.autoencoder is not None:
-        raise ConfigError(
-            f"--objective {how.objective} needs images, whose pixels have times of their own; got latents, {data}."
-        )
     folder = checkpoints / spec.key if spec else checkpoints
     metrics = folder / CURVE
 
@@ -209,6 +204,16 @@ def _train(
         n_classes = len(dataset.classes or ()) if model.class_conditional else 0
         net = _network(model, dataset.shape, n_classes=n_classes, **inputs) if own is None else own.net
         started_from = None if given.start is None else _copied(given.start, net)
+        objective = (
+            None
+            if how.objective is None
+            else _objective(how.objective, schedule, prediction, train.weighting, net)
+        )
+        times = None if objective is None else objective.times
+        if times is not None and given.autoencoder is not None:
+            raise ConfigError(
+                f"--objective {how.objective} needs images, whose pixels have times of their own; got latents, {data}."
+            )
         net = net.to(chosen_device(device, local_rank=world.local_rank, exact=False))
         if how.lora_rank is not None:
             rng = generator(train.seed, "lora")
@@ -283,7 +288,7 @@ def _train(
 class _Own(NamedTuple):
     """The network of a model folder, and what it was trained for."""
 
-    net: "UNet | Transformer"
+    net: "Network"
     schedule: "Schedule"
     prediction: str
 
@@ -294,6 +299,7 @@ def _of_start(
     """The network that a training starts from, where no option says what the network is like."""
     from fewstep.interop.zoo import find, verify
     from fewstep.nets.folder import load_model
+    from fewstep.nets.patched import PatchedUNet
     from fewstep.nets.transformer import Transformer
     from fewstep.nets.unet import UNet
 
@@ -302,7 +308,7 @@ def _of_start(
     folder = find(given.start)
     verify(folder)
     loaded = load_model(folder)
-    if not isinstance(loaded.net, UNet | Transformer) or loaded.shape != shape:
+    if not isinstance(loaded.net, UNet | PatchedUNet | Transformer) or loaded.shape != shape:
         raise ConfigError(
             f"--start must be a diffusion model of images of {shape}, as --data has them; {given.start} is one of "
             f"{loaded.shape}."
@@ -310,9 +316,12 @@ def _of_start(
     return _Own(loaded.net.requires_grad_(True), loaded.schedule, loaded.prediction)
 
 
-def _objective(name: str, schedule: "Schedule", prediction: str, weighting: str) -> "Objective":
+def _objective(
+    name: str, schedule: "Schedule", prediction: str, weighting: str, net: "Network"
+) -> "Objective":
     """What a paper calls its objective of training."""
-    found: Objective = import_module(_objective_module(name)).objective(name, schedule, prediction, weighting)
+    module = import_module(_objective_module(name))
+    found: Objective = module.objective(name, schedule, prediction, weighting, net)
     return found
 
 
@@ -382,8 +391,9 @@ def _dataset(data: Path, autoencoder: Path | None, *, flip: bool) -> "Dataset | 
 
 def _network(
     model: ModelSettings, shape: tuple[int, int, int], *, n_classes: int, **inputs: Any
-) -> "UNet | Transformer":
+) -> "Network":
     """The untrained network for images, or latents, of a shape."""
+    from fewstep.nets.patched import PatchedUNet
     from fewstep.nets.transformer import Transformer
     from fewstep.nets.unet import UNet
 
@@ -391,18 +401,23 @@ def _network(
     shared = {"patch": model.patch, "dropout": model.dropout, "n_classes": n_classes, **inputs}
     if model.network == "transformer":
         return Transformer(side, channels, model.channels, depth=model.depth, **shared)
-    return UNet(
-        side,
-        channels,
-        model.channels,
-        multipliers=model.multipliers,
-        blocks=model.blocks,
-        attention=model.attention,
+    arguments = {
+        "image_size": side if model.tile is None else model.tile,
+        "in_channels": channels,
+        "channels": model.channels,
+        "multipliers": model.multipliers,
+        "blocks": model.blocks,
+        "attention": model.attention,
         **shared,
-    )
+    }
+    if model.tile is None:
+        return UNet(**arguments)
+    net = PatchedUNet(arguments)
+    net.grid(side, side)
+    return net
 
 
-def _sandwich(net: "UNet | Transformer", model: ModelSettings, train: Training) -> "LossOfStep":
+def _sandwich(net: "Network", model: ModelSettings, train: Training) -> "LossOfStep":
     from fewstep.nets.unet import UNet
     from fewstep.train.sandwich import Sandwich
 
@@ -411,7 +426,7 @@ def _sandwich(net: "UNet | Transformer", model: ModelSettings, train: Training) 
     return Sandwich(net, model.widths, distil=train.distil)
 
 
-def _copied(folder: Path, net: "UNet | Transformer") -> str:
+def _copied(folder: Path, net: "Network") -> str:
     """Fill a network with the weights of a model folder; returns their hash."""
     from fewstep.interop.zoo import find, verify
     from fewstep.nets.folder import fill, read_weights

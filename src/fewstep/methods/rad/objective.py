@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.checks import ConfigError
 from fewstep.data.masks import perlin_masks
@@ -11,6 +11,7 @@ from fewstep.diffusion.condition import Condition
 from fewstep.diffusion.prediction import target
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.rad.schedule import region_times, require_clean_time
+from fewstep.nets.patched import PatchedUNet
 from fewstep.train.losses import Loss, Network, NoisedBatch, denoising_loss
 
 NAMES = ("rad", "rad-all-pixels")
@@ -59,7 +60,7 @@ class RegionAware:
         second = torch.rand(len(t), generator=rng) < 0.5
         return region_times(self.schedule, t[:, None, None, None], masks, second=second[:, None, None, None])
 
-    def __call__(self, rng: torch.Generator) -> Loss:
+    def __call__(self, rng: torch.Generator, size: int) -> Loss:
         """The loss of a step."""
         return denoising_loss if self.all_pixels else self._of_noised_pixels
 
@@ -74,6 +75,13 @@ class RegionAware:
         return {"type": "rad", "all_pixels": self.all_pixels}
 
 
-def objective(name: str, schedule: Schedule, prediction: str, weighting: str) -> RegionAware:
-    """What `fewstep train --objective` makes of a name."""
+def objective(name: str, schedule: Schedule, prediction: str, weighting: str, net: nn.Module) -> RegionAware:
+    """What `fewstep train --objective` makes of a name.
+    Raises: ConfigError: as `RegionAware`, or a network of patches, which takes one time for each image.
+    """
+    if isinstance(net, PatchedUNet):
+        raise ConfigError(
+            "The region-aware objective needs a network that takes a time for each pixel; got one of patches; leave "
+            "out --tile."
+        )
     return RegionAware(name, schedule, prediction, weighting)

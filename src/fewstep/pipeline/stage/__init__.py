@@ -132,7 +132,7 @@ class Stage:
         record: module with `records(folder, stamp) -> Iterator[Record]`, its runs in MLflow; without one, a stage that
             has a panel is recorded with its settings and files.
         objectives: objectives of training that its paper brings, by name, each a module with
-            `objective(name, schedule, prediction, weighting) -> fewstep.train.recipe.Objective`.
+            `objective(name, schedule, prediction, weighting, net) -> fewstep.train.recipe.Objective`.
         uses_code: further modules, by the settings of the run, whose code its results depend on.
         measures: module with what claims may name as their metric, functions `(run, **setting) -> [Measurement]`.
         threads: cores of a process of a job, by the settings of the run; 0: all.

@@ -37,7 +37,7 @@ def test_clean_pixels_have_no_loss_but_where_it_is_asked_for(name):
     t, batch = noisy(aware)
     off = batch.target.square()  # of a network that gives zeros
     counted = off if name == "rad-all-pixels" else off.where(t > 0, torch.zeros(()))
-    found = aware(generator(0))(lambda x, time, condition: torch.zeros_like(x), batch, None)
+    found = aware(generator(0), 6)(lambda x, time, condition: torch.zeros_like(x), batch, None)
     assert torch.allclose(found, counted.flatten(1).mean(1))
     assert bool((t == 0).any())
     assert aware.config() == {"type": "rad", "all_pixels": name == "rad-all-pixels"}
@@ -45,12 +45,12 @@ def test_clean_pixels_have_no_loss_but_where_it_is_asked_for(name):
 
 @pytest.mark.parametrize("schedule, prediction", [(TABLE, "v"), (TABLE, "x0"), (Flow(), "u")])
 def test_other_predictions_are_finite_at_clean_pixels(schedule, prediction):
-    aware = objective("rad", schedule, prediction, "uniform")
+    aware = objective("rad", schedule, prediction, "uniform", UNet(8, 1, 8))
     t, batch = noisy(aware, prediction)
     assert bool((t == 0).any()) and bool(batch.target.isfinite().all())
     with initial_weights(0):
         net = UNet(8, 1, 8)
-    loss = aware(generator(0))(net, batch, None)
+    loss = aware(generator(0), 6)(net, batch, None)
     loss.sum().backward()
     assert bool(loss.isfinite().all())
     assert all(bool(p.grad.isfinite().all()) for p in net.parameters() if p.grad is not None)
@@ -61,7 +61,7 @@ def test_a_weighting_that_is_infinite_at_clean_pixels_leaves_them_out():
     t = aware.times(torch.full((6,), 0.5, dtype=torch.float64), SIDES, generator(2))
     x0, eps = torch.zeros(2, 6, 1, *SIDES).unbind()
     batch = noised(x0, eps + 1, t, schedule=TABLE, prediction="eps", weighting="snr")
-    assert bool(aware(generator(0))(lambda x, time, condition: x * 0, batch, None).isfinite().all())
+    assert bool(aware(generator(0), 6)(lambda x, time, condition: x * 0, batch, None).isfinite().all())
 
 
 @pytest.mark.parametrize(
