@@ -222,7 +222,9 @@ def test_mistakes_are_one_sentence(study, folder, tmp_path, caplog):
         tmp_path / "ck",
         *TRAIN,
     )
-    assert "--objective must be one of rad, rad-all-pixels; got rod" in refused(*train, "--objective", "rod")
+    assert "--objective must be one of patchdm, patchdm-pixels, rad, rad-all-pixels; got rod" in refused(
+        *train, "--objective", "rod"
+    )
     assert "--lora-rank needs --start" in refused(*train, "--lora-rank", 4)
     start = (*train, "--objective", "rad", "--start", study / "model")
     assert "must be 1 to 16, the most that one of attn" in refused(*start, "--lora-rank", 400)

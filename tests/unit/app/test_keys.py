@@ -134,6 +134,12 @@ CHANGES: dict[str, Any] = {  # for fields whose other values do not follow from 
     "inpaint.match": {"match": ["ddim*"]},
     "inpaint.repaint": {"repaint": ["5x2"]},
     "inpaint.resamples": {"resamples": 50},
+    "model.tile": {"tile": 4},
+    "enlarge.size": {"size": ["16x16"]},
+    "enlarge.match": {"match": ["ddim*"]},
+    "enlarge.decodes": {"decodes": ["plain"]},
+    "enlarge.memory": {"memory": [16]},
+    "enlarge.resamples": {"resamples": 50},
     "lfm.resamples": {"resamples": 50},
     "encode.encoder": {"encoder": "effnet-lite0"},
     "encode.heldout_classes": {"heldout_classes": [8]},
@@ -188,7 +194,13 @@ INPAINT = {  # every stage of inpainting is in the run
     "train": {"objective": "rad", "lora_rank": 4},
     "inpaint": {"heldout": 10},
 }
+PATCHES = {  # a model of patches, and images by it at other sizes
+    "train": {"objective": "patchdm"},
+    "model": {"tile": 8},
+    "enlarge": {"images": 10},
+}
 BASES = {
+    **dict.fromkeys(("enlarge", "model.tile"), PATCHES),
     "model.network": {},
     **dict.fromkeys(("base", "inpaint"), INPAINT),
     **dict.fromkeys(("train.objective", "train.lora_rank", "train.lora_roles"), INPAINT),

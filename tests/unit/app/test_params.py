@@ -43,6 +43,10 @@ RUNS = (
     "digits-inpaint",
     "celeba-inpaint",
     "lsun-bedroom-inpaint",
+    "digits-patch",
+    "digits-patch-pixels",
+    "celeba-patch",
+    "lsun-bedroom-patch",
     "cifar10-semantica",
 )
 
@@ -52,6 +56,8 @@ ZOO = {
     "extractor": {"name": "effnet-lite0-p320"},
     "evaluate": {"metrics": ["fd"]},
 }
+
+PATCHES = {"train": {"objective": "patchdm"}, "model": {"tile": 8}}
 
 
 def raw(**sections: Any) -> dict[str, Any]:
@@ -227,7 +233,10 @@ def test_an_unknown_field_is_named_with_what_is_allowed() -> None:
             "sample.guidance: must be 1 for a model that is not trained without its conditions, too, got 2.0; set "
             "train.label_dropout, such as 0.1",
         ),
-        ({"train": {"objective": "rod"}}, "train.objective: must be one of rad, rad-all-pixels; got rod."),
+        (
+            {"train": {"objective": "rod"}},
+            "train.objective: must be one of patchdm, patchdm-pixels, rad, rad-all-pixels; got rod.",
+        ),
         (
             {"train": {"objective": "rad"}, "model": {"widths": [1.0, 0.5]}},
             "model.widths: must be [1.0] with train.objective, got [1.0, 0.5]",
@@ -239,6 +248,19 @@ def test_an_unknown_field_is_named_with_what_is_allowed() -> None:
         (
             {"inpaint": {"heldout": 10}},
             "inpaint.heldout: must be 0 for a model without times per pixel, got 10; set train.objective to rad",
+        ),
+        (
+            {"enlarge": {"images": 10}},
+            "enlarge.images: must be 0 for a model that is not one of patches, got 10; set train.objective to patchdm "
+            "and model.tile",
+        ),
+        (
+            {**PATCHES, "enlarge": {"images": 10, "size": ["16x16", "16x20"]}},
+            "enlarge.size: sides must be multiples of model.tile, 8, got 16x20",
+        ),
+        (
+            {"model": {"tile": 8, "network": "transformer"}},
+            "model.tile: must be null but for a U-Net of one width, got 8 for transformer of the widths [1.0]",
         ),
         (
             {"base": {"steps": 10}, "autoencoder": {"factor": 2}},

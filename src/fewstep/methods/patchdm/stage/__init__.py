@@ -8,11 +8,20 @@ from fewstep.pipeline.stage import MODEL, REFERENCE, Every, Stage, extractor
 
 
 def _requires(settings: Any) -> None:
-    if settings.model.zoo is not None or not str(settings.train.objective).startswith("patchdm"):
+    tile = settings.model.tile
+    if (
+        settings.model.zoo is not None
+        or not str(settings.train.objective).startswith("patchdm")
+        or tile is None
+    ):
         raise ValueError(
             f"enlarge.images: must be 0 for a model that is not one of patches, got {settings.enlarge.images}; set "
             "train.objective to patchdm and model.tile"
         )
+    latent = settings.autoencoder.factor is not None or settings.autoencoder.source is not None
+    for size in () if latent else settings.enlarge.size:
+        if any(int(side) % tile for side in size.split("x")):
+            raise ValueError(f"enlarge.size: sides must be multiples of model.tile, {tile}, got {size}")
 
 
 STAGE = Stage(

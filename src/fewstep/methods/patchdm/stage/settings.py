@@ -25,10 +25,10 @@ class EnlargeSettings(Section):
         default=["*"], min_length=1, description="names of the plans that are measured, * for anything"
     )
     decodes: list[Decode] = Field(
-        default=["collage", "shift", "plain"],
+        default=["collage", "plain"],
         min_length=1,
-        description="collage: as trained; shift: each patch alone, the grid moves by half a patch with each call; "
-        "plain: each patch alone",
+        description="collage: as trained; shift: each patch alone, on a grid that moves by half a patch with each "
+        "call, for models of the objective patchdm-pixels; plain: each patch alone, on one grid",
     )
     memory: list[Positive] = Field(
         default=[], description="sides of images at which the memory of a training step is counted"
