@@ -18,7 +18,7 @@ from fewstep.pipeline.report.panel import Panel, rendered
 from fewstep.pipeline.report.results import Results
 from fewstep.pipeline.report.svg import inline_svg
 
-SIZE = 576
+SIZE = 800
 """Width of a picture of small images in the page."""
 SAYS = {
     COLLAGE: "with features of their neighbours",
@@ -34,15 +34,14 @@ def panel(folders: Sequence[Path], results: Results | None) -> Panel:
     record = read_record(folder)
     decodes = list(dict.fromkeys(row["decode"] for row in record["results"]))
     figure = _figure(record, decodes)
+    rows = sorted(record["results"], key=lambda row: (row["nfe"], row["name"]))
     sizes = list(dict.fromkeys(row["size"] for row in record["larger"]))
     values = {
         "record": record,
         "seams": _picture(folder / f"{SEAMS}.png"),
         "ways": [(decode, SAYS[decode]) for decode in decodes],
         "svg": inline_svg(figure, name="enlarge", label="Seams and distance by calls, in each way of decoding."),
-        "rows": [
-            {"row": row, "cells": [_cell(row["seams"][kind]) for kind in (ALIGNED, GRID)]} for row in record["results"]
-        ],
+        "rows": [{"row": row, "cells": [_cell(row["seams"][kind]) for kind in (ALIGNED, GRID)]} for row in rows],
         "real": [_cell(record["real"]["seams"][kind]) for kind in (ALIGNED, GRID)],
         "larger": [{"size": size, "picture": _picture(folder / f"{size}.png"), "seams": _of_size(record, size)}
                    for size in sizes],

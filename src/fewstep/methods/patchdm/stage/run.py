@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fewstep.checks import ConfigError, DataError
 from fewstep.data.packed import load_dataset
@@ -39,8 +40,9 @@ RECORD = "enlarge.json"
 SEAMS = "seams"
 """The picture of the same noises in each way of decoding."""
 LEVEL = 0.95
-COLUMNS, SHEET = 12, 384
-"""Images of a row of the seams, and pixels of the width of a sheet of larger images, at most but for one image."""
+COLUMNS, SHEET, GAP = 12, 256, 1
+"""Images of a row of the seams; pixels of the width of a sheet of larger images, at most but for one image; and those
+between images."""
 _REAL = 2000  # real images whose seams are measured, at most
 
 Record = dict[str, Any]
@@ -82,7 +84,7 @@ class Enlarging:
         sheets: dict[str, Tensor] = {}
         for size, model in track("larger images", unit="size")(list(models.items())):
             images[size] = self._drawn(model, self.plans[0], COLLAGE, self.settings.pictures)
-            sheets[size] = _sheet(images[size])
+            sheets[size] = _sheet(images[size], max(1, SHEET // models[size].image_shape[-1]))
         if self.measured is not None:
             require_halves(self.settings.images)
             record |= self._measurements(self.measured, models, track)
@@ -90,7 +92,7 @@ class Enlarging:
                 self._drawn(self.model, self.plans[0], decode, min(COLUMNS, self.settings.images))
                 for decode in self.settings.decodes
             ]
-            sheets[SEAMS] = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
+            sheets[SEAMS] = _sheet(torch.cat(rows), len(rows[0]))
         return record, images, sheets
 
     def _measurements(self, by: Measured, models: dict[str, Model], track: Track) -> Record:
@@ -230,13 +232,13 @@ def as_picture(image: Tensor) -> Image.Image:
     return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
 
 
-def _sheet(images: Tensor) -> Tensor:
-    """Images side by side and below each other, white where there is none, (C, H, W)."""
-    columns = min(len(images), max(1, SHEET // images.shape[3]))
-    short = -len(images) % columns
-    whole = torch.cat([images, images.new_full((short, *images.shape[1:]), 255)])
-    rows = [torch.cat(list(row), dim=2) for row in torch.split(whole, columns)]
-    return torch.cat(rows, dim=1)
+def _sheet(images: Tensor, columns: int) -> Tensor:
+    """Images side by side and below each other, white between them and where there is none, (C, H, W)."""
+    columns = min(len(images), columns)
+    framed = pad(images, (0, GAP, 0, GAP), value=255)
+    short = framed.new_full((-len(images) % columns, *framed.shape[1:]), 255)
+    rows = torch.split(torch.cat([framed, short]), columns)
+    return torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)[:, :-GAP, :-GAP]
 
 
 def save(record: Record, pictures: Iterator[tuple[str, Image.Image]], folder: Path) -> None:
