@@ -39,6 +39,7 @@ STAGE = Stage(
     },
     applies=lambda settings, before: settings.enlarge.images > 0,
     requires=_requires,
+    rows="report",
     objectives=dict.fromkeys(("patchdm", "patchdm-pixels"), "fewstep.methods.patchdm.objective"),
     panel="fewstep.methods.patchdm.stage.panel",
     measures="fewstep.methods.patchdm.stage.measures",

@@ -7,7 +7,8 @@ import typer
 
 from fewstep.checks import ConfigError
 from fewstep.methods.patchdm.stage.settings import EnlargeSettings
-from fewstep.pipeline.stage.options import DeviceOption, ModelOption, takes_settings
+from fewstep.pipeline.conditions import with_conditions
+from fewstep.pipeline.stage.options import ConditionsOption, DeviceOption, ModelOption, takes_settings
 from fewstep.pipeline.stage.spec import Spec, require_result_folder, result_folder
 
 
@@ -27,6 +28,7 @@ def command(
     extractor: Annotated[
         str | None, typer.Option(help="with --data: an extractor by name, or the folder of a classifier")
     ] = None,
+    conditions: ConditionsOption = None,
     device: DeviceOption = "auto",
     *,
     enlarge: EnlargeSettings,
@@ -52,7 +54,7 @@ def command(
             f"Without --data images are drawn by one plan; got {len(plans)}; choose with --match."
         )
     place = chosen_device(device)
-    loaded = load_model(model, device=place)
+    loaded = with_conditions(load_model(model, device=place), conditions)
     measured = None
     if data is not None:
         from fewstep.interop.zoo import find_reference
