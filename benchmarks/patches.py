@@ -1,6 +1,6 @@
 """Images of patches: collage, fixed shift of pixels, patches alone and whole images; memory of training and sampling.
 
-Run: patches.py DATA --extractor E --reference STATS [--seeds 0,1,2] [--steps 1500] [--images 1000] [--nfe 20]
+Run: patches.py DATA --extractor E --reference STATS [--seeds 0,1,2] [--steps 1500] [--images 500] [--nfe 20]
      [--keep FOLDER]
 Writes benchmarks/results/patches_{NAME}.md. For each seed three networks are trained: of patches with the collage, of
 patches with shifts of pixels, and a U-Net of whole images of the same widths for as many processor seconds as the
@@ -49,7 +49,7 @@ TILE, BATCH = 8, 16
 VARIANTS: dict[str, tuple[object, ...]] = {
     "patchdm": ("--objective", "patchdm", "--tile", TILE),
     "pixels": ("--objective", "patchdm-pixels", "--tile", TILE),
-    "whole": (),
+    "whole": ("--attention", 8),  # on the same level
 }
 ROWS = (
     ("patchdm", COLLAGE, "collage"),
@@ -221,7 +221,7 @@ def main() -> None:
     parser.add_argument("--reference", type=Path, required=True)
     parser.add_argument("--seeds", type=lambda text: [int(one) for one in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--nfe", type=int, default=20)
     parser.add_argument("--keep", type=Path, default=Path("patches"))
     options = parser.parse_args()

@@ -260,6 +260,7 @@ def _paper(folder: str) -> tuple[str, str, str]:
 
 SHARED = {
     "ddsm": ["train/sandwich.py"],
+    "patchdm": ["nets/patched.py"],
     "vitgan": ["nets/vitgan.py", "nets/lipschitz.py"],
     "ttur": ["nets/resnet_gan.py"],
 }

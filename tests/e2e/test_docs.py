@@ -14,6 +14,7 @@ RUN_BY = {
     "docs/tutorials/diffusers.md": "tests/e2e/test_tutorial.py",
     "docs/tutorials/text-to-image.md": "tests/e2e/test_text.py",
     "docs/tutorials/inpainting.md": "tests/e2e/test_inpaint.py",
+    "docs/tutorials/patches.md": "tests/e2e/test_enlarge.py",
     "docs/plan.md": "tests/unit/sampling/test_document.py",
     "CONTRIBUTING.md": "tests/workflow/test_workflow.py",
 }

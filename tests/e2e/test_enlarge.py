@@ -218,3 +218,34 @@ def test_the_tutorial_draws_larger_pictures(tmp_path, monkeypatch):
     assert (tmp_path / "varied" / "64x64.png").exists()
     record = read_record(tmp_path / "measured")
     assert {row["decode"] for row in record["results"]} == {"collage", "plain"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # two trainings, on a machine that others use, too
+def test_the_collage_hides_seams_that_plain_decoding_shows(tmp_path):
+    """Digits of 16 pixels, as `benchmarks/patches.py` measures them: 1.2 and 1.9 times the contrast of real ones."""
+    made("prepare", "digits", "--size", 16, "--out", "data", cwd=tmp_path)
+    made("extractor", "--data", "data", "--out", "extractor", cwd=tmp_path)
+    made("stats", "data", "--extractor", "extractor", "--out", "stats.npz", cwd=tmp_path)
+    for name, decodes in (("patchdm", "collage,plain"), ("patchdm-pixels", "shift,plain")):
+        made("train", "--data", "data", "--objective", name, "--tile", 8, "--class-conditional", "true", "--steps",
+             1500, "--batch-size", 16, "--threads", 1, "--out", name, "--checkpoints", f"ck-{name}", cwd=tmp_path)  # fmt: skip
+        made("plan", "ddim", "--model", name, "--nfe", 20, "--grid", "uniform-t", "--to-zero", "--out", "plan.json",
+             cwd=tmp_path)  # fmt: skip
+        made("enlarge", "--model", name, "--plan", "plan.json", "--data", "data", "--images", 500, "--reference",
+             "stats.npz", "--extractor", "extractor", "--size", "16x64", "--decodes", decodes, "--resamples", 50,
+             "--out", f"run-{name}/enlarge", cwd=tmp_path)  # fmt: skip
+    own, other = tmp_path / "run-patchdm", tmp_path / "run-patchdm-pixels"
+    (collage,) = measures.seam_ratio(own, of="collage", to="real")
+    (plain,) = measures.seam_ratio(own, of="plain", to="real")
+    assert collage.value < 1.3 and plain.value > 1.6
+    (distance,) = measures.fd_ratio(own, of="collage", to="plain")
+    assert distance.value < 0.8 and distance.high < 1
+    (less,) = measures.seam_ratio(own, of="collage", to="shift", to_run=other.name)
+    (than,) = measures.seam_ratio(other, of="shift", to="plain")
+    assert less.high < 1 and than.high < 1, "collage, shift, none"
+    (nearer,) = measures.fd_ratio(own, of="collage", to="shift", to_run=other.name)
+    assert nearer.high < 1
+    record = read_record(own)
+    worst = {row["decode"]: measures.worst_seam(record, row["seams"])[0] for row in record["larger"]}
+    assert worst["collage"] < 1.3 and worst["plain"] > 1.6, "a size that was not trained"

@@ -43,7 +43,7 @@ LEVEL = 0.95
 COLUMNS, SHEET, GAP = 12, 256, 1
 """Images of a row of the seams; pixels of the width of a sheet of larger images, at most but for one image; and those
 between images."""
-_REAL = 2000  # real images whose seams are measured, at most
+_REAL, _LARGER = 2000, 200  # real and larger images whose seams are measured, at most
 
 Record = dict[str, Any]
 
@@ -107,7 +107,9 @@ class Enlarging:
             {
                 "size": size,
                 "decode": decode,
-                "seams": self._seams(self._drawn(model, self.plans[0], decode, self.settings.images)),
+                "seams": self._seams(
+                    self._drawn(model, self.plans[0], decode, min(_LARGER, self.settings.images))
+                ),
             }
             for size, model in models.items()
             for decode in (COLLAGE, PLAIN)
