@@ -229,7 +229,8 @@ def test_the_collage_hides_seams_that_plain_decoding_shows(tmp_path):
     made("stats", "data", "--extractor", "extractor", "--out", "stats.npz", cwd=tmp_path)
     for name, decodes in (("patchdm", "collage,plain"), ("patchdm-pixels", "shift,plain")):
         made("train", "--data", "data", "--objective", name, "--tile", 8, "--class-conditional", "true", "--steps",
-             1500, "--batch-size", 16, "--threads", 1, "--out", name, "--checkpoints", f"ck-{name}", cwd=tmp_path)  # fmt: skip
+             1500, "--batch-size", 16, "--threads", 1, "--out", name, "--checkpoints", f"ck-{name}",
+             cwd=tmp_path)  # fmt: skip
         made("plan", "ddim", "--model", name, "--nfe", 20, "--grid", "uniform-t", "--to-zero", "--out", "plan.json",
              cwd=tmp_path)  # fmt: skip
         made("enlarge", "--model", name, "--plan", "plan.json", "--data", "data", "--images", 500, "--reference",
