@@ -185,6 +185,7 @@ def test_classifier_refuses_nonsense():
 def test_every_network_can_be_described_and_rebuilt():
     values = {
         "unet": CONFIG,
+        "patched-unet": {"type": "patched-unet", "net": {"image_size": 8, "in_channels": 1, "channels": 8}},
         "transformer": {"type": "transformer", "image_size": 8, "in_channels": 1, "channels": 8},
         "classifier": {"type": "classifier", "in_channels": 1, "n_classes": 2},
         "vae": {"type": "vae", "in_channels": 1},

@@ -42,7 +42,9 @@ def middle(rng):
 def test_gradient_is_the_sum_over_three_widths(distil):
     """Mean of the two squared errors, mixed: they have the same gradient as the error to the mixed target."""
     net, noisy = network(), batch()
-    found = gradients(net, Sandwich(net, WIDTHS, distil=distil)(generator(7))(net, noisy, None))
+    found = gradients(
+        net, Sandwich(net, WIDTHS, distil=distil)(generator(7), len(noisy.x_in))(net, noisy, None)
+    )
     output = net(noisy.x_in, noisy.time_in).detach()
     parts = [gradients(net, denoising_loss(net, noisy))]
     for width in (WIDTHS[-1], WIDTHS[middle(generator(7))]):
@@ -61,7 +63,7 @@ def test_every_width_between_is_drawn():
     assert (
         len(
             {
-                float(Sandwich(net, WIDTHS)(generator(0, i))(net, batch(), None).sum().detach())
+                float(Sandwich(net, WIDTHS)(generator(0, i), 4)(net, batch(), None).sum().detach())
                 for i in range(20)
             }
         )
@@ -71,7 +73,7 @@ def test_every_width_between_is_drawn():
 
 def test_two_widths_need_no_draw():
     net, noisy = network(), batch()
-    loss = Sandwich(net, (1.0, 0.5), distil=0.0)(generator(0))(net, noisy, None)
+    loss = Sandwich(net, (1.0, 0.5), distil=0.0)(generator(0), 4)(net, noisy, None)
     both = denoising_loss(net, noisy) + denoising_loss(Narrow(net, 0.5), noisy)
     assert torch.allclose(loss, both, rtol=1e-12)
 
