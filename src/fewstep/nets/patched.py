@@ -110,6 +110,11 @@ class PatchedUNet(nn.Module):
         self.position_out = nn.Linear(width, width)
 
     @property
+    def n_classes(self) -> int:
+        """Number of classes, as of its U-Net."""
+        return self.net.n_classes
+
+    @property
     def conditions(self) -> Conditions | None:
         """What the network takes, as its U-Net does; all patches of an image share it."""
         return self.net.conditions

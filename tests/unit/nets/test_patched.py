@@ -9,6 +9,7 @@ from torch import nn
 from fewstep.checks import ConfigError
 from fewstep.diffusion.condition import CONTEXT, LABEL, Condition
 from fewstep.diffusion.schedule import DDPMTable
+from fewstep.files import read_json
 from fewstep.nets.folder import load_model, save_model
 from fewstep.nets.patched import BLOCK, PatchedUNet, block_at, collage, inner, join, split
 from fewstep.rng import generator, initial_weights
@@ -149,7 +150,7 @@ def test_a_model_folder_keeps_it(tmp_path):
         card={},
     )
     model = load_model(tmp_path / "m")
-    assert model.net.config() == net.config()
+    assert model.net.config() == net.config() and read_json(tmp_path / "m" / "config.json")["n_classes"] == 2
     # float32, laid out in another way
     assert torch.allclose(model.fn(x, torch.tensor([0.5])), wanted, atol=1e-4)
 
