@@ -20,7 +20,7 @@ import common
 import torch
 from common import Lease
 
-from fewstep.checks import DataError
+from fewstep.checks import ConfigError, DataError
 from fewstep.data.latents import Latents, draw_latents, load_latents, write_latents
 from fewstep.data.packed import Dataset, load_dataset
 from fewstep.data.pixels import to_unit
@@ -28,10 +28,13 @@ from fewstep.diffusion.condition import LABEL, Condition
 from fewstep.diffusion.schedule import DDPMTable, Flow, Schedule
 from fewstep.files import atomic_dir, object_or_empty, write_json
 from fewstep.interop.autoencoder import load_autoencoder
+from fewstep.methods.patchdm import objective as patchdm
+from fewstep.methods.rad import objective as rad
 from fewstep.metrics.evaluate import evaluate_samples
-from fewstep.nets import AUTOENCODER, CURVE
+from fewstep.nets import AUTOENCODER, CURVE, WEIGHTS
 from fewstep.nets.autoencoder import VAE
-from fewstep.nets.folder import save_autoencoder, save_model
+from fewstep.nets.folder import fill, read_weights, save_autoencoder, save_model
+from fewstep.nets.patched import PatchedUNet
 from fewstep.nets.unet import UNet
 from fewstep.pipeline.environment import card_facts
 from fewstep.progress import track
@@ -41,7 +44,7 @@ from fewstep.sampling.sample import sample
 from fewstep.train.autoencoder import measured_scale, reconstruction_error, train_autoencoder
 from fewstep.train.denoiser import train_denoiser
 from fewstep.train.losses import denoising_loss, draw_times, noised
-from fewstep.train.recipe import Recipe
+from fewstep.train.recipe import Objective, Recipe
 from fewstep.train.sandwich import Sandwich
 
 
@@ -54,12 +57,18 @@ class Design:
         widths: shares of its channels at which it is trained, too.
         label_dropout: of a class-conditional model; None for an unconditional one.
         autoencoder: of a flow on latents, the arguments of the autoencoder that is trained first; None for pixels.
+        objective: of a paper, `rad` or `patchdm`; None for whole images that have one time.
+        tile: side of the patches that the network sees; None for whole images.
+        start: the design whose weights it starts from, given by --start; None for random ones.
     """
 
     net: dict[str, Any]
     widths: tuple[float, ...] = (1.0,)
     label_dropout: float | None = None
     autoencoder: dict[str, int] | None = None
+    objective: str | None = None
+    tile: int | None = None
+    start: str | None = None
 
     @property
     def schedule(self) -> Schedule:
@@ -82,11 +91,20 @@ MODELS = {
         label_dropout=0.1,
         autoencoder={"channels": 64, "latent_channels": 4, "factor": 2},
     ),
+    "cifar10-32-rad": Design(BASE, objective="rad", start="cifar10-32-base"),
+    "cifar10-32-patches": Design(
+        {"channels": 128, "multipliers": (1, 2, 2), "attention": (8, 4)},
+        label_dropout=0.1,
+        objective="patchdm",
+        tile=16,
+    ),
     "tiny": Design({**TINY, "channels": 8}),
     "tiny-slim-cond": Design(TINY, widths=(1.0, 0.5), label_dropout=0.1),
     "tiny-lfm": Design(
         TINY, label_dropout=0.1, autoencoder={"channels": 8, "latent_channels": 4, "factor": 2}
     ),
+    "tiny-rad": Design({**TINY, "channels": 8}, objective="rad", start="tiny"),
+    "tiny-patches": Design({"channels": 8}, objective="patchdm", tile=4),
 }
 """The tiny ones are for tests."""
 
@@ -100,20 +118,44 @@ AFTER = 0.12
 OF_AUTOENCODER = 0.25
 """Share of the time for the autoencoder and its latents, where there is one."""
 
+OBJECTIVES: dict[str, Callable[..., Objective]] = {"rad": rad.objective, "patchdm": patchdm.objective}
 Images = Dataset | Latents
+Net = UNet | PatchedUNet
 
 
-def network(name: str, dataset: Images, device: str) -> UNet:
-    """The untrained network; its weights depend on the seed alone."""
+def network(name: str, dataset: Images, device: str, start: Path | None = None) -> Net:
+    """The network as it starts: with the weights of a model, or random ones that depend on the seed alone."""
     design = MODELS[name]
     n_classes = 0 if design.label_dropout is None else len(dataset.classes or ())
+    channels, side, _ = dataset.shape
+    arguments = {
+        "image_size": design.tile or side,
+        "in_channels": channels,
+        "n_classes": n_classes,
+        **design.net,
+    }
     with initial_weights(SEED):
-        return UNet(dataset.shape[1], dataset.shape[0], n_classes=n_classes, **design.net).to(device)
+        net: Net = UNet(**arguments) if design.tile is None else PatchedUNet(arguments)
+    if start is not None:
+        fill(net, read_weights(start / WEIGHTS), source=start / WEIGHTS)
+    return net.to(device)
 
 
-def recipe(name: str, net: UNet, *, steps: int, batch: int, precision: str, compiled: bool) -> Recipe:
-    """How it is trained: a constant rate, then a cooldown."""
+def objective_of(name: str, net: Net) -> Objective | None:
+    """What the paper of a design trains with."""
     design = MODELS[name]
+    if design.objective is None:
+        return None
+    made: Objective = OBJECTIVES[design.objective](
+        design.objective, design.schedule, design.prediction, "uniform", net
+    )
+    return made
+
+
+def recipe(name: str, net: Net, *, steps: int, batch: int, precision: str, compiled: bool) -> Recipe:
+    """How it is trained: a constant rate, then a cooldown."""
+    design, objective = MODELS[name], objective_of(name, net)
+    assert isinstance(net, UNet) or len(design.widths) == 1
     return Recipe(
         schedule=design.schedule,
         prediction=design.prediction,
@@ -129,27 +171,32 @@ def recipe(name: str, net: UNet, *, steps: int, batch: int, precision: str, comp
         ema_decay=EMA_DECAY,
         precision=precision,
         compile=compiled,
-        loss_of_step=Sandwich(net, design.widths) if len(design.widths) > 1 else None,
+        loss_of_step=Sandwich(net, design.widths) if len(design.widths) > 1 else objective,
+        times_of_step=None if objective is None else objective.times,
     )
 
 
-def loss_of(name: str, net: UNet, dataset: Images, device: str, *, precision: str, compiled: bool) -> float:
+def loss_of(name: str, net: Net, dataset: Images, device: str, *, precision: str, compiled: bool) -> float:
     """The loss on one fixed batch, to hold a way of computing against eager float32."""
     rng, n, design = generator(SEED, "agreement"), min(32, len(dataset)), MODELS[name]
     schedule, images = design.schedule, dataset.batch(range(n))
     x0 = (images if images.is_floating_point() else to_unit(images)).to(device)
     eps = torch.randn(x0.shape, generator=rng).to(device)
     t = draw_times(schedule, n, weighting="uniform", rng=rng)
+    objective = objective_of(name, net)
+    if objective is not None and objective.times is not None:
+        t = objective.times(t, (x0.shape[-2], x0.shape[-1]), rng)
+    loss = denoising_loss if objective is None else objective(rng, n)
     inputs = noised(x0, eps, t, schedule=schedule, prediction=design.prediction, weighting="uniform")
     condition = None
-    if net.n_classes and dataset.labels is not None:
+    if net.conditions is not None and dataset.labels is not None:
         condition = Condition({LABEL: torch.as_tensor(dataset.labels[:n], dtype=torch.int64)}).to(
             torch.device(device), torch.float32
         )
     call = torch.compile(net) if compiled else net
     autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
     with torch.no_grad(), autocast:
-        return float(denoising_loss(call, inputs, condition).mean())
+        return float(loss(call, inputs, condition).mean())
 
 
 def speed_of(name: str, dataset: Images, lease: Lease, way: dict[str, Any]) -> float:
@@ -178,7 +225,7 @@ def trial(name: str, dataset: Images, lease: Lease, batches: list[int], *, secon
     net = network(name, dataset, lease.device)
     # the last layer starts at zero, so that every way would agree
     with torch.no_grad():
-        last = net.conv_out.weight
+        last = (net if isinstance(net, UNet) else net.net).conv_out.weight
         last.copy_(0.02 * torch.randn(last.shape, generator=generator(SEED, "agreement")))
     exact = loss_of(name, net, dataset, lease.device, precision="fp32", compiled=False)
     tried: list[dict[str, Any]] = []
@@ -213,7 +260,9 @@ def trial(name: str, dataset: Images, lease: Lease, batches: list[int], *, secon
     return {**chosen, "tried": tried}
 
 
-def train(name: str, dataset: Images, lease: Lease, batches: list[int], *, trial_seconds: float) -> Path:
+def train(
+    name: str, dataset: Images, lease: Lease, batches: list[int], *, trial_seconds: float, start: Path | None
+) -> Path:
     """The model folder, trained until the time for it is over."""
     folder, kept = lease.work / name, lease.work / f"{name}.way.json"
     if folder.is_dir():
@@ -222,11 +271,11 @@ def train(name: str, dataset: Images, lease: Lease, batches: list[int], *, trial
     way = object_or_empty(kept)
     if not way:
         way = trial(name, dataset, lease, batches, seconds=trial_seconds)
-        start = way.get("seconds", 0.0) if way["compiled"] else 0.0  # it is compiled again
-        seconds = 0.96 * (lease.left - after - start)
+        again = way.get("seconds", 0.0) if way["compiled"] else 0.0  # it is compiled again
+        seconds = 0.96 * (lease.left - after - again)
         way["steps"] = max(10, int(seconds * way["images_per_second"] / way["batch"]))
         write_json(kept, way)
-    net, metrics = network(name, dataset, lease.device), lease.work / f"{name}.{CURVE}"
+    net, metrics = network(name, dataset, lease.device, start), lease.work / f"{name}.{CURVE}"
     values = recipe(
         name,
         net,
@@ -284,6 +333,7 @@ def train(name: str, dataset: Images, lease: Lease, batches: list[int], *, trial
         dtype=torch.float16,
         widths=design.widths,
         guidable=bool(design.label_dropout),
+        pixel_times=values.times_of_step is not None,
         finish=finish,
     )
     return folder
@@ -350,14 +400,29 @@ def main(arguments: list[str] | None = None) -> None:
     made.add_argument("--model", choices=MODELS, default="cifar10-32-base")
     made.add_argument("--batches", type=int, nargs="+", default=[256, 512])
     made.add_argument("--trial-seconds", type=float, default=40.0, help="after these nothing new is tried")
+    made.add_argument("--start", type=Path, help="model folder that one of a paper's objective starts from")
     made.add_argument("--images", type=int, default=10_000, help="of the measurement")
     options = made.parse_args(arguments)
+    of_start = MODELS[options.model].start
+    if (options.start is None) != (of_start is None):
+        raise ConfigError(
+            f"--start must be the folder of {of_start}, from which {options.model} is fine-tuned; got none."
+            if of_start
+            else f"--start must be left out, as {options.model} starts at random; got {options.start}."
+        )
     lease = Lease.of(options, exact=False)
     data = common.packed(lease, options)
     dataset: Images = load_dataset(data, "train")
     if MODELS[options.model].autoencoder is not None:
         dataset = latents_of(options.model, data, lease, options.batches[0])
-    folder = train(options.model, dataset, lease, options.batches, trial_seconds=options.trial_seconds)
+    folder = train(
+        options.model,
+        dataset,
+        lease,
+        options.batches,
+        trial_seconds=options.trial_seconds,
+        start=options.start,
+    )
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     common.bring_back(lease, [folder])  # before what may still go wrong
     reference, extractor = common.judge(lease, options)

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fewstep.checks import ConfigError
 from fewstep.data.packed import load_dataset
 from fewstep.interop.load import load_model
 from fewstep.nets.classifier import Classifier
@@ -208,6 +209,18 @@ def test_flows_on_latents_hold_their_autoencoder(place, jobs, tmp_path):
     run(jobs["train"], tmp_path, "out", *arguments)
     model = load_model(came_back(tmp_path / "out", "tiny-lfm"))
     assert model.shape == (4, 4, 4) and model.image_shape == (3, 8, 8) and model.prediction == "u"
+
+
+def test_objectives_of_papers_train_a_model_of_theirs(place, jobs, tmp_path):
+    shutil.copytree(place / "work/data", tmp_path / "work/data")
+    arguments = ("--batches", 16, "--images", 32, "--trial-seconds", 0, *data(place))
+    of_tiny = ("--start", place / "work/tiny")
+    run(jobs["train"], tmp_path, "filled", "--model", "tiny-rad", *of_tiny, *arguments)
+    assert load_model(came_back(tmp_path / "filled", "tiny-rad")).pixel_times
+    run(jobs["train"], tmp_path, "patches", "--model", "tiny-patches", *arguments)
+    assert load_model(came_back(tmp_path / "patches", "tiny-patches")).net.tile == 4
+    with pytest.raises(ConfigError, match="--start must be the folder of tiny"):
+        run(jobs["train"], tmp_path, "none", "--model", "tiny-rad", *arguments)
 
 
 def test_a_generator_is_a_model_of_one_call(place, jobs, tmp_path):
