@@ -146,6 +146,7 @@ class Plan:
         guidance: classifier-free guidance scale the plan was made for.
         fingerprint: sha256 of the weights the plan was made for, None for any model.
         integers: sha256 of the integers that calls with `quant` are made with (`fewstep.nets.integers`), None without.
+        inverse: nodes go from data to noise, as `fewstep.sampling.inverse` makes them; such plans have no file.
         convert_at: with t_cond, whether an output is converted at the node's time (step) or at t_cond (tau).
         provenance: where the plan came from, no part of its identity; keys and their meaning are below.
 
@@ -178,10 +179,11 @@ class Plan:
     convert_at: str = "step"
     integers: str | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    inverse: bool = False
 
     def __post_init__(self) -> None:
         _one_of(self.convert_at, CONVERT_AT, "model.convert_at")
-        _check_nodes(self.nodes)
+        _check_nodes(self.nodes, self.inverse)
         _check_steps(self.nodes, self.steps)
         if self.clip is not None and not self.clip > 0:
             raise ConfigError(f"final.clip must be positive or null; got {self.clip}.")
@@ -249,6 +251,7 @@ class Plan:
             "skip_scale": None if self.skip_scale is None else list(self.skip_scale),
             "guidance": self.guidance,
             "provenance": dict(self.provenance),
+            **({"inverse": True} if self.inverse else {}),
         }
 
     def with_node(self, index: int, **changes: Any) -> "Plan":
@@ -333,7 +336,7 @@ def _check_name(name: str) -> None:
         )
 
 
-def _check_nodes(nodes: tuple[Node, ...]) -> None:
+def _check_nodes(nodes: tuple[Node, ...], inverse: bool) -> None:
     if len(nodes) < 2:
         raise ConfigError(f"nodes must hold at least a start and an end; got {len(nodes)}.")
     if math.isinf(nodes[0].lambda_):
@@ -342,10 +345,13 @@ def _check_nodes(nodes: tuple[Node, ...]) -> None:
         )
     for i, (node, following) in enumerate(zip(nodes[:-1], nodes[1:], strict=True)):
         gap = following.lambda_ - node.lambda_
-        if not gap >= MIN_GAP:
+        if not (-gap if inverse else gap) >= MIN_GAP:
             raise ConfigError(
                 f"nodes[{i + 1}].lambda must exceed that of nodes[{i}] by at least {MIN_GAP}; "
                 f"got {node.lambda_:.6g} then {following.lambda_:.6g}; order the grid from noise to data."
+                if not inverse
+                else f"nodes[{i + 1}].lambda of an inverse plan must be {MIN_GAP} or more below that of nodes[{i}]; "
+                f"got {node.lambda_:.6g} then {following.lambda_:.6g}."
             )
         if node.eval.startswith("afs") and i > 0:
             raise ConfigError(f"nodes[{i}].eval may be {node.eval} at node 0 only; use net or none.")

@@ -176,6 +176,8 @@ def sample(
         raise ConfigError(
             f"There must be a region for each of the {len(seeds)} seeds; got {len(region.x0)} images."
         )
+    if plan.inverse:
+        raise ConfigError(f"Images are drawn by plans from noise to data; {plan.name} is an inverse.")
     std = start_std(model, plan)
     images = torch.empty(len(seeds), *model.image_shape, dtype=torch.uint8)
     for first in progress(range(0, len(seeds), batch_size)):

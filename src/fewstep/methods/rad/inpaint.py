@@ -1,7 +1,6 @@
 """Inpainting by plans: with times per pixel, by replacement, and by replacement with resampling (RePaint)."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from fewstep.data.pixels import to_u8, to_unit
 from fewstep.diffusion.denoiser import Model
 from fewstep.diffusion.schedule import DDPMTable
 from fewstep.rng import ImageNoise
+from fewstep.sampling.inverse import stretch
 from fewstep.sampling.plan import Plan
 from fewstep.sampling.presets import PRESETS
 from fewstep.sampling.region import Region
@@ -134,15 +134,6 @@ def calls_of(steps: int, resamples: int, jump: int = 1) -> int:
     """Network calls of `repaint` on an image."""
     first = min(jump, steps)
     return first + (steps - first) * resamples
-
-
-def stretch(plan: Plan, first: int, last: int) -> Plan:
-    """The part of a plan of steps between neighbours that leads from one node to another."""
-    nodes = (*plan.nodes[first:last], replace(plan.nodes[last], eval="none"))
-    steps = tuple(
-        replace(step, start=step.start - first, end=step.end - first) for step in plan.steps[first:last]
-    )
-    return replace(plan, nodes=nodes, steps=steps)
 
 
 def _noised_back(x: Tensor, model: Model, part: Plan, noise: Callable[[], Tensor]) -> Tensor:

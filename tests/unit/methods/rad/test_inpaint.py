@@ -7,7 +7,7 @@ import torch
 from unit.sampling.test_region import RHO, TABLE, gaussian_pair, images, masks, network
 
 from fewstep.checks import ConfigError
-from fewstep.methods.rad.inpaint import calls_of, inpaint, repaint, stretch
+from fewstep.methods.rad.inpaint import calls_of, inpaint, repaint
 from fewstep.rng import generator
 from fewstep.sampling.presets import PRESETS
 from fewstep.sampling.sample import Costs
@@ -78,13 +78,6 @@ def test_resampling_brings_the_hole_nearer_to_what_is_known_and_times_per_pixel_
     resampled = mean(repaint(model, pixels, hole, steps=12, resamples=6, seeds=seeds))
     assert abs(replaced - expected) > 0.1 > abs(aware - expected)
     assert abs(resampled - expected) < 0.6 * abs(replaced - expected)
-
-
-def test_a_stretch_is_a_plan_between_two_nodes():
-    plan = PRESETS["ddpm"](TABLE, 6, grid="uniform-t", to_zero=True)
-    part = stretch(plan, 2, 5)
-    assert [node.t for node in part.nodes] == [node.t for node in plan.nodes[2:6]] and part.nfe == 3
-    assert not part.to_zero and stretch(plan, 5, 6).to_zero
 
 
 @pytest.mark.parametrize(
