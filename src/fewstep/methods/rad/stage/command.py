@@ -104,8 +104,9 @@ def _fill(
     """Write filled pictures, a strip of them, and what they were made with."""
     from fewstep.files import write_json
     from fewstep.methods.rad.inpaint import inpaint
-    from fewstep.methods.rad.stage.pictures import FILLED, STRIP, open_pictures
-    from fewstep.methods.rad.stage.strips import as_image, before_mask_after
+    from fewstep.methods.rad.stage.pictures import FILLED, STRIP, open_holed
+    from fewstep.methods.rad.stage.strips import before_mask_after
+    from fewstep.pipeline.pictures import as_image
     from fewstep.progress import track
     from fewstep.sampling.plan import load_plan
 
@@ -114,7 +115,7 @@ def _fill(
             f"--out must be another folder than --images, whose pictures stay; got {out} twice."
         )
     plan = load_plan(plan_path)
-    pictures = open_pictures(images, mask, model.image_shape, seed=settings.seed)
+    pictures = open_holed(images, mask, model.image_shape, seed=settings.seed)
     seeds = range(settings.seed, settings.seed + len(pictures.names))
     filled = inpaint(
         model,

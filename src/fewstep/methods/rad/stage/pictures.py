@@ -1,4 +1,4 @@
-"""A user's own pictures and masks, as large as a model's images."""
+"""A user's own pictures with masks, as large as a model's images."""
 
 import logging
 from collections.abc import Sequence
@@ -15,7 +15,8 @@ from fewstep.checks import ConfigError, DataError
 from fewstep.data.decoding import UNREADABLE, open_image, said
 from fewstep.data.image_files import ImageFiles
 from fewstep.data.masks import KINDS, as_mask, perlin_masks
-from fewstep.data.transforms import Transform, to_mode
+from fewstep.data.transforms import to_mode
+from fewstep.pipeline.pictures import open_pictures
 from fewstep.rng import generator
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ MOST, NOTHING = 0.95, 0.0
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Holed:
     """Pictures with their holes.
 
     Attributes: names: of the files that are made, without ending. images: uint8 (N, C, H, W). masks: bool (N, 1, H, W),
@@ -37,7 +38,7 @@ class Pictures:
     masks: Tensor
 
 
-def open_pictures(folder: Path, mask: str, shape: tuple[int, ...], *, seed: int) -> Pictures:
+def open_holed(folder: Path, mask: str, shape: tuple[int, ...], *, seed: int) -> Holed:
     """The pictures of a folder, cut to the largest centred square and resized to a model's images, and their masks.
 
     Args:
@@ -50,19 +51,9 @@ def open_pictures(folder: Path, mask: str, shape: tuple[int, ...], *, seed: int)
         DataError: no pictures, a damaged one, or a mask of another size or with other values.
         ConfigError: no such mask, or pictures of one name.
     """
-    channels, height, width = shape
-    if height != width:
-        raise ConfigError(f"Pictures are cut to squares, but the model's images are {height} x {width}.")
-    files = ImageFiles.in_folder(folder)
-    names = [path.relative_to(folder).with_suffix("").as_posix().replace("/", "_") for path in files.paths]
-    taken = [*names, Path(STRIP).stem]
-    if both := next((name for name in names if taken.count(name) > 1), None):
-        raise ConfigError(
-            f"Pictures must have names of their own, but {both} in {folder} would be written twice; rename it."
-        )
-    cut = files.squared(slice(None), Transform(height, grey=channels == 1))
-    images = torch.from_numpy(np.stack(cut)).permute(0, 3, 1, 2).contiguous()
-    masks = _masks(mask, files, height, seed)
+    pictures = open_pictures(folder, shape, taken=Path(STRIP).stem)
+    names = pictures.names
+    masks = _masks(mask, pictures.files, shape[1], seed)
     for name, share in zip(names, masks.float().mean((1, 2)).tolist(), strict=True):
         if share > MOST or share == NOTHING:
             log.warning(
@@ -70,7 +61,7 @@ def open_pictures(folder: Path, mask: str, shape: tuple[int, ...], *, seed: int)
                 name,
                 100 * share,
             )
-    return Pictures(names, images, masks[:, None])
+    return Holed(names, pictures.images, masks[:, None])
 
 
 def _masks(mask: str, files: ImageFiles, side: int, seed: int) -> Tensor:
