@@ -20,6 +20,8 @@ from fewstep.app.stages import (
     zoo,
 )
 from fewstep.methods.aligner.stage import STAGE as ALIGN
+from fewstep.methods.boundary.stage import STAGE as EDIT
+from fewstep.methods.boundary.stage.fit import STAGE as BOUNDARY
 from fewstep.methods.ddsm.stage import STAGE as STEPAWARE
 from fewstep.methods.lfm.stage import MAPS
 from fewstep.methods.lfm.stage import STAGE as LFM
@@ -65,6 +67,8 @@ STAGES = Stages(
         SEMANTICA,
         INPAINT,
         ENLARGE,
+        BOUNDARY,
+        EDIT,
         DISTURB,
         TTUR,
         VITGAN,
