@@ -140,6 +140,11 @@ CHANGES: dict[str, Any] = {  # for fields whose other values do not follow from 
     "enlarge.decodes": {"decodes": ["plain"]},
     "enlarge.memory": {"memory": [16]},
     "enlarge.resamples": {"resamples": 50},
+    "boundary.attribute": {"attribute": ["9/4"]},
+    "boundary.t": {"t": 0.3},
+    "boundary.further": {"further": [0.8]},
+    "boundary.times": {"times": [0.5]},
+    "edit.space": {"space": "h"},
     "lfm.resamples": {"resamples": 50},
     "encode.encoder": {"encoder": "effnet-lite0"},
     "encode.heldout_classes": {"heldout_classes": [8]},
@@ -175,6 +180,8 @@ NUMBERS = {  # every stage is in the run
     "gan": {"network": "vitgan"},
     "ttur": {"network": "dcgan"},
     "vitgan": {"variants": ["full"]},
+    "boundary": {"attribute": ["3/8"]},
+    "edit": {"heldout": 10},
 }
 LATENTS = {  # every stage of latents is in the run
     "autoencoder": {"factor": 2},

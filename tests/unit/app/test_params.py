@@ -47,6 +47,9 @@ RUNS = (
     "digits-patch-pixels",
     "celeba-patch",
     "lsun-bedroom-patch",
+    "digits-edit",
+    "celeba-edit",
+    "lsun-bedroom-edit",
     "cifar10-semantica",
 )
 
@@ -261,6 +264,14 @@ def test_an_unknown_field_is_named_with_what_is_allowed() -> None:
         (
             {"model": {"tile": 8, "network": "transformer"}},
             "model.tile: must be null but for a U-Net of one width, got 8 for transformer of the widths [1.0]",
+        ),
+        (
+            {"edit": {"heldout": 10}},
+            "edit.heldout: must be 0 without boundary.attribute, whose boundaries are edited across, got 10",
+        ),
+        (
+            {"boundary": {"attribute": ["3/8"]}, "model": {"network": "transformer"}},
+            "boundary.attribute: must be none but for a U-Net, got model.network transformer",
         ),
         (
             {"base": {"steps": 10}, "autoencoder": {"factor": 2}},

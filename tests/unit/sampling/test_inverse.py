@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from toys import small_mixture
 from unit.sampling.test_region import TABLE
+from unit.sampling.toys import small_mixture
 
 from fewstep.checks import ConfigError
 from fewstep.diffusion.mixture import GaussianMixture

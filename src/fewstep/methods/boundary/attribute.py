@@ -80,18 +80,27 @@ class Attribute:
         names = list(dataset.manifest.get("attributes") or ())
         if self.name in names and dataset.attributes is not None:
             return np.array(dataset.attributes[:, names.index(self.name)], np.int8)
-        without, _, having = self.name.partition("/")
-        classes = list(dataset.classes or ())
-        if dataset.labels is None or without not in classes or having not in classes or without == having:
-            choices = [f"A/B of the classes {', '.join(classes)}"] * bool(classes) + names
+        pair = self._classes(dataset)
+        if dataset.labels is None or pair is None:
+            choices = [f"A/B of the classes {', '.join(dataset.classes or ())}"] * (
+                dataset.labels is not None
+            ) + names
             raise ConfigError(
                 f"--attribute must be one of {', '.join([*choices, *MEASURES, 'FILE.csv:COLUMN']):.600}, as "
                 f"{dataset.name} has them; got {self.name}."
             )
         sides = np.full(len(dataset), NEITHER, np.int8)
-        sides[dataset.labels == classes.index(without)] = WITHOUT
-        sides[dataset.labels == classes.index(having)] = WITH
+        sides[dataset.labels == pair[0]] = WITHOUT
+        sides[dataset.labels == pair[1]] = WITH
         return sides
+
+    def _classes(self, dataset: Dataset) -> tuple[int, int] | None:
+        """Those of A/B, by number; None where it is another attribute."""
+        without, _, having = self.name.partition("/")
+        classes = dataset.classes or ()
+        if without not in classes or having not in classes or without == having:
+            return None
+        return classes.index(without), classes.index(having)
 
     def judge(self, data: Path, extractor: Extractor | None) -> Judge | None:
         """What says whether made images have the attribute; None where nothing can.
@@ -105,16 +114,10 @@ class Attribute:
             return lambda images_u8: np.asarray(MEASURES[self.name](images_u8) > middle)
         if extractor is None:
             return None
-        classes = load_dataset(data).classes
-        having = self.name.partition("/")[2]
-        if (
-            having
-            and classes is not None
-            and extractor.head is not None
-            and len(extractor.head.weight) == len(classes)
-        ):
-            head, target = extractor.head, classes.index(having)
-            return lambda images_u8: head.logits(extract(images_u8, extractor)).argmax(1) == target
+        dataset = load_dataset(data)
+        pair, head = self._classes(dataset), extractor.head
+        if pair is not None and head is not None and len(head.weight) == len(dataset.classes or ()):
+            return lambda images_u8: head.logits(extract(images_u8, extractor)).argmax(1) == pair[1]
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler

@@ -149,7 +149,8 @@ def load_boundary(path: str | Path) -> Boundary:
     Raises: DataError: the file is missing, damaged, or no boundary.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # a damaged file is closed, too
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
             meta = json.loads(str(archive["meta"][()]))
             if meta["schema"] != SCHEMA:
                 raise ValueError(f"the schema {meta['schema']!r}")
@@ -166,15 +167,15 @@ def load_boundary(path: str | Path) -> Boundary:
         raise DataError(f"There is no boundary at {path}; fewstep boundary fit makes one.") from None
     except (KeyError, TypeError, ValueError, OSError, EOFError, BadZipFile) as error:
         raise DataError(
-            f"{path} must be a boundary of fewstep boundary fit ({SCHEMA}), but has {' '.join(str(error).split())}; "
-            "fit it again."
+            f"{path} must be a boundary of fewstep boundary fit ({SCHEMA}), but it is not: "
+            f"{' '.join(str(error).split()):.200}; fit it again."
         ) from None
 
 
 def _plane(normal: Any, facts: Mapping[str, Any]) -> Plane:
     shape, length = tuple(facts["shape"]), float(np.linalg.norm(normal))
     numbers = [float(facts[name]) for name in ("offset", "scale", "c")]
-    if normal.shape != shape or normal.dtype != np.float64 or abs(length - 1) > 1e-6:
+    if normal.shape != shape or normal.dtype != np.float64 or not abs(length - 1) <= 1e-6:
         raise ValueError(
             f"a normal {normal.dtype} {normal.shape} of length {length:.6g}, not float64 {shape} of 1"
         )

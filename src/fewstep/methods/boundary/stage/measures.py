@@ -47,13 +47,18 @@ def gain_at_content(run: Path, *, method: str) -> list[Measurement]:
         run: folder of the run.
         method: where is edited, eps, h or both.
     """
-    pairs: list[tuple[Entry, Entry]] = []
-    for entry in _entries(run):
-        later = [
-            one for one in _entries(run) if one["attribute"] == entry["attribute"] and one["t"] > entry["t"]
-        ]
-        if later and not entry["further"]:
-            pairs.append((entry, max(later, key=lambda one: float(one["t"]))))
+    entries = _entries(run)
+    further = [entry for entry in entries if entry["further"]]
+    pairs = [
+        (entry, max(later, key=lambda one: float(one["t"])))
+        for entry in entries
+        if not entry["further"]
+        and (
+            later := [
+                one for one in further if one["attribute"] == entry["attribute"] and one["t"] > entry["t"]
+            ]
+        )
+    ]
     if not pairs:
         raise DataError(
             f"{run / 'edit'} must have edits at a later step, too, for this claim; set boundary.further."

@@ -147,19 +147,19 @@ class Fitting:
             found = found[order.numpy()]
             whole = self.settings.per_side + self.settings.choice
             for_fit = min(self.settings.per_side, max(10, len(found) * self.settings.per_side // whole))
-            if for_fit < FEW:
-                log.warning(
-                    "%s: %d images of a side are few for a boundary; %d or more are better",
-                    attribute.name,
-                    for_fit,
-                    FEW,
-                )
             fit.append(found[:for_fit])
             choice.append(found[for_fit : for_fit + self.settings.choice])
         if min(map(len, choice)) == 0:
             raise DataError(
                 f"A boundary for {attribute.name} needs more than 10 images on each side, some of which it is not "
                 f"fitted to; got {len(fit[0]) + len(choice[0])} and {len(fit[1]) + len(choice[1])}."
+            )
+        if min(map(len, fit)) < FEW:
+            log.warning(
+                "%s: %d images of a side are few for a boundary; %d or more are better",
+                attribute.name,
+                min(map(len, fit)),
+                FEW,
             )
         return Rows(np.concatenate(fit), _is_first(fit), np.concatenate(choice), _is_first(choice))
 
