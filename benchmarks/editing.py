@@ -118,24 +118,28 @@ def table(options: argparse.Namespace, found: dict[str, list[tuple[Row, Row]]]) 
                     cells.append(f"{share(own)} / {mean(r['content']['value'] for r in own):.2f}")
                 yield f"| {attribute} | {variant} | {facts} | {name} | {' | '.join(cells)} |"
             if variant == "chosen":
-                own = [
-                    [r for r in entry["sampled"]["results"] if r["zeta"] == zeta]
-                    for zeta in zetas
-                    for entry in entries
-                ]
-                per = [own[k * len(entries) : (k + 1) * len(entries)] for k in range(len(zetas))]
-                cells = [
-                    f"{share([r[0] for r in some])} / {mean(r[0]['content']['value'] for r in some):.2f}"
-                    for some in per
-                ]
-                before = share([entry["sampled"]["before"] for entry in entries])
-                yield f"| {attribute} | {variant} | {facts} | both, from noise ({before} before) | {' | '.join(cells)} |"
+                sampled = [entry["sampled"] for entry in entries]
+                cells = []
+                for k in range(len(zetas)):
+                    rows = [one["results"][k] for one in sampled]
+                    cells.append(f"{share(rows)} / {mean(row['content']['value'] for row in rows):.2f}")
+                name = f"both, from noise ({share([one['before'] for one in sampled])} before)"
+                yield f"| {attribute} | {variant} | {facts} | {name} | {' | '.join(cells)} |"
 
 
 def curves(found: list[tuple[Row, Row]]) -> Iterator[str]:
     """The three curves of the mixing step, means over trainings."""
-    yield "| step | norm, sampled | norm, inverted | in half the calls | in the limit | gap | gap in the limit | error | accuracy, state / bottleneck |"
-    yield "|---|---|---|---|---|---|---|---|---|"
+    names = (
+        "norm, sampled",
+        "norm, inverted",
+        "in half the calls",
+        "in the limit",
+        "gap",
+        "gap in the limit",
+        "error",
+    )
+    yield f"| step | {' | '.join(names)} | accuracy, state / bottleneck |"
+    yield f"|---|{'---|' * len(names)}---|"
     for points in zip(*(record["points"] for record, _ in found), strict=True):
 
         def of(*path: str, points: Any = points) -> float:
@@ -163,10 +167,11 @@ def seconds(found: list[tuple[Row, Row]]) -> str:
     parts = {name: mean(fit[name] for fit in fits) for name in ("inversion", "planes", "choice")}
     edits = [entry["ms"] for _, record in found for entry in record["boundaries"]]
     curve = mean(record["seconds"]["curves"] for record, _ in found)
+    inversion, edit = (mean(one[name] for one in edits) for name in ("inversion", "edit"))
     return (
         f"Of a boundary in both spaces: {parts['inversion']:.1f} s for the inversion of its images, "
-        f"{parts['planes']:.2f} s for all its planes, {parts['choice']:.0f} s for the choice of C; of the curves {curve:.0f} s. "
-        f"Of an image: inversion {mean(e['inversion'] for e in edits):.1f} ms, edit {mean(e['edit'] for e in edits):.1f} ms."
+        f"{parts['planes']:.2f} s for its planes of all C, {parts['choice']:.0f} s for the choice of C; "
+        f"{curve:.0f} s for the curves. Of an image: {inversion:.1f} ms for its inversion, {edit:.1f} ms for an edit."
     )
 
 
@@ -206,8 +211,8 @@ def main() -> None:
         [
             f"# Editing on {dataset.name}",
             "",
-            "Cells: share of held-out images without the attribute that have it after one edit / mean squared change of "
-            "pixels in [-1, 1], by the",
+            "Cells: share of held-out images without the attribute that have it after one edit / mean squared change",
+            "of pixels in [-1, 1], by the "
             "distance from the plane in units of the mean distance of training images. Random: moved as far in both "
             f"spaces. {options.heldout} images an attribute at most;",
             f"{options.calls} calls; planes of {options.per_side} images a side. "
@@ -231,7 +236,8 @@ def main() -> None:
                 else []
             ),
             "",
-            f"Made by `benchmarks/editing.py` at {facts['git_commit']}, torch {facts['torch']}, one thread of a shared machine.",
+            f"Made by `benchmarks/editing.py` at {facts['git_commit']}, torch {facts['torch']}, one thread, "
+            "on a machine that others used, too.",
             "",
         ]
     )

@@ -15,6 +15,7 @@ RUN_BY = {
     "docs/tutorials/text-to-image.md": "tests/e2e/test_text.py",
     "docs/tutorials/inpainting.md": "tests/e2e/test_inpaint.py",
     "docs/tutorials/patches.md": "tests/e2e/test_enlarge.py",
+    "docs/tutorials/editing.md": "tests/e2e/test_edit.py",
     "docs/plan.md": "tests/unit/sampling/test_document.py",
     "CONTRIBUTING.md": "tests/workflow/test_workflow.py",
 }

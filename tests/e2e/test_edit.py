@@ -4,12 +4,13 @@ import contextlib
 
 import numpy as np
 import pytest
-from e2e.blocks import run
+from e2e.blocks import ROOT
+from e2e.blocks import run as run_page
 from e2e.shell import made, refused
 from PIL import Image
 
 from fewstep.app import keys
-from fewstep.app.params import Settings
+from fewstep.app.params import Settings, load_params
 from fewstep.app.stages import STAGES
 from fewstep.data.packed import load_dataset
 from fewstep.files import read_json, write_json
@@ -287,7 +288,7 @@ def test_the_tutorial(tmp_path):
             for place in (f"my-images/{kinds[label]}", *(["my-cats"] if label == 3 and i < 40 else [])):
                 (tmp_path / place).mkdir(parents=True, exist_ok=True)
                 picture.save(tmp_path / place / f"{i:04d}.png")
-    run(
+    run_page(
         "docs/tutorials/editing.md",
         cwd=tmp_path,
         smaller={
@@ -303,3 +304,43 @@ def test_the_tutorial(tmp_path):
         "0003.zeta2.png",
     }
     assert read_record(tmp_path / "measured")["boundaries"][0]["attribute"] in ("brightness", "cat/dog")
+
+
+@pytest.mark.parametrize("run", ["digits-edit", "celeba-edit", "lsun-bedroom-edit"])
+def test_runs_are_planned(run):
+    """Boundaries are fitted to the run's own model and data, and edits take them; on GPUs the plan alone is tested."""
+    settings = load_params(ROOT / "params.yaml").runs[run]
+    words = {result.stage.name: STAGES.words(result, run, settings) for result in STAGES.results(settings)}
+    assert list(words).index("train") < list(words).index("boundary") < list(words).index("edit")
+    inputs = {word for word in words["boundary"] if str(word).startswith("results/")}
+    assert {f"results/{run}/{name}" for name in ("train", "prepare", "boundary")} <= set(map(str, inputs))
+    given = [str(word) for word in words["edit"]]
+    assert given[given.index("--boundary") + 1] == f"results/{run}/boundary"
+    judge = given[given.index("--extractor") + 1]
+    assert judge == (f"results/{run}/extractor" if run == "digits-edit" else "effnet-lite0-p320")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)  # a training of a minute of a core, on a machine that others use, too
+def test_one_move_turns_digits_into_others(tmp_path):
+    """At step 0.2 and C = 0.001, as measured by `benchmarks/editing.py`; thresholds of the literature card.
+
+    One training may be off by a tenth of 36 images, so that both pairs count together.
+    """
+    made("prepare", "digits", "--out", "data", cwd=tmp_path)
+    made("train", "--data", "data", "--out", "model", "--checkpoints", "ck", "--steps", 2500, "--batch-size", 64,
+         "--threads", 1, cwd=tmp_path)  # fmt: skip
+    made("extractor", "--data", "data", "--out", "extractor", cwd=tmp_path)
+    made("boundary", "fit", "--model", "model", "--data", "data", "--attribute", "3/8,9/4", "--t", 0.2, "--c", 0.001,
+         "--extractor", "extractor", "--out", "boundaries", cwd=tmp_path)  # fmt: skip
+    made("edit", "--model", "model", "--boundary", "boundaries", "--data", "data", "--heldout", 40, "--zeta", "2",
+         "--extractor", "extractor", "--out", "edit", cwd=tmp_path)  # fmt: skip
+    entries = read_record(tmp_path / "edit")["boundaries"]
+    rows = [{row["method"]: row for row in entry["results"]} for entry in entries]
+
+    def mean(method):
+        return np.mean([row[method]["success"]["value"] for row in rows])
+
+    assert mean("eps") >= 0.8 and mean("random") <= 0.10
+    assert max(entry["reconstruction"]["content"]["value"] for entry in entries) <= 0.002
+    assert min(entry["accuracy"]["eps"] for entry in entries) >= 0.85

@@ -1,8 +1,10 @@
 """How strong the machine's errors weigh, C: chosen by what edits do, and not by how many latents are on their side.
 
 There are more dimensions than latents, so that any number of planes separates those of the fit, and held-out accuracy
-does not say which of them is a direction in which an image changes into another [zhu2023boundary sets C = 1]. Small C
-turns the normal towards the difference of the means.
+does not say which of them is a direction in which an image changes into another. Small C turns the normal towards the
+difference of the means.
+
+Differs: published is C = 1 for all [zhu2023boundary].
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,8 @@
-"""Planes between images with an attribute and others: linear support vector machines, and the move across them."""
+"""Planes between images with an attribute and others: linear support vector machines, and the move across them.
+
+Differs: planes have an offset, so that distance 0 is the boundary itself; the official code leaves the intercept out,
+and 0 is the parallel plane through the origin. Normals have unit length in both spaces.
+"""
 
 from dataclasses import dataclass
 
@@ -19,7 +23,7 @@ class Plane:
 
     Attributes:
         normal: of unit length, in the shape of a latent.
-        offset: distance 0 is the plane, and not the parallel one through the origin. Differs: published without.
+        offset: of the plane from the origin, against the normal.
         scale: mean of |distance| over the latents that it was fitted to, the unit of edits.
         c: of the fit.
     """
