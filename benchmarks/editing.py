@@ -29,7 +29,13 @@ from fewstep.pipeline.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
 VARIANTS = ("chosen", "C=1 at 0.2", "C=0.001 at 0.2", "C=1 at 0.4", "C=0.001 at 0.4")
-METHODS = {"eps": "state", "h": "bottleneck", "both": "both", "random": "random"}
+METHODS = {
+    "eps": "state",
+    "h": "bottleneck",
+    "both": "both",
+    "random": "random",
+    "random, far": "random, 3 times as far",
+}
 Row = dict[str, Any]
 
 

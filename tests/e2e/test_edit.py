@@ -143,9 +143,9 @@ def test_edits_are_measured_beside_their_control_and_shown(study, folder, tmp_pa
     assert bright["eps", 3]["success"]["value"] > bright["random", 3]["success"]["value"]
     assert bright["eps", 3]["content"]["value"] > bright["eps", 1]["content"]["value"] > 0
     strip = pixels(tmp_path / "edit" / "3-8.png")
-    assert strip.shape == (6 * 8, 6 * 8) and record["shown"] == [-1, 0, 1, 3]
+    assert strip.shape == (6 * 9, 6 * 9) and record["shown"] == [-1, 0, 1, 3]
     shown = panel([tmp_path / "edit"], None)
-    assert "random direction" in shown.html and "inverted and back" in shown.html
+    assert "random, 3 times as far" in shown.html and "inverted and back" in shown.html
     (gain,) = measures.success_gain(tmp_path, of="eps", to="random", zeta=3.0)
     near = [entry for entry in entries.values() if not entry["further"]]
     rows = [{row["method"]: row for row in entry["results"] if row["zeta"] == 3} for entry in near]

@@ -14,6 +14,8 @@ from fewstep.checks import ConfigError
 from fewstep.data.image_files import ImageFiles
 from fewstep.data.transforms import Transform
 
+_GREY = 127
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -59,6 +61,8 @@ def as_image(pixels: Tensor | NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
 
 
-def stacked(rows: Sequence[Tensor]) -> Image.Image:
-    """Rows of images, uint8 (N, C, H, W) each, below each other."""
+def stacked(rows: Sequence[Tensor], *, gap: int = 0) -> Image.Image:
+    """Rows of images, uint8 (N, C, H, W) each, below each other, with a grey gap after each image."""
+    if gap:
+        rows = [torch.nn.functional.pad(row, (0, gap, 0, gap), value=_GREY) for row in rows]
     return as_image(np.concatenate([np.concatenate(list(row.numpy()), axis=2) for row in rows], axis=1))

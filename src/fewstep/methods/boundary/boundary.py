@@ -74,14 +74,17 @@ class Boundary:
                     "must be; fit it at another step, edit in the other space, or use it anyway with --force."
                 )
 
-    def start(self, latents: Latents, where: str, zeta: float, *, random: int | None = None) -> Start:
+    def start(
+        self, latents: Latents, where: str, zeta: float, *, random: int | None = None, times: float = 1.0
+    ) -> Start:
         """Where to generate from for latents (N, ...) to be at a distance of zeta from the planes of a space.
 
         Args:
             latents: at the boundary's step.
             where: a name of `WHERE`.
             zeta: in units of the mean distance of the latents that the planes were fitted to.
-            random: first seed of unit vectors, one for each, that they move along instead, equally far: the control.
+            random: first seed of unit vectors, one for each, that they move along instead: the control.
+            times: how often as far they move.
 
         Raises: DataError: latents of another shape.
         """
@@ -94,7 +97,7 @@ class Boundary:
                     f"{tuple(plane.normal.shape)}; got {tuple(x.shape[1:])}."
                 )
             direction = plane.normal[None] if random is None else _directions(x, random, space)
-            moved[space] = along(x, direction, plane.moves(x, zeta))
+            moved[space] = along(x, direction, times * plane.moves(x, zeta))
         return Start(moved.get("eps", latents.eps), moved.get("h"))
 
 

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fewstep.methods.boundary.stage.run import METHODS, RANDOM, Record, read_record
+from fewstep.methods.boundary.stage.run import FAR, METHODS, RANDOM, Record, read_record
 from fewstep.pipeline.report.figures import COLOURS, MUTED, WIDTH, house_style
 from fewstep.pipeline.report.images import data_uri
 from fewstep.pipeline.report.numbers import number, percent
@@ -24,7 +24,8 @@ _LOOKS = {
     "eps": ("state", COLOURS[0], "o", "-"),
     "h": ("bottleneck", COLOURS[1], "s", (0, (4, 2))),
     "both": ("both", COLOURS[2], "^", (0, (1.5, 1.5))),
-    RANDOM: ("random direction", COLOURS[7], "v", "-"),
+    RANDOM: ("random", COLOURS[7], "v", "-"),
+    FAR: ("random, 3 times as far", COLOURS[3], "D", (0, (6, 2, 1.5, 2))),
 }
 
 

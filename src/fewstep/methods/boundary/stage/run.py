@@ -31,9 +31,10 @@ from fewstep.progress import Track
 SCHEMA = "fewstep.edited/1"
 RECORD = "edit.json"
 LEVEL = 0.95
-RANDOM = "random"
-"""The control: moved as far along random directions, in both spaces."""
-METHODS = (*WHERE, RANDOM)
+RANDOM, FAR = "random", "random, far"
+"""The controls: moved along random directions in both spaces, as far, and `TIMES` as far, so that as much changes."""
+TIMES = 3.0
+METHODS = (*WHERE, RANDOM, FAR)
 SHOWN = 6
 """Images of a picture."""
 
@@ -142,11 +143,16 @@ class Editing:
         columns = [images, again] + [
             self._edited(boundary, latents[:SHOWN], BOTH, zeta) for zeta in self._shown
         ]
-        return entry, stacked(list(torch.stack([column[:SHOWN] for column in columns]).transpose(0, 1)))
+        return entry, stacked(
+            list(torch.stack([column[:SHOWN] for column in columns]).transpose(0, 1)), gap=1
+        )
 
     def _edited(self, boundary: Boundary, latents: Latents, method: str, zeta: float) -> Tensor:
-        random = self.settings.seed if method == RANDOM else None
-        start = boundary.start(latents, BOTH if method == RANDOM else method, zeta, random=random)
+        if method in (RANDOM, FAR):
+            times = TIMES if method == FAR else 1.0
+            start = boundary.start(latents, BOTH, zeta, random=self.settings.seed, times=times)
+        else:
+            start = boundary.start(latents, method, zeta)
         return edited_from(self.model, boundary, start, self.settings)
 
     def _of_noise(self, boundary: Boundary, judge: Judge, n: int) -> Record:

@@ -84,7 +84,7 @@ def _figure(record: Record) -> Figure:
             axes.set_xlabel("step (0: data, 1: noise)", fontsize=8.5)
             axes.set_xlim(0, 1)
             axes.set_xticks([0, 0.5, 1])
-        figure.subplots_adjust(left=0.06, right=0.99, top=0.89, bottom=0.18, wspace=0.25)
+        figure.subplots_adjust(left=0.06, right=0.975, top=0.89, bottom=0.18, wspace=0.25)
     return figure
 
 
