@@ -146,10 +146,10 @@ def test_an_edit_moves_latents_to_the_distance_and_the_control_as_far(where):
             lengths = [(moved - before).flatten(1).norm(dim=1) for moved in (own, other)]
             assert torch.allclose(*lengths, atol=1e-5)
             assert float((other - own).flatten(1).norm(dim=1).min()) > 0.01
-    again = boundary.start(latents, where, 1.0, random=7)
-    assert all(
-        torch.equal(a, b) for a, b in ((again.eps, boundary.start(latents, where, 1.0, random=7).eps),)
+    near, far = (
+        boundary.start(latents, "eps", 1.0, random=7, times=times).eps - latents.eps for times in (1, 3)
     )
+    assert torch.allclose(3 * near, far, atol=1e-5)
     one = boundary.start(latents[1:2], "eps", 1.0, random=8)
     assert torch.equal(one.eps, boundary.start(latents, "eps", 1.0, random=7).eps[1:2]), (
         "of an image, not of a batch"

@@ -25,7 +25,7 @@ _LOOKS = {
     "h": ("bottleneck", COLOURS[1], "s", (0, (4, 2))),
     "both": ("both", COLOURS[2], "^", (0, (1.5, 1.5))),
     RANDOM: ("random", COLOURS[7], "v", "-"),
-    FAR: ("random, 3 times as far", COLOURS[3], "D", (0, (6, 2, 1.5, 2))),
+    FAR: ("random, 3 times as far", COLOURS[3], "P", (0, (6, 2, 1.5, 2))),
 }
 
 

@@ -241,7 +241,7 @@ class Fitting:
             accuracy = {c: plane.accuracy(held, rows.choice_positive) for c, plane in fitted.items()}
             usable = {c: plane for c, plane in fitted.items() if accuracy[c] >= LEAST_ACCURACY} or fitted
             started = time.perf_counter()
-            found = {} if judge is None else {
+            found = {} if judge is None or len(self.settings.c) == 1 else {
                 c: self._sweep(plan, further[source], images, space, plane, judge) for c, plane in usable.items()
             }  # fmt: skip
             choosing += time.perf_counter() - started
