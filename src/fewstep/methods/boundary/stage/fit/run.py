@@ -78,6 +78,9 @@ class Fitting:
                 f"{self._dataset.shape}."
             )
         attributes = [Attribute(name) for name in self.settings.attribute]
+        files = [attribute.file for attribute in attributes]
+        if both := next((file for file in files if files.count(file) > 1), None):
+            raise ConfigError(f"Attributes must differ in the names of their files; two are called {both}.")
         rows = {attribute: self._rows(attribute) for attribute in attributes}
         judges = {attribute: self._judge(attribute) for attribute in attributes}
         seconds: dict[str, float] = {}
@@ -86,17 +89,12 @@ class Fitting:
         seconds["curves"] = time.perf_counter() - started
         boundaries: dict[str, Boundary] = {}
         entries: list[Record] = []
-        for t in dict.fromkeys([chosen, *self.settings.further]):
-            plan = self.plan_at(t)
-            t = plan.nodes[0].t
+        plans = {plan.nodes[0].t: plan for plan in map(self.plan_at, (chosen, *self.settings.further))}
+        for t, plan in plans.items():
             for attribute in track(f"fit at {t:g}", unit="attribute")(attributes):
                 own = rows[attribute]
                 boundary, entry = self._fitted(attribute, own, judges[attribute], plan, t != chosen)
                 file = attribute.file if t == chosen else f"{attribute.file}.t{t:g}"
-                if file in boundaries:
-                    raise ConfigError(
-                        f"Attributes must differ in the names of their files; two are called {file}."
-                    )
                 boundaries[file] = boundary
                 entries.append({"file": file, **entry})
         record = {
