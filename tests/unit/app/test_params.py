@@ -270,6 +270,10 @@ def test_an_unknown_field_is_named_with_what_is_allowed() -> None:
             "edit.heldout: must be 0 without boundary.attribute, whose boundaries are edited across, got 10",
         ),
         (
+            {**PATCHES, "boundary": {"attribute": ["3/8"]}},
+            "boundary.attribute: must be none for a network of patches, got model.tile 8",
+        ),
+        (
             {"boundary": {"attribute": ["3/8"]}, "model": {"network": "transformer"}},
             "boundary.attribute: must be none but for a U-Net, got model.network transformer",
         ),

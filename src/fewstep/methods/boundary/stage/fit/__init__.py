@@ -10,6 +10,10 @@ from fewstep.pipeline.stage import MODEL, Stage, extractor
 def _requires(settings: Any) -> None:
     if settings.autoencoder.factor is not None or settings.autoencoder.source is not None:
         raise ValueError("boundary.attribute: must be none for a model of latents; leave the autoencoder out")
+    if settings.model.tile is not None:
+        raise ValueError(
+            f"boundary.attribute: must be none for a network of patches, got model.tile {settings.model.tile}"
+        )
     if settings.model.network != "unet":
         raise ValueError(
             f"boundary.attribute: must be none but for a U-Net, got model.network {settings.model.network}"
