@@ -217,8 +217,8 @@ def test_few_images_are_warned_of_and_a_poor_boundary_is_refused(study, folder, 
     """Sides that are drawn by lot have no boundary: 60 % of 80 further images are on theirs in 4 % of cases."""
     lots = torch.randint(2, (400,), generator=generator(0)).tolist()
     (tmp_path / "lot.csv").write_text("row,lot\n" + "\n".join(f"{i},{lot}" for i, lot in enumerate(lots)))
-    made("boundary", "fit", "--model", study / "model", "--data", study / "data", "--out", tmp_path / "b", "--attribute",
-         f"{tmp_path / 'lot.csv'}:lot", *SMALL, "--choice", 40, "--c", 1, "--t", 0.3)  # fmt: skip
+    made("boundary", "fit", "--model", study / "model", "--data", study / "data", "--out", tmp_path / "b", *SMALL,
+         "--attribute", f"{tmp_path / 'lot.csv'}:lot", "--choice", 40, "--c", 1, "--t", 0.3)  # fmt: skip
     assert "lot: 20 images of a side are few for a boundary; 50 or more are better" in caplog.text
     boundary = load_boundary(tmp_path / "b" / "lot.npz")
     poor = [space for space in ("eps", "h") if boundary.accuracy[space] < 0.6]
