@@ -7,6 +7,7 @@ which need not be the time that the state has. All arithmetic is on tensors, so 
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from fewstep.checks import ConfigError
 from fewstep.diffusion.schedule import Schedule
 from fewstep.sampling.plan import MIN_GAP, Node, Plan, Raw, Step
-from fewstep.sampling.solver import coefficients
+from fewstep.sampling.solver import Values, coefficients
 
 Eps = Callable[[Tensor, Tensor], Tensor]
 Sampler = Callable[[Eps, Tensor], Tensor]
@@ -131,13 +132,16 @@ def parallel_directions(
     return sampler
 
 
-def told_otherwise(plan: Plan, frame: Schedule, told: Tensor) -> Sampler:
+def told_otherwise(plan: Plan, frame: Schedule, told: Tensor, *, lambdas: Tensor | None = None) -> Sampler:
     """A known sampler whose network is told other times, LD3 [tong2024ld3]: x0_hat is made with those.
 
-    Args: plan: of `frame`, each node but the last calling the network once. told: times, (n_steps,).
+    Args: plan: of `frame`, each node but the last calling the network once. told: times, (n_steps,). lambdas: half
+        log-SNRs of the nodes to use instead of the plan's, (n_steps + 1,).
     """
     alpha, sigma = frame.alpha(told), frame.sigma(told)
-    updates = coefficients(plan, frame)
+    updates = coefficients(
+        plan, frame, None if lambdas is None else replace(Values.of(plan), lambdas=lambdas)
+    )
 
     def sampler(eps: Eps, x: Tensor) -> Tensor:
         read: list[dict[str, Tensor]] = []
