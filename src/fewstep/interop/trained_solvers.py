@@ -154,11 +154,12 @@ def _number(settings: Settings, name: str) -> float:
 
 def _levels(settings: Settings, schedule: Schedule, n_steps: int) -> Tensor:
     """The grid of diff-sampler and those that follow it: edm_sigmas, (n_steps + 1,)."""
-    low, high = schedule.edm_sigma(
-        torch.tensor([schedule.t_min, schedule.t_start], dtype=torch.float64)
-    ).tolist()
+    ends = torch.tensor([schedule.t_min, schedule.t_start], dtype=torch.float64)
+    low, most = schedule.edm_sigma(ends).tolist()
     low = low if settings["sigma_min"] is None else _number(settings, "sigma_min")
-    high = min(high, SIGMA_MAX) if settings["sigma_max"] is None else _number(settings, "sigma_max")
+    high = min(most, SIGMA_MAX) if settings["sigma_max"] is None else _number(settings, "sigma_max")
+    if high > most * (1 + 1e-9):
+        raise ConfigError(f"The setting sigma_max must be at most the model's {most:g}; got {high:g}.")
     rho, share = _number(settings, "schedule_rho"), torch.arange(n_steps + 1, dtype=torch.float64) / n_steps
     if not 0 < low < high or not rho > 0:
         raise ConfigError(
