@@ -1,12 +1,15 @@
 """The search's plans beside the solvers that others train, at equal network calls, teacher, noises and loss.
 
 Run: OMP_NUM_THREADS=1 python benchmarks/solver_training.py mixture --keep FOLDER      the closed-form mixture
-Writes benchmarks/results/solver_training_mixture.md from what FOLDER holds, and goes on where it was interrupted.
+     OMP_NUM_THREADS=1 python benchmarks/solver_training.py model MODEL PLAN... --extractor E OTHER \\
+         --reference STATS OTHER_STATS --name digits --keep FOLDER
+Writes benchmarks/results/solver_training_<name>.md from what FOLDER holds, and goes on where it was interrupted.
 
 A call of the network counts once, and three times where gradients go back through it. The search gets what it spends
 with the settings below; every training gets the same number of calls at the same number of steps, its teacher's among
 them. All learn from the distance to the same kind of fine solution, and are judged by it on noises that nobody saw:
-perceptual losses, as their papers have them, do not exist for vectors, and nor do critics.
+perceptual losses, as their papers have them, do not exist for vectors, and nor do critics. On images it is the
+distance of features.
 """
 
 import argparse
@@ -17,14 +20,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from peers.trained import RECIPES, Solver, train
+from peers.trained import RECIPES, train
 from solver_search import SEEDS, HeldOut, mixture
 from torch import Tensor
 
 from fewstep import process
-from fewstep.diffusion.denoiser import Model
+from fewstep.diffusion.denoiser import Denoiser, Model
 from fewstep.diffusion.schedule import Schedule
 from fewstep.files import atomic_file, read_json, write_json
+from fewstep.interop.load import load_model
 from fewstep.methods.s3.space import Space
 from fewstep.methods.s3.stage.known import known_samplers
 from fewstep.methods.s3.stage.run import run_search
@@ -32,19 +36,28 @@ from fewstep.methods.s3.stage.scoring import Search
 from fewstep.methods.s3.stage.settings import SearchSettings
 from fewstep.methods.s3.stage.solutions import solve_teacher
 from fewstep.methods.s3.teacher import make_teacher
+from fewstep.metrics.extractor import extract, load_extractor
+from fewstep.metrics.frechet import frechet
+from fewstep.metrics.reference import load_reference
+from fewstep.metrics.statistics import Statistics
+from fewstep.metrics.uncertainty import half_samples, normal_interval, spread
 from fewstep.pipeline.environment import environment
 from fewstep.progress import track
 from fewstep.rng import ImageNoise
-from fewstep.sampling.plan import Plan
+from fewstep.sampling.document import save_plan
+from fewstep.sampling.plan import Plan, load_plan, plan_from_json
 from fewstep.sampling.presets import PRESETS
-from fewstep.sampling.sample import solve
+from fewstep.sampling.sample import sample, solve
 from fewstep.sampling.task import Task
 from fewstep.sampling.trained import Eps, Sampler, plan_of
 
 RESULTS = Path(__file__).parent / "results"
-NFES = (5, 3, 8, 4, 6, 10)
+NFES = (5, 3, 8, 10, 4, 6)
 TEACHER_CALLS, POOL = 200, 1400  # of a fine solution; GAS trains on as many
-TRAINING_SEED = 1_500_000_000
+TRAINING_SEED, REPORT_SEED = 1_500_000_000, 500_000_000
+
+
+Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 class Counted:
@@ -63,19 +76,13 @@ class Counted:
 
 def eps_in(model: Model, frame: Schedule) -> Eps:
     """The model's eps_hat at a state and a time of a frame."""
-    schedule = model.schedule
+    schedule, denoiser = model.schedule, Denoiser(model)
 
     def eps(x: Tensor, t: Tensor) -> Tensor:
         own = schedule.t_of_lambda(frame.lambda_(t)).clamp(schedule.t_min, schedule.t_max)
-        return model.fn(schedule.alpha(own) / frame.alpha(t) * x, own.expand(len(x)))
+        return denoiser.eps(schedule.alpha(own) / frame.alpha(t) * x, own)
 
     return eps
-
-
-def plan_in(solver: Solver, schedule: Schedule, name: str) -> Plan:
-    with torch.no_grad():
-        sampler = solver.sampler()
-        return plan_of(sampler, schedule, solver.frame, t_start=solver.t_start, t_end=solver.t_end, name=name)
 
 
 def search_mixture(nfe: int, seed: int) -> dict[str, float]:
@@ -107,17 +114,17 @@ def best_known(nfe: int) -> dict[str, float | str]:
     return {"error": error, "name": name}
 
 
-def train_on_mixture(method: str, nfe: int, budget: int) -> dict[str, float] | None:
-    """Held-out error of a peer's solver, trained with as many calls."""
-    counted = Counted(mixture())
+def fit(
+    counted: Counted, method: str, nfe: int, budget: int, noise: Tensor, target: Tensor, distance: Distance
+) -> tuple[Plan, int] | None:
+    """A peer's solver trained until the calls are spent, as a plan, with its updates; None where it has no such plan.
+
+    Args: noise: x_T. target: fine solutions. distance: of what is made to the targets of some rows, one each.
+    """
     model, recipe = counted.model, RECIPES[method]
     solver = recipe.make(model.schedule, nfe)
     if solver is None:
         return None
-    started = time.process_time()
-    noise = ImageNoise(range(TRAINING_SEED, TRAINING_SEED + POOL), model.shape)().double()
-    fine = PRESETS["unipc-3"](model.schedule, TEACHER_CALLS, lower_final=False)
-    target = solve(model, fine, noise)
     eps = eps_in(model, solver.frame)
     # a first state of the frame at the noise level of x_T, and its result at the noise level of the end
     scales = [
@@ -129,16 +136,45 @@ def train_on_mixture(method: str, nfe: int, budget: int) -> dict[str, float] | N
     ]
 
     def loss(sampler: Sampler, rows: Tensor) -> Tensor:
-        x0 = sampler(eps, scales[0] * noise[rows]) / scales[1]
-        return torch.linalg.vector_norm(x0 - target[rows], dim=1).mean()
+        return distance(sampler(eps, scales[0] * noise[rows]) / scales[1], rows).mean()
 
     def draw(update: int, batch: int) -> Tensor:
-        first = update * batch % (POOL - batch + 1)
+        first = update * batch % (len(noise) - batch + 1)
         return torch.arange(first, first + batch)
 
     updates = train(recipe, solver, loss, draw, lambda: counted.calls, budget - counted.calls)
-    plan = plan_in(solver, model.schedule, method)
+    with torch.no_grad():
+        plan = plan_of(
+            solver.sampler(),
+            model.schedule,
+            solver.frame,
+            t_start=solver.t_start,
+            t_end=solver.t_end,
+            name=method,
+        )
     assert plan.nfe == nfe, f"{method} makes {plan.nfe} calls where {nfe} were asked for"
+    return plan, updates
+
+
+def train_on_mixture(method: str, nfe: int, budget: int) -> dict[str, float] | None:
+    """Held-out error of a peer's solver, trained with as many calls."""
+    counted = Counted(mixture())
+    started = time.process_time()
+    noise = ImageNoise(range(TRAINING_SEED, TRAINING_SEED + POOL), counted.model.shape)().double()
+    fine = PRESETS["unipc-3"](counted.model.schedule, TEACHER_CALLS, lower_final=False)
+    target = solve(counted.model, fine, noise)
+    trained = fit(
+        counted,
+        method,
+        nfe,
+        budget,
+        noise,
+        target,
+        lambda x0, rows: torch.linalg.vector_norm(x0 - target[rows], dim=1),
+    )
+    if trained is None:
+        return None
+    plan, updates = trained
     return {
         "error": HeldOut(mixture()).error(plan),
         "depth": plan.depth,
@@ -219,6 +255,121 @@ def write_table(keep: Path) -> None:
     print(text, flush=True)
 
 
+class Judge:
+    """Fréchet distances of a plan's images, in the features that everything was fitted to and in others."""
+
+    def __init__(self, model: Model, arguments: argparse.Namespace) -> None:
+        self.model, self.n = model, arguments.n
+        self.spaces = [
+            (extractor := load_extractor(name), load_reference(stats, extractor=extractor).statistics)
+            for name, stats in zip(arguments.extractor, arguments.reference, strict=True)
+        ]
+
+    def __call__(self, plan: Plan) -> list[dict[str, float]]:
+        images = sample(
+            self.model, plan, seeds=range(REPORT_SEED, REPORT_SEED + self.n), batch_size=500, force=True
+        )
+        rows = []
+        for extractor, reference in self.spaces:
+            features = extract(images, extractor)
+            value = frechet(Statistics.from_features(features), reference).value
+            sd = spread(half_samples(features, reference, resamples=50, seed=0))
+            low, high = normal_interval(value, sd, 0.95)
+            rows.append({"fd": value, "low": low, "high": high})
+        return rows
+
+
+def accounted(record: dict) -> int:
+    """Network calls of a search by its record, those with gradients three times."""
+    settings, nfe = record["settings"], record["nfe"]
+    back = settings["polish_iterations"] * settings["polish_noises"]
+    back += settings["frechet_iterations"] * settings["frechet_images"]
+    return sum(record["network_calls"].values()) + 2 * back * nfe
+
+
+def run_model(arguments: argparse.Namespace) -> None:
+    """Every peer trained on a model with as many calls as the search took, and all judged on the same new images."""
+    arguments.keep.mkdir(parents=True, exist_ok=True)
+    model = load_model(arguments.model)
+    judge = Judge(model, arguments)
+    extractor, _ = judge.spaces[0]
+    fine = PRESETS["unipc-3"](model.schedule, arguments.teacher_calls, to_zero=True)
+    noise = ImageNoise(range(TRAINING_SEED, TRAINING_SEED + POOL), model.shape)()
+    rows: dict[int, dict[str, dict]] = {}
+
+    def measured(path: Path) -> dict[str, dict]:
+        """Every row of one number of calls."""
+        plan = load_plan(path)
+        nfe = plan.nfe
+        record = read_json(path.parent / f"search.nfe{nfe}.json")
+        budget, cells = accounted(record), {}
+
+        def judged(name: str, make: Callable[[], tuple[Plan, int, int] | None]) -> None:
+            file = arguments.keep / f"{name}.{nfe}.json"
+            if not file.exists():
+                facts, made = {}, make()
+                if made is not None:
+                    of, calls, updates = made
+                    save_plan(of, arguments.keep / f"{name}.{nfe}.plan.json")
+                    facts = {"depth": of.depth, "calls": calls, "updates": updates, "fd": judge(of)}
+                write_json(file, facts)
+                print(name, nfe, facts, flush=True)
+            cells[name] = read_json(file)
+
+        def trained(method: str) -> tuple[Plan, int, int] | None:
+            counted = Counted(model)
+            x0 = torch.cat([solve(counted.model, fine, part) for part in noise.split(200)])
+            with torch.no_grad():
+                target = extractor.of_unit(x0)
+
+            def distance(x0: Tensor, rows: Tensor) -> Tensor:
+                return (extractor.of_unit(x0) - target[rows]).square().mean(1)
+
+            done = fit(counted, method, nfe, budget, noise, target, distance)
+            return None if done is None else (done[0], counted.calls, done[1])
+
+        known = plan_from_json(record["best_preset_plan"])
+        calls = record["network_calls"]["presets"]
+        judged("searched", lambda: (plan, budget, 0))
+        judged(f"best known sampler, {record['best_preset']}", lambda: (known, calls, 0))
+        for method in RECIPES:
+            judged(method, lambda m=method: trained(m))
+        return cells
+
+    for path in arguments.plans:
+        rows[load_plan(path).nfe] = measured(path)
+        write_model_table(model, arguments, rows)
+
+
+def write_model_table(model: Model, arguments: argparse.Namespace, rows: dict[int, dict[str, dict]]) -> None:
+    names = [name.split("/")[-1] for name in arguments.extractor]
+    lines = [
+        f"# {model.name}: the search's plans beside the solvers that others train, FD of {arguments.n:,} images",
+        "",
+        "Every program was trained with as many network calls as the search took, those with gradients counted three "
+        "times, its teacher's among them. Its loss is the squared distance of features to those of the fine solution, "
+        "in the features of the first column of FD, which the search fits its images to. To the second nothing was "
+        "fitted. Intervals of 95 % of the images alone: one training each, one search each.",
+        "",
+        "| calls | sampler | depth | FD, fitted | FD, unfitted | searched / this, unfitted | calls to make | updates |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for nfe, cells in sorted(rows.items()):
+        ours = cells["searched"]["fd"][-1]["fd"]
+        for name, cell in sorted(cells.items(), key=lambda c: c[1]["fd"][-1]["fd"] if c[1] else float("inf")):
+            if cell:
+                said = [f"{fd['fd']:.1f} [{fd['low']:.1f}, {fd['high']:.1f}]" for fd in cell["fd"]]
+                lines.append(
+                    f"| {nfe} | {name} | {cell['depth']} | {said[0]} | {said[-1]} | {ours / cell['fd'][-1]['fd']:.2f} "
+                    f"| {cell['calls'] / 1000:.0f}k | {cell['updates'] or '–'} |"
+                )
+    facts = ", ".join(f"{key} {value}" for key, value in environment().items() if isinstance(value, str))
+    text = "\n".join([*lines, "", f"Features: {', '.join(names)}. {facts}", ""])
+    with atomic_file(RESULTS / f"solver_training_{arguments.name}.md") as temporary:
+        temporary.write_text(text)
+    print(text, flush=True)
+
+
 if __name__ == "__main__":
     process.set_up()
     torch.set_num_threads(1)
@@ -232,5 +383,21 @@ if __name__ == "__main__":
     )
     on_mixture.add_argument("--nfe", type=int, nargs="+", default=NFES)
     on_mixture.set_defaults(run=run_mixture)
+    on_model = what.add_parser("model")
+    on_model.add_argument("model")
+    on_model.add_argument(
+        "plans", nargs="+", type=Path, help="searched plans, each with its record beside it"
+    )
+    on_model.add_argument(
+        "--extractor", nargs="+", required=True, help="features: those fitted to, then others"
+    )
+    on_model.add_argument("--reference", nargs="+", required=True, help="statistics in each")
+    on_model.add_argument("--teacher-calls", type=int, default=100, help="of a fine solution")
+    on_model.add_argument("--n", type=int, default=5000, help="reported images")
+    on_model.add_argument("--name", default="model")
+    on_model.add_argument(
+        "--keep", type=Path, required=True, help="folder of what is measured, to go on from"
+    )
+    on_model.set_defaults(run=run_model)
     arguments = parser.parse_args()
     arguments.run(arguments)
