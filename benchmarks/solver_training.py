@@ -1,6 +1,7 @@
 """The search's plans beside the solvers that others train, at equal network calls, teacher, noises and loss.
 
 Run: OMP_NUM_THREADS=1 python benchmarks/solver_training.py mixture --keep FOLDER      the closed-form mixture
+     OMP_NUM_THREADS=1 python benchmarks/solver_training.py depth MODEL...           what calls side by side save
      OMP_NUM_THREADS=1 python benchmarks/solver_training.py model MODEL PLAN... --extractor E OTHER \\
          --reference STATS OTHER_STATS --name digits --keep FOLDER
 Writes benchmarks/results/solver_training_<name>.md from what FOLDER holds, and goes on where it was interrupted.
@@ -15,7 +16,7 @@ distance of features.
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,7 +37,7 @@ from fewstep.methods.s3.stage.scoring import Search
 from fewstep.methods.s3.stage.settings import SearchSettings
 from fewstep.methods.s3.stage.solutions import solve_teacher
 from fewstep.methods.s3.teacher import make_teacher
-from fewstep.metrics.extractor import extract, load_extractor
+from fewstep.metrics.extractor import Extractor, extract, load_extractor
 from fewstep.metrics.frechet import frechet
 from fewstep.metrics.reference import load_reference
 from fewstep.metrics.statistics import Statistics
@@ -53,6 +54,7 @@ from fewstep.sampling.trained import Eps, Sampler, plan_of
 
 RESULTS = Path(__file__).parent / "results"
 NFES = (5, 3, 8, 10, 4, 6)
+REPEATS = 15
 TEACHER_CALLS, POOL = 200, 1400  # of a fine solution; GAS trains on as many
 TRAINING_SEED, REPORT_SEED = 1_500_000_000, 500_000_000
 
@@ -85,12 +87,20 @@ def eps_in(model: Model, frame: Schedule) -> Eps:
     return eps
 
 
-def search_mixture(nfe: int, seed: int) -> dict[str, float]:
-    """Held-out error and calls of a search, and of the best known sampler."""
+POLISH = {
+    "searched, 1,600 updates of 32 noises": {"iterations": 1600, "noises": 32, "lr": 0.01},
+    "searched, 200 updates of 256 noises": {"iterations": 200, "noises": 256, "lr": 0.05},
+}
+"""Ways to spend the same calls; the second has the batches and the rate of `solver_search.py`."""
+MOST_SEEDS = 2
+
+
+def search_mixture(nfe: int, seed: int, polish: Mapping[str, float]) -> dict[str, float]:
+    """Held-out error and calls of a search."""
     counted = Counted(mixture())
     settings = SearchSettings(
-        trials=100, noises=512, trial_noises=128, teacher_nfe=TEACHER_CALLS, polish_iterations=200,
-        polish_noises=256, polish_lr=0.05, seed=seed, batch_size=4096,
+        trials=100, noises=512, trial_noises=128, teacher_nfe=TEACHER_CALLS, seed=seed, batch_size=4096,
+        **{f"polish_{name}": value for name, value in polish.items()},
     )  # fmt: skip
     task = Task(counted.model, batch_size=settings.batch_size)
     teacher = solve_teacher(task, settings, to_zero=False)
@@ -195,12 +205,11 @@ def run_mixture(arguments: argparse.Namespace) -> None:
         return read_json(file)
 
     for nfe in arguments.nfe:
-        ours = [
-            kept(f"search.{nfe}.{i}", lambda s=seed, n=nfe: search_mixture(n, s))
-            for i, seed in enumerate(SEEDS)
-        ]
+        for way, polish in POLISH.items():
+            for i, seed in enumerate(SEEDS[:MOST_SEEDS]):
+                kept(f"{way}.{i}.{nfe}", lambda n=nfe, s=seed, p=polish: search_mixture(n, s, p))
         kept(f"known.{nfe}", lambda n=nfe: best_known(n))
-        budget = int(ours[0]["calls"])
+        budget = int(read_json(arguments.keep / f"{next(iter(POLISH))}.0.{nfe}.json")["calls"])
         for method in RECIPES:
             kept(f"{method}.{nfe}", lambda m=method, n=nfe, b=budget: train_on_mixture(m, n, b))
         write_table(arguments.keep)
@@ -209,7 +218,8 @@ def run_mixture(arguments: argparse.Namespace) -> None:
 def write_table(keep: Path) -> None:
     """Of the numbers of calls at which all is there."""
     cells = {file.stem: read_json(file) for file in keep.glob("*.json")}
-    whole = [n for n in sorted(NFES) if all(f"{m}.{n}" in cells for m in RECIPES)]
+    every = [*(f"{way}.{i}" for way in POLISH for i in range(MOST_SEEDS)), "known", *RECIPES]
+    whole = [n for n in sorted(NFES) if all(f"{name}.{n}" in cells for name in every)]
     head = " | ".join(f"{n} calls" for n in whole)
     lines = [
         "# Held-out error on the closed-form mixture: the search beside the solvers that others train",
@@ -231,7 +241,10 @@ def write_table(keep: Path) -> None:
         depth = int(found.get("depth", n))
         return f"{found['error']:.4f}" + ("" if depth == n else f" ({depth})")
 
-    searched = {n: [cells[f"search.{n}.{i}"]["error"] for i in range(len(SEEDS))] for n in whole}
+    searched = {
+        way: {n: [cells[f"{way}.{i}.{n}"]["error"] for i in range(MOST_SEEDS)] for n in whole}
+        for way in POLISH
+    }
     known = {n: cells[f"known.{n}"] for n in whole}
     best = {
         n: min([known[n]["error"], *(cells[f"{m}.{n}"]["error"] for m in RECIPES if cells[f"{m}.{n}"])])
@@ -242,11 +255,17 @@ def write_table(keep: Path) -> None:
         return f"| {name} | {' | '.join(of(n) for n in whole)} |"
 
     lines += [
-        row("searched, three seeds", lambda n: ", ".join(f"{e:.4f}" for e in searched[n])),
+        *(row(way, lambda n, w=way: ", ".join(f"{e:.4f}" for e in searched[w][n])) for way in POLISH),
         *(row(m, lambda n, m=m: cell(f"{m}.{n}")) for m in RECIPES),
         row("best known sampler", lambda n: f"{known[n]['name']} {known[n]['error']:.4f}"),
-        row("searched / best of all others", lambda n: ", ".join(f"{e / best[n]:.2f}" for e in searched[n])),
-        row("network calls of each", lambda n: f"{cells[f'search.{n}.0']['calls']:,}"),
+        *(
+            row(
+                f"{way}, over the best of all others",
+                lambda n, w=way: ", ".join(f"{e / best[n]:.2f}" for e in searched[w][n]),
+            )
+            for way in POLISH
+        ),
+        row("network calls of each", lambda n: f"{cells[f'{next(iter(POLISH))}.0.{n}']['calls']:,}"),
     ]
     facts = ", ".join(f"{key} {value}" for key, value in environment().items() if isinstance(value, str))
     text = "\n".join([*lines, "", facts, ""])
@@ -287,6 +306,16 @@ def accounted(record: dict) -> int:
     return sum(record["network_calls"].values()) + 2 * back * nfe
 
 
+def targets(model: Model, extractor: Extractor, fine: Plan, noise: Tensor, file: Path) -> Tensor:
+    """Features of the fine solutions, which all trainings share and each is charged for."""
+    if not file.exists():
+        x0 = torch.cat([solve(model, fine, part) for part in noise.split(200)])
+        with torch.no_grad(), atomic_file(file) as temporary:
+            torch.save(extractor.of_unit(x0), temporary)
+    found: Tensor = torch.load(file, weights_only=True)
+    return found
+
+
 def run_model(arguments: argparse.Namespace) -> None:
     """Every peer trained on a model with as many calls as the search took, and all judged on the same new images."""
     arguments.keep.mkdir(parents=True, exist_ok=True)
@@ -295,6 +324,7 @@ def run_model(arguments: argparse.Namespace) -> None:
     extractor, _ = judge.spaces[0]
     fine = PRESETS["unipc-3"](model.schedule, arguments.teacher_calls, to_zero=True)
     noise = ImageNoise(range(TRAINING_SEED, TRAINING_SEED + POOL), model.shape)()
+    target = targets(model, extractor, fine, noise, arguments.keep / "targets.pt")
     rows: dict[int, dict[str, dict]] = {}
 
     def measured(path: Path) -> dict[str, dict]:
@@ -315,12 +345,11 @@ def run_model(arguments: argparse.Namespace) -> None:
                 write_json(file, facts)
                 print(name, nfe, facts, flush=True)
             cells[name] = read_json(file)
+            write_model_table(model, arguments, {**rows, nfe: cells})
 
         def trained(method: str) -> tuple[Plan, int, int] | None:
             counted = Counted(model)
-            x0 = torch.cat([solve(counted.model, fine, part) for part in noise.split(200)])
-            with torch.no_grad():
-                target = extractor.of_unit(x0)
+            counted.calls = fine.nfe * POOL
 
             def distance(x0: Tensor, rows: Tensor) -> Tensor:
                 return (extractor.of_unit(x0) - target[rows]).square().mean(1)
@@ -338,7 +367,6 @@ def run_model(arguments: argparse.Namespace) -> None:
 
     for path in arguments.plans:
         rows[load_plan(path).nfe] = measured(path)
-        write_model_table(model, arguments, rows)
 
 
 def write_model_table(model: Model, arguments: argparse.Namespace, rows: dict[int, dict[str, dict]]) -> None:
@@ -366,6 +394,47 @@ def write_model_table(model: Model, arguments: argparse.Namespace, rows: dict[in
     facts = ", ".join(f"{key} {value}" for key, value in environment().items() if isinstance(value, str))
     text = "\n".join([*lines, "", f"Features: {', '.join(names)}. {facts}", ""])
     with atomic_file(RESULTS / f"solver_training_{arguments.name}.md") as temporary:
+        temporary.write_text(text)
+
+
+def run_depth(arguments: argparse.Namespace) -> None:
+    """Milliseconds of a plan of 8 calls of depth 5 with its calls side by side and one after another, in turns."""
+    lines = [
+        "# EPD's parallel calls: 8 network calls of depth 5, side by side and one after another",
+        "",
+        f"Milliseconds for a batch on {torch.get_num_threads()} CPU thread, the least of {REPEATS} runs in turns.",
+        "",
+        "| model | images | side by side | one after another | ratio |",
+        "|---|---|---|---|---|",
+    ]
+    for name in arguments.models:
+        model = load_model(name)
+        solver = RECIPES["EPD, K = 2"].make(model.schedule, 8)
+        assert solver is not None
+        with torch.no_grad():
+            plan = plan_of(
+                solver.sampler(),
+                model.schedule,
+                solver.frame,
+                t_start=solver.t_start,
+                t_end=solver.t_end,
+                name="epd",
+            )
+        assert (plan.nfe, plan.depth) == (8, 5)
+        for n in (1, 4, 16, 64):
+            x_T = ImageNoise(range(n), model.shape)()
+            least = [float("inf")] * 2
+            for _ in range(REPEATS):
+                for i, made in enumerate((model, replace(model, one_time=True))):
+                    started = time.perf_counter()
+                    solve(made, plan, x_T)
+                    least[i] = min(least[i], 1000 * (time.perf_counter() - started))
+            lines.append(
+                f"| {model.name} | {n} | {least[0]:.1f} | {least[1]:.1f} | {least[0] / least[1]:.2f} |"
+            )
+    facts = ", ".join(f"{key} {value}" for key, value in environment().items() if isinstance(value, str))
+    text = "\n".join([*lines, "", facts, ""])
+    with atomic_file(RESULTS / "solver_training_depth.md") as temporary:
         temporary.write_text(text)
     print(text, flush=True)
 
@@ -399,5 +468,8 @@ if __name__ == "__main__":
         "--keep", type=Path, required=True, help="folder of what is measured, to go on from"
     )
     on_model.set_defaults(run=run_model)
+    depth = what.add_parser("depth")
+    depth.add_argument("models", nargs="+")
+    depth.set_defaults(run=run_depth)
     arguments = parser.parse_args()
     arguments.run(arguments)

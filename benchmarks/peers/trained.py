@@ -207,13 +207,13 @@ def epd(schedule: Schedule, nfe: int, k: int) -> Solver | None:
 
 
 RECIPES: dict[str, Recipe] = {
-    "GS": Recipe(GS, 24, 1e-3, average=0.999, clip=1.0),
     "DyWeight": Recipe(DyWeight, 16, 3e-2, warm=0.1, least=0.01, clip=1.0),
+    "S4S-Alt": Recipe(S4S, 24, 5e-3, least=0.0, clip=1.0),
+    "GS": Recipe(GS, 24, 1e-3, average=0.999, clip=1.0),
+    "Dual-Solver": Recipe(DualSolver, 24, 5e-3, least=0.0, clip=1.0),
+    "LD3": Recipe(LD3, 48, 5e-3, clip=1.0),  # their batch is 2, for images
     "EPD, K = 2": Recipe(lambda schedule, nfe: epd(schedule, nfe, 2), 32, 0.2, least=0.0),
     "AMED's mean": Recipe(lambda schedule, nfe: epd(schedule, nfe, 1), 16, 5e-3),
-    "LD3": Recipe(LD3, 48, 5e-3, clip=1.0),  # their batch is 2, for images
-    "S4S-Alt": Recipe(S4S, 24, 5e-3, least=0.0, clip=1.0),
-    "Dual-Solver": Recipe(DualSolver, 24, 5e-3, least=0.0, clip=1.0),
 }
 """LD3, S4S and Dual-Solver: their parametrisation and loss; all their numbers at once by Adam, ours."""
 
