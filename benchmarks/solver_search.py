@@ -304,7 +304,7 @@ def _arguments() -> argparse.Namespace:
     model.add_argument("--reference", required=True)
     model.add_argument("--extractor", required=True)
     model.add_argument("--name", default="model")
-    model.add_argument("--nfe", type=int, nargs="+", default=[4, 5, 6, 8, 10])
+    model.add_argument("--nfe", type=int, nargs="+", default=[3, 4, 5, 6, 8, 10])
     model.add_argument("--seeds", type=int, default=3, help="searches per NFE")
     model.add_argument("--n", type=int, default=10_000, help="images that are reported on")
     model.add_argument("--first", type=int, default=0, help="seed of the first reported image")

@@ -345,3 +345,163 @@ def run_plan(document, eps_of, schedule, x, data_mean=None):
             if step["corr"]["mode"] == "implicit":
                 evaluate(step["to"])
     return states[len(nodes) - 1], calls
+
+
+# Samplers whose numbers are trained, as their authors' code has them; `denoise(x, edm_sigma)` is x0_hat of x / alpha
+
+
+def dyweight(denoise, x, ts, weights, told, analytic):
+    """DyWeight's sampler in x / alpha and edm_sigma [zhao2026dyweight]."""
+    slopes, t_true = [], ts[0]
+    for i in range(len(ts) - 1):
+        t_cur = t_true
+        if analytic and i == 0:
+            slopes.append(x / (1 + t_cur**2).sqrt())
+        else:
+            denoised = denoise(x, (told[i - 1 if analytic else i] * t_cur).abs())
+            slopes.append((x - denoised) / (t_cur + 1e-8))
+        x = x + (ts[i + 1] - t_cur) * sum(weights[i, j] * slopes[j] for j in range(i + 1))
+        t_true = t_cur + weights[i, : i + 1].sum() * (ts[i + 1] - t_cur)
+    return x
+
+
+def epd(denoise, x, ts, split, direction, told, weights, analytic):
+    """EPD's sampler in x / alpha and edm_sigma [zhu2025epd]."""
+    for i, (t_cur, t_next) in enumerate(zip(ts[:-1], ts[1:], strict=True)):
+        slope = x / (1 + t_cur**2).sqrt() if analytic and i == 0 else (x - denoise(x, t_cur)) / t_cur
+        following = x
+        for r, o, a, w in zip(split[i], direction[i], told[i], weights[i], strict=True):
+            t_mid = t_next**r * t_cur ** (1 - r)
+            x_mid = x + (t_mid - t_cur) * slope
+            slope_mid = (x_mid - denoise(x_mid, a * t_mid)) / t_mid
+            following = following + w * o * (t_next - t_cur) * slope_mid
+        x = following
+    return x
+
+
+def generalized_solver(eps_of, schedule, x, ts, told, state, x0):
+    """GAS's GeneralizedSolver with theoretical coefficients, its lists of the last `order` entries [oganov2025gas]."""
+    order, n = len(state), len(ts) - 1
+
+    def predict(x, k):
+        alpha, sigma, _ = _amplitudes(schedule, ts[k])
+        return (x - sigma * eps_of(x, ts[k] + told[k])) / alpha
+
+    models, times, states = [predict(x, 0)], [ts[0]], [x]
+    for step in range(1, n + 1):
+        k, t = step - 1, ts[step]
+        (_, sigma_s, lambda_s), (alpha_t, sigma_t, lambda_t) = (
+            _amplitudes(schedule, times[-1]),
+            _amplitudes(schedule, t),
+        )
+        h = lambda_t - lambda_s
+        phi_1 = torch.expm1(-h)
+        used = min(step, order)
+        x_t = (sigma_t / sigma_s + state[0][k]) * x - (alpha_t * phi_1 + x0[0][k]) * models[-1]
+        if used >= 2:
+            r0 = (lambda_s - _amplitudes(schedule, times[-2])[2]) / h
+            d1_0 = (models[-1] - models[-2]) / r0
+            if used == 2:
+                x_t = x_t - (0.5 * (alpha_t * phi_1) + x0[1][k]) * d1_0
+        if used >= 3:
+            before = [_amplitudes(schedule, s)[2] for s in times[-3:-1]]
+            r1 = (before[1] - before[0]) / h
+            d1_1 = (models[-2] - models[-3]) / r1
+            phi_2 = phi_1 / h + 1
+            phi_3 = phi_2 / h - 0.5
+            x_t = x_t + (alpha_t * phi_2 + x0[1][k]) * (d1_0 + r0 / (r0 + r1) * (d1_0 - d1_1))
+            x_t = x_t - (alpha_t * phi_3 + x0[2][k]) * (d1_0 - d1_1) / (r0 + r1)
+        for i in range(4, len(models) + 1):
+            x_t = x_t + x0[i - 1][k] * models[-i]
+        for i in range(2, len(states) + 1):
+            x_t = x_t + state[i - 1][k] * states[-i]
+        x = x_t
+        if step == n:
+            return x
+        models, times, states = models[-order + 1 :], times[-order + 1 :], states[-order + 1 :]
+        if order == 1:
+            models, times, states = [], [], []
+        models.append(predict(x, step))
+        times.append(t)
+        states.append(x)
+
+
+def ld3_unipc(x0_of, schedule, x, ts, told, order, variant):
+    """LD3's UniPC: steps between ts, while the network is told other times [tong2024ld3]."""
+    n = len(ts) - 1
+
+    def f(x, t):
+        return x0_of(x, told[ts.index(t)])
+
+    models, times = [f(x, ts[0])], [ts[0]]
+    for i in range(n):
+        step_order = min(order, i + 1, n - i)
+        x, model_t = _unipc_update(
+            f, schedule, x, models, times, ts[i + 1], step_order, variant, "x0", i < n - 1
+        )
+        models.append(model_t)
+        times.append(ts[i + 1])
+    return x
+
+
+def ld3_ipndm(eps_of, schedule, x, ts, told, order):
+    """LD3's iPNDM [tong2024ld3]."""
+    return ipndm(lambda x, t: eps_of(x, told[ts.index(t)]), schedule, x, ts, order)
+
+
+def s4s(x0_of, schedule, x, ts, told, weights):
+    """S4S: weights of the data predictions under the factors of DDIM [frankel2025s4s]."""
+    models = []
+    for i in range(len(ts) - 1):
+        models.append(x0_of(x, told[i], ts[i]))
+        (_, sigma_s, lambda_s), (alpha_t, sigma_t, lambda_t) = (
+            _amplitudes(schedule, ts[i]),
+            _amplitudes(schedule, ts[i + 1]),
+        )
+        scale = alpha_t * (1 - torch.exp(lambda_s - lambda_t))
+        x = sigma_t / sigma_s * x + scale * sum(w * m for w, m in zip(weights[i], models, strict=False))
+    return x
+
+
+def dual_solver(both_of, schedule, x, ts, numbers, order):
+    """Dual-Solver's predictor and corrector, in its variables u, v and L [park2026dualsolver]."""
+    alpha, sigma, _ = _amplitudes(schedule, ts)
+    n = len(ts) - 1
+
+    def u(i, gamma):
+        return alpha[i] * sigma[i] ** -gamma if gamma >= 0 else alpha[i] ** (1 + gamma)
+
+    def v(i, gamma):
+        return sigma[i] ** (1 - gamma) if gamma >= 0 else sigma[i] * alpha[i] ** gamma
+
+    def term(g, i, gamma, logit, kappa, current, other, corrects, second):
+        tau = 1 / (1 + math.exp(-logit))
+        L = lambda y: tau * torch.log(y) + (1 - tau) * y  # noqa: E731
+        c, following = g(i, gamma), g(i + 1, gamma)
+        integral = current * (following - c)
+        if second:
+            delta = L(following) - L(c)
+            weight = 0.5 * (delta / ((1 - tau) + tau / c) + kappa * delta**2)
+            if corrects:
+                return integral + weight * (other - current)
+            ratio = (L(c) - L(g(i - 1, gamma))) / (delta + 1e-8)
+            return integral + weight * (current - other) / ratio.clamp_min(1e-8)
+        return integral
+
+    corrected, before, (xc, ec), (xn, en) = x, None, both_of(x, ts[0]), (None, None)
+    for i in range(n):
+        for corrects in (False, True):
+            gamma, tau_x, tau_e, kappa_x, kappa_e = numbers[i, int(corrects)].tolist()
+            second = corrects or (min(order, n - i) == 2 and i > 0)
+            ox, oe = (xn, en) if corrects else before or (None, None)
+            X = term(u, i, gamma, tau_x, kappa_x, xc, ox, corrects, second)
+            E = term(v, i, gamma, tau_e, kappa_e, ec, oe, corrects, second)
+            if gamma >= 0:
+                moved = (sigma[i + 1] / sigma[i]) ** gamma * corrected + sigma[i + 1] ** gamma * (X + E)
+            else:
+                moved = (alpha[i + 1] / alpha[i]) ** -gamma * corrected + alpha[i + 1] ** -gamma * (X + E)
+            if not corrects:
+                if i == n - 1:
+                    return moved
+                xn, en = both_of(moved, ts[i + 1])
+        corrected, before, xc, ec = moved, (xc, ec), xn, en

@@ -40,7 +40,17 @@ PresetName = Literal[
     "ipndm-4",
     "heun",
 ]
-GridName = Literal["uniform-t", "quadratic-t", "uniform-lambda", "karras", "shifted"]
+GridName = Literal[
+    "uniform-t",
+    "quadratic-t",
+    "uniform-lambda",
+    "karras",
+    "shifted",
+    "ays-sd1",
+    "ays-sdxl",
+    "ays-svd",
+    "gits-sd1",
+]
 
 WITHOUT_SOURCE = ("digits", "cifar10")  # one comes with scikit-learn, the other is downloaded
 

@@ -41,6 +41,7 @@ class Model:
         rows: network calls on one image that a call of `fn` takes: pipelines that guide by themselves need two.
         call: what a pipeline is called with besides, such as guidance and size; plans that are found for it name it.
         pixel_times: whether it was trained with a time of its own for each pixel, 0 where it is clean.
+        one_time: whether all images of a call of `fn` have the same time, as in a pipeline that is stepped through.
     """
 
     fn: Callable[..., Tensor]
@@ -63,6 +64,7 @@ class Model:
     rows: int = 1
     call: Mapping[str, Any] | None = field(default=None, compare=False)
     pixel_times: bool = False
+    one_time: bool = False
 
     def __post_init__(self) -> None:
         if self.prediction not in PREDICTIONS:
@@ -173,6 +175,7 @@ class Denoiser:
         t_cond: Tensor | float | None = None,
         width: int | None = None,
         network: Callable[..., Tensor] | None = None,
+        together: int = 1,
     ) -> Tensor:
         """The model's raw output at time t, in the shape and dtype of x_t.
 
@@ -182,6 +185,8 @@ class Denoiser:
             t_cond: the conditioning timestep, where it differs from t, in its forms; the scale of x_t stays that of t.
             width: which sub-network to call, see `Model.network`.
             network: what to call instead of that.
+            together: evaluations of every image in this one call: `x_t` has all images of the first, then those of
+                the second, ...; t is (B,).
         """
         model = self.model
         network = model.network(width) if network is None else network
@@ -196,29 +201,33 @@ class Denoiser:
         if model.conditions is None:
             result = self._call(network, x_in, t_in)
         else:
-            condition, null = self._conditions(len(x_t), x_t.device, dtype)
+            condition, null = self._conditions(len(x_t), x_t.device, dtype, together)
             result = self._call(network, x_in, t_in, condition)
             if self.guidance != 1.0:
                 unguided = self._call(network, x_in, t_in, null)
                 result = unguided + self.guidance * (result - unguided)
-        self.nfe += 1
+        self.nfe += together
+        self.calls += (together - 1) * self.model.rows * (1 if self.guidance == 1.0 else 2)
         return result.to(x_t.dtype)
 
     def _conditions(
-        self, n: int, device: torch.device, dtype: torch.dtype
+        self, n: int, device: torch.device, dtype: torch.dtype, together: int
     ) -> tuple[Condition, Condition | None]:
         """The condition to give the network for n images, and the null one."""
         if self._condition is None:
             null = null_of(self.model.conditions, n) if self.model.conditions is not None else None
             assert null is not None
             return null.to(device, dtype), None
-        if len(self._condition) != n:
+        if together * len(self._condition) != n:
             raise DataError(
-                f"There must be a condition of each of the {n} images; got {len(self._condition)}."
+                f"There must be a condition of each of the {n // together} images; got {len(self._condition)}."
             )
         self._condition = self._condition.to(device, dtype)
         self._null = None if self._null is None else self._null.to(device, dtype)
-        return self._condition, self._null
+        if together == 1:
+            return self._condition, self._null
+        null = None if self._null is None else Condition.cat([self._null] * together)
+        return Condition.cat([self._condition] * together), null
 
     def _call(
         self, network: Callable[..., Tensor], x_t: Tensor, *arguments: Tensor | Condition | None

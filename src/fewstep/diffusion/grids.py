@@ -12,6 +12,23 @@ from fewstep.checks import ConfigError
 from fewstep.diffusion.schedule import DDPMTable, Flow, Schedule
 
 SHIFTED = "shifted"
+PUBLISHED = {
+    "ays-sd1": (
+        14.6146412293, 6.4745760956, 3.8636745985, 2.6946151520, 1.8841921177, 1.3943805092, 0.9642583904,
+        0.6523686016, 0.3977456272, 0.1515232662, 0.0291671582,
+    ),
+    "ays-sdxl": (
+        14.6146412293, 6.3184485287, 3.7681790315, 2.1811480769, 1.3405244945, 0.8620721141, 0.5550693289,
+        0.3798540708, 0.2332364134, 0.1114188177, 0.0291671582,
+    ),
+    "ays-svd": (700.00, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002),
+    "gits-sd1": (
+        14.61464119, 5.85520077, 2.84484982, 1.67050016, 1.08895338, 0.74807048, 0.50118381, 0.32104823, 0.19894916,
+        0.09824532, 0.02916753,
+    ),
+}  # fmt: skip
+"""edm_sigmas of 10 steps that were fitted to one model: Align Your Steps for Stable Diffusion 1.5, XL and Video
+[sabour2024ays, their table of noise levels], GITS for Stable Diffusion 1.5 [chen2024gits, 1.20 of their node]."""
 
 
 def _ends(
@@ -99,6 +116,28 @@ def shifted(
     return _with_ends(schedule.t_of_lambda(torch.log1p(-u) - u.log() - by), t_start, t_end)
 
 
+def published(
+    schedule: Schedule,
+    n_steps: int,
+    *,
+    t_start: float | None = None,
+    t_end: float | None = None,
+    edm_sigmas: Sequence[float],
+) -> Float64[Tensor, " {n_steps}+1"]:
+    """A grid fitted elsewhere, by steps of its log-SNR in between [sabour2024ays], stretched to the ends of this one.
+
+    Args: edm_sigmas: those of the grid, falling, both ends included.
+    """
+    t_start, t_end = _ends(schedule, n_steps, t_start, t_end)
+    knots = -torch.tensor(edm_sigmas, dtype=torch.float64).log()
+    position = _line(0.0, float(len(knots) - 1), n_steps)
+    row = position.floor().clamp(max=len(knots) - 2).long()
+    lambdas = knots[row] + (position - row) * (knots[row + 1] - knots[row])
+    start, end = float(schedule.lambda_(t_start)), float(schedule.lambda_(t_end))
+    stretched = start + (lambdas - knots[0]) * (end - start) / (knots[-1] - knots[0])
+    return _with_ends(schedule.t_of_lambda(stretched), t_start, t_end)
+
+
 def shifted_to_zero(schedule: Schedule, n_steps: int, *, shift: float = 1.0) -> Float64[Tensor, " {n_steps}"]:
     """The same down to clean data, whose time is left out: n_steps times shift(1 - i / n_steps), as in pipelines."""
     by = math.log(_shift(shift))
@@ -158,4 +197,5 @@ GRIDS: dict[str, Callable[..., Tensor]] = {
     "uniform-lambda": uniform_lambda,
     "karras": karras,
     SHIFTED: shifted,
+    **{name: partial(published, edm_sigmas=edm_sigmas) for name, edm_sigmas in PUBLISHED.items()},
 }

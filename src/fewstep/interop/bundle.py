@@ -33,7 +33,14 @@ from fewstep.nets.integers import Integers
 from fewstep.nets.roles import HasRoles, roles_of
 from fewstep.rng import ImageNoise
 from fewstep.sampling.document import save_plan
-from fewstep.sampling.plan import Node, Plan, load_plan, network_nodes, widths_of
+from fewstep.sampling.plan import (
+    Node,
+    Plan,
+    load_plan,
+    network_nodes,
+    require_no_parallel_calls,
+    widths_of,
+)
 from fewstep.sampling.quantised import conditioning_times
 from fewstep.sampling.sample import check_fingerprint, quantised_calls, solve, start_std
 from fewstep.sampling.solver import Evaluate, compile_plan
@@ -124,6 +131,7 @@ def _require_exportable(model: Model, plan: Plan) -> None:
         raise ConfigError(
             f"A bundle holds plans that draw no noise and need no mean of the data; {plan.name or 'this one'} does."
         )
+    require_no_parallel_calls(plan, "A bundle")
     for width in set(widths_of(plan)):
         roles_of(model.module(width), model.name)
 
@@ -405,4 +413,5 @@ def load_bundle(folder: str | Path, *, backend: Backend = "openvino", threads: i
         widths=tuple(about["widths"]),
         at_width=lambda width: fn,
         quantised={} if plan.integers is None else {plan.integers: of_call},
+        one_time=True,
     )

@@ -16,7 +16,7 @@ from fewstep.interop import diffusers_scheduler
 from fewstep.interop.diffusers_scheduler import PlanScheduler
 from fewstep.interop.text_model import SETTINGS
 from fewstep.sampling.linear import linear_form
-from fewstep.sampling.plan import Plan
+from fewstep.sampling.plan import Plan, require_no_parallel_calls
 from fewstep.sampling.sample import check_fingerprint, start_std
 
 MODULE = "fewstep_scheduler"
@@ -61,6 +61,7 @@ def to_diffusers(plan: Plan, model: Model) -> PlanScheduler:
             "A scheduler does not know the mean of the data, so nodes[0].eval must not be afs_mean; "
             "use afs_zero or net."
         )
+    require_no_parallel_calls(plan, "A scheduler")
     if model.prediction == "edm":
         raise ConfigError(
             "A scheduler reads eps, x0, v or u, but the model predicts edm, whose input is scaled, too; sample it here."

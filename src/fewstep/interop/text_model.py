@@ -141,6 +141,7 @@ def pipeline_model(
         decode=asked.decode,
         rows=asked.rows,
         call=dict(call or {}),
+        one_time=True,
     )
 
 

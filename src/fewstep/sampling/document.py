@@ -23,7 +23,9 @@ READ_AS = tuple(name for name in PREDICTIONS if name != "edm")
 
 def plan_document(plan: Plan) -> Json:
     """The document of schema `fewstep.plan/2`."""
-    return {**plan.to_json(), "schema": SCHEMA_2, "compiled": compiled_rows(plan)}
+    document = plan.to_json()
+    facts = {"nfe": plan.nfe, "depth": plan.depth}
+    return {**document, **facts, "schema": SCHEMA_2, "compiled": compiled_rows(plan)}
 
 
 def save_plan(plan: Plan, path: str | Path) -> None:

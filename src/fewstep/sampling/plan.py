@@ -226,6 +226,24 @@ class Plan:
         return sum(node.eval == "net" for node in self.nodes) + implicit
 
     @property
+    def depth(self) -> int:
+        """Network evaluations of the longest chain in which each waits for the one before.
+
+        It is less than `nfe` where some can be made side by side, as in EPD [zhu2025epd].
+        """
+        state, seen = {0: 0}, {0: int(self.nodes[0].eval == "net")}
+        for step in self.steps:
+            used = {step.start} if step.raw is None else {m for m, weight in step.raw.c if weight != 0}
+            used |= {m for derivative in step.deriv for m in derivative.points}
+            end = step.end
+            state[end] = max(state[step.start], *(seen[m] for m in used), 0)
+            seen[end] = state[end] + (self.nodes[end].eval == "net")
+            if step.corr is not None:
+                state[end] = seen[end]
+                seen[end] += step.corr.mode == "implicit"
+        return state[len(self.nodes) - 1]
+
+    @property
     def hash(self) -> str:
         """Identity: sha256 of the canonical JSON without name, provenance and compiled coefficients."""
         document = self.to_json()
@@ -277,7 +295,7 @@ def plan_from_json(document: Any) -> Plan:
     """The plan of a document of schema `fewstep.plan/1` or 2; `compiled` is derived, so it is not read.
     Raises: ConfigError: a field is unknown, missing or wrong, or the plan cannot be executed.
     """
-    optional = ("name", "nfe", "model", "final", "skip_scale", "guidance", "provenance", "compiled")
+    optional = ("name", "nfe", "depth", "model", "final", "skip_scale", "guidance", "provenance", "compiled")
     top = _object(document, "plan", ("schema", "noise_schedule", "nodes", "steps"), optional)
     _one_of(top["schema"], (SCHEMA, SCHEMA_2), "schema")
     model = _object(top.get("model") or {}, "model", (), ("fingerprint", "convert_at", "integers"))
@@ -300,6 +318,7 @@ def plan_from_json(document: Any) -> Plan:
     )
     for where, said, is_so in (
         ("nfe", top.get("nfe"), plan.nfe),
+        ("depth", top.get("depth"), plan.depth),
         ("final.to_zero", final.get("to_zero"), plan.to_zero),
     ):
         if said is not None and said != is_so:
@@ -310,6 +329,15 @@ def plan_from_json(document: Any) -> Plan:
 def network_nodes(plan: Plan) -> list[int]:
     """Indices of the nodes at which the network is called, in order."""
     return [i for i, node in enumerate(plan.nodes) if node.eval == "net"]
+
+
+def require_no_parallel_calls(plan: Plan, where: str) -> None:
+    """Raise ConfigError where a plan has calls to be made side by side, which `where` cannot."""
+    if plan.depth < plan.nfe:
+        raise ConfigError(
+            f"{where} makes one call after another, so depth must be nfe; {plan.name or 'the plan'} has {plan.nfe} "
+            f"calls of depth {plan.depth}; sample it here, or take a plan without calls side by side."
+        )
 
 
 def widths_of(plan: Plan) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fewstep.checks import ConfigError
-from fewstep.diffusion.grids import SHIFTED, grid_named, shift_of, shifted_to_zero
+from fewstep.diffusion.grids import PUBLISHED, SHIFTED, grid_named, shift_of, shifted_to_zero
 from fewstep.diffusion.schedule import Schedule
 from fewstep.sampling.plan import Corrector, Derivative, Node, Plan, Raw, Scale, Step
 from fewstep.sampling.solver import Points, first_order
@@ -199,6 +199,11 @@ class Spacing:
             return self.above_zero(n_steps)
         if isinstance(self.grid, str) and self.grid.partition(":")[0] == SHIFTED and self.t_start is None:
             return [*shifted_to_zero(self.schedule, n_steps, shift=shift_of(self.grid)).tolist(), 0.0]
+        if isinstance(self.grid, str) and self.grid in PUBLISHED and self.t_end is None:
+            return [
+                *self.above_zero(n_steps)[:-1],
+                0.0,
+            ]  # in those lists clean data stands in place of the last level
         if n_steps == 1 and isinstance(self.grid, str):
             return [self.schedule.t_start if self.t_start is None else self.t_start, 0.0]
         return [*self.above_zero(n_steps - 1), 0.0]

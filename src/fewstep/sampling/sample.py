@@ -1,6 +1,6 @@
 """The one sampling loop: a compiled plan calls the network and adds tensors."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -221,14 +221,20 @@ def _run(
 ) -> Tensor:
     """Execute the operations; tensors are kept by name and freed as the program says."""
     store: dict[Key, Tensor] = {("x", 0): x_T if kept is None else kept.state(0, x_T)}
-    for operation in compiled.operations:
+    side_by_side = _side_by_side(compiled) if select is None and kept is None else {}
+    outputs: dict[int, Tensor] = {}
+    for i, operation in enumerate(compiled.operations):
         if isinstance(operation, Evaluate):
             node = compiled.plan.nodes[operation.node]
             x = store["x", operation.node]
             if node.eval == "net":
+                if i in side_by_side and not denoiser.model.one_time:
+                    outputs |= _call_together(denoiser, side_by_side[i], store, node.width)
                 network = None if select is None else select(node)
                 told = operation.t_cond if kept is None else kept.region.times(operation.t_cond)
-                output: Tensor | None = _call(denoiser, x, operation.t, told, node.width, network)
+                output: Tensor | None = outputs.pop(operation.node, None)
+                if output is None:
+                    output = _call(denoiser, x, operation.t, told, node.width, network)
                 if observe is not None and output is not None:
                     observe(node, x, output)
             else:
@@ -244,6 +250,37 @@ def _run(
         for key in operation.release:
             del store[key]
     return store["x", len(compiled.plan.nodes) - 1]
+
+
+def _side_by_side(compiled: Compiled) -> dict[int, list[Evaluate]]:
+    """Evaluations that can be one call: those that follow one another, at one width; by the number of the first."""
+    groups: dict[int, list[Evaluate]] = {}
+    first = -1
+    nodes = compiled.plan.nodes
+    for i, operation in enumerate(compiled.operations):
+        if not isinstance(operation, Evaluate) or nodes[operation.node].eval != "net":
+            first = -1
+        elif first >= 0 and nodes[groups[first][0].node].width == nodes[operation.node].width:
+            groups[first].append(operation)
+        else:
+            first = i
+            groups[first] = [operation]
+    return {i: group for i, group in groups.items() if len(group) > 1}
+
+
+def _call_together(
+    denoiser: Denoiser, group: Sequence[Evaluate], store: Mapping[Key, Tensor], width: int | None
+) -> dict[int, Tensor]:
+    """The outputs at several nodes by one call of the network, by node."""
+    states = [store["x", evaluation.node] for evaluation in group]
+    n = len(states[0])
+    t, told = (
+        torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in values]).repeat_interleave(n)
+        for values in ([one.t for one in group], [one.t_cond for one in group])
+    )
+    with nullcontext() if torch.is_grad_enabled() else torch.inference_mode():
+        output = denoiser.output(torch.cat(states), t, t_cond=told, width=width, together=len(group))
+    return dict(zip([evaluation.node for evaluation in group], torch.split(output, n), strict=True))
 
 
 def quantised_calls(model: Model, plan: Plan) -> Select | None:

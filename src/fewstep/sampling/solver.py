@@ -401,7 +401,24 @@ def compile_plan(
             if corrector.mode == "implicit":
                 evaluate(plan.steps[k].end)
     last_state: Key = ("x", len(plan.nodes) - 1)
-    return Compiled(plan, tuple(_with_releases(operations, last_state)), tuple(updates))
+    return Compiled(plan, tuple(_with_releases(_side_by_side(operations), last_state)), tuple(updates))
+
+
+def _side_by_side(operations: Sequence[Evaluate | Update]) -> list[Evaluate | Update]:
+    """The same with each evaluation as late as may be: those that do not wait for each other follow one another."""
+    done: list[Evaluate | Update] = []
+    waiting: list[Evaluate] = []
+    for operation in operations:
+        if isinstance(operation, Evaluate):
+            waiting.append(operation)
+            continue
+        read = {key for key, _ in operation.terms}
+        given = {made.key for evaluation in waiting for made in evaluation.reads}
+        if read & given or any(evaluation.node == operation.end for evaluation in waiting):
+            done += waiting
+            waiting = []
+        done.append(operation)
+    return [*done, *waiting]
 
 
 def _network_times(plan: Plan, schedule: Schedule, values: Values | None) -> tuple[Tensor, Tensor]:

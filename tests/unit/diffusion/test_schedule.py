@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fewstep.checks import ConfigError
-from fewstep.diffusion.grids import GRIDS, grid_named, shifted_to_zero
+from fewstep.diffusion.grids import GRIDS, PUBLISHED, grid_named, shifted_to_zero
 from fewstep.diffusion.schedule import EDM, Cosine, DDPMTable, Flow, VPLinear, schedule_from_config
 
 ALL = [
@@ -115,6 +115,35 @@ def test_grids_fall_from_end_to_end(schedule, grid, n_steps):
     assert float(ts[0]) == (schedule.t_max if grid == "shifted" else schedule.t_start)
     assert float(ts[-1]) == schedule.t_min
     assert bool((ts.diff() < 0).all())
+
+
+def test_published_grids_are_the_lists_that_other_programs_have():
+    """diffusers has the lists of Align Your Steps as rounded levels and as rows; a list ends at clean data."""
+    from fewstep.sampling.presets import PRESETS
+
+    AysSchedules = pytest.importorskip("diffusers.schedulers").AysSchedules
+    table = DDPMTable.scaled_linear()
+    for name, kind in (("ays-sd1", "StableDiffusion"), ("ays-sdxl", "StableDiffusionXL")):
+        plan = PRESETS["ddim"](table, 10, grid=name, to_zero=True)
+        ts = torch.tensor([node.t for node in plan.nodes[:-1]], dtype=torch.float64)
+        levels = [*table.edm_sigma(ts).tolist(), 0.0]
+        # their roundings, at most 1e-3 for one list and 3e-3 for the other
+        assert levels == pytest.approx(AysSchedules[f"{kind}Sigmas"], rel=1e-2, abs=2e-3)
+        assert table.time_input(ts).tolist() == pytest.approx(AysSchedules[f"{kind}Timesteps"], abs=1.5)
+    video = EDM(0.002, 700.0)
+    plan = PRESETS["ddim"](video, 10, grid="ays-svd", to_zero=True)
+    assert [node.t for node in plan.nodes] == pytest.approx(
+        AysSchedules["StableDiffusionVideoSigmas"], rel=1e-9
+    )
+
+
+def test_published_grids_are_interpolated_in_log_snr():
+    """Twice the steps: every other level is the list's, the others are geometric means; NVIDIA's loglinear_interp."""
+    schedule = EDM(0.0291671582, 14.6146412293)
+    listed, finer = (GRIDS["ays-sd1"](schedule, n) for n in (10, 20))
+    torch.testing.assert_close(finer[::2], listed, rtol=1e-12, atol=0)
+    torch.testing.assert_close(finer[1::2], (listed[1:] * listed[:-1]).sqrt(), rtol=1e-12, atol=0)
+    assert listed.tolist() == pytest.approx(PUBLISHED["ays-sd1"], rel=1e-12)
 
 
 @given(st.floats(0.2, 8.0), st.integers(1, 20))

@@ -1,11 +1,11 @@
-"""Makes `tiny` importable, and saves each of its pipelines once."""
+"""Makes `tiny` and `oracles` importable, and saves each of the tiny pipelines once."""
 
 import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
 
 @pytest.fixture(scope="session")

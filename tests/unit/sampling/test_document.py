@@ -17,6 +17,7 @@ from fewstep.rng import generator
 from fewstep.sampling.document import READ_AS, plan_document, save_plan
 from fewstep.sampling.plan import load_plan
 from fewstep.sampling.presets import PRESETS
+from fewstep.sampling.trained import parallel_directions, plan_of
 
 jsonschema = pytest.importorskip("jsonschema")
 
@@ -78,6 +79,22 @@ def test_the_runner_of_the_docs_is_our_loop(run_plan, tmp_path, schedule, predic
         theirs = run_plan(tmp_path / "plan.json", told(schedule, fn), noise.numpy(), prediction=prediction)
         # 1e-9: the order of float64 sums, and of EDM the exponential that the time is told by
         assert theirs == pytest.approx(ours.numpy(), rel=1e-9, abs=1e-9)
+
+
+def test_the_runner_makes_calls_side_by_side_one_after_another(run_plan, tmp_path):
+    """A trained plan with an analytical first slope, in a frame that is not the model's."""
+    schedule, numbers = VPLinear(), [torch.rand(3, 2, generator=generator(i)).double() for i in range(2)]
+    ones, frame = torch.ones(3, 2, dtype=torch.float64), EDM(0.02, 80.0)
+    levels = torch.tensor([80.0, 8.0, 1.0, 0.02], dtype=torch.float64)
+    sampler = parallel_directions(levels, numbers[0], ones, ones, numbers[1].softmax(1), analytic=True)
+    plan = plan_of(sampler, schedule, frame, t_start=80.0, t_end=0.02, name="epd")
+    model = Model(MIXTURE.model(schedule).fn, schedule, shape=(3,))
+    noise = torch.randn(5, 3, generator=generator(0), dtype=torch.float64)
+    save_plan(plan, tmp_path / "plan.json")
+    ours = fs.solve(model, plan, schedule.start_std(plan.nodes[0].lambda_) * noise)
+    theirs = run_plan(tmp_path / "plan.json", told(schedule, model.fn), noise.numpy(), prediction="eps")
+    assert theirs == pytest.approx(ours.numpy(), rel=1e-9, abs=1e-9)
+    assert (plan.nfe, plan.depth) == (8, 5)
 
 
 def test_documents_keep_to_the_schema():

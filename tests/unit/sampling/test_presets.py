@@ -18,7 +18,7 @@ from toys import (
 
 from fewstep.checks import ConfigError
 from fewstep.diffusion.denoiser import Model
-from fewstep.diffusion.grids import GRIDS, uniform_lambda
+from fewstep.diffusion.grids import GRIDS, PUBLISHED, uniform_lambda
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import EDM, Cosine, DDPMTable, Flow, VPLinear
 from fewstep.rng import generator
@@ -78,7 +78,7 @@ def test_every_preset_has_an_oracle():
 
 
 @pytest.mark.parametrize("schedule", [VP, EDM(), Flow()], ids=lambda s: type(s).__name__)
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("grid", sorted(GRIDS.keys() - PUBLISHED.keys()))
 @pytest.mark.parametrize("name", ORACLES)
 def test_preset_equals_its_transcription(name, grid, schedule):
     model = small_mixture().model(schedule)

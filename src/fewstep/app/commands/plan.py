@@ -1,5 +1,10 @@
-"""`fewstep plan`: one known sampler as a plan, on a grid or on the times of another program; and back."""
+"""`fewstep plan`: one known sampler as a plan, on a grid or on the times of another program; and back.
 
+A solver that another program trained is a plan, too.
+"""
+
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,14 +16,22 @@ from fewstep.files import atomic_file, require_file
 from fewstep.pipeline.stage.options import CallOption
 
 if TYPE_CHECKING:
+    from fewstep.diffusion.denoiser import Model
     from fewstep.diffusion.schedule import Schedule
+    from fewstep.sampling.plan import Plan
+
+TRAINED = ("gs", "dyweight", "epd", "amed", "ld3", "dual-solver")
+"""Programs whose trained solvers can be read, the keys of `fewstep.interop.trained_solvers.SOLVERS`."""
 
 
 def plan(
-    preset: Annotated[
-        str, typer.Argument(help="a known sampler, such as ddim, dpmpp-2m, unipc-3; with --to a plan file")
-    ],
     out: Annotated[Path, typer.Option(help="plan file to write; with --to the list")],
+    preset: Annotated[
+        str | None,
+        typer.Argument(
+            help="a known sampler, such as ddim, dpmpp-2m, unipc-3; with --to a plan file; none for a trained solver"
+        ),
+    ] = None,
     model: Annotated[
         Path | None, typer.Option(help="model folder whose noise schedule the plan is for")
     ] = None,
@@ -39,11 +52,26 @@ def plan(
     ] = None,
     source: Annotated[
         Path | None,
-        typer.Option("--from", metavar="FILE", help="times of another program instead of a spacing"),
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="times of another program instead of a spacing, or its trained solver",
+        ),
     ] = None,
     kind: Annotated[
-        str, typer.Option(help="what --from holds: sigmas, comfyui, diffusers-sigmas, ays")
+        str,
+        typer.Option(
+            help="what --from holds: sigmas, comfyui, diffusers-sigmas, ays; or the tensors of a trained solver: "
+            "gs, dyweight, epd, amed, ld3, dual-solver"
+        ),
     ] = "sigmas",
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="of a trained solver, what its file and the settings beside it do not say, such as afs=true",
+        ),
+    ] = None,
     to: Annotated[
         str | None, typer.Option(help="write a plan's times for another program: one of the kinds of --kind")
     ] = None,
@@ -57,9 +85,21 @@ def plan(
     Timesteps of diffusers: fewstep plan ddim --model DIR --nfe 3 --timesteps 999,666,333 --to-zero --out plan.json
     Times of another program: fewstep plan ddim --model DIR --from sigmas.txt --out plan.json
     And back: fewstep plan plan.json --to comfyui --out sigmas.txt
+    A trained solver: fewstep plan --kind gs --from checkpoint.pt --model DIR --out plan.json
     """
     require_file(out)
-    if to is not None:
+    trained = kind in TRAINED
+    if setting and not trained:
+        raise ConfigError(f"--setting is of a trained solver, --kind {', '.join(TRAINED)}; got {kind!r}.")
+    if trained:
+        if source is None or preset is not None or grid is not None or timesteps is not None or to_zero:
+            raise ConfigError(
+                f"A trained solver ({kind}) is all of a plan: give its file with --from, and no PRESET, --grid, "
+                "--timesteps or --to-zero."
+            )
+    elif preset is None:
+        raise ConfigError("PRESET must name a known sampler, such as ddim or unipc-2; got none.")
+    if to is not None and preset is not None:
         _write_list(Path(preset), to, shift, out)
         return
     if sum(given is not None for given in (grid, timesteps, source)) > 1:
@@ -71,7 +111,13 @@ def plan(
     from fewstep.interop.load import load_model
     from fewstep.sampling.document import save_plan
 
-    schedule = load_model(model, call=call).schedule
+    loaded = load_model(model, call=call)
+    if trained and source is not None:
+        made = _trained(source, kind, loaded, setting or [], nfe)
+        save_plan(made, out)
+        typer.echo(f"{out}: {made.name}, {made.nfe} network calls per image, of depth {made.depth}")
+        return
+    schedule = loaded.schedule
     spacing: str | list[float]
     if source is not None:
         nfe, spacing, to_zero = _read_times(source, kind, schedule, shift, nfe)
@@ -81,9 +127,31 @@ def plan(
         spacing = "uniform-lambda" if grid is None else grid
     if nfe is None:
         raise ConfigError("--nfe must say how many network calls an image takes; got none.")
+    assert preset is not None
     made = known(preset, schedule, nfe, spacing, to_zero)
     save_plan(made, out)
     typer.echo(f"{out}: {made.name}, {made.nfe} network calls per image")
+
+
+def _trained(source: Path, kind: str, model: "Model", setting: list[str], nfe: int | None) -> "Plan":
+    """The plan of another program's solver, which the model can run."""
+    from fewstep.interop.trained_solvers import read_solver
+    from fewstep.sampling.solver import compile_plan
+
+    settings = {}
+    for text in setting:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--setting must be NAME=VALUE, such as afs=true; got {text!r}.")
+        try:
+            settings[name] = json.loads(value)
+        except ValueError:
+            settings[name] = value
+    made = replace(read_solver(source, kind, model.schedule, settings), fingerprint=model.fingerprint)
+    compile_plan(made, model.schedule, model.prediction)
+    if nfe not in (None, made.nfe):
+        raise ConfigError(f"--nfe must be {made.nfe}, the calls of {source}, or be left out; got {nfe}.")
+    return made
 
 
 def _rows(text: str) -> list[int]:
