@@ -294,7 +294,8 @@ def test_the_tutorial(tmp_path):
         "docs/tutorials/editing.md",
         cwd=tmp_path,
         smaller={
-            "train": "--steps 8 --channels 8 --warmup 2 --batch-size 16 --ema-decay 0.5",
+            "prepare": "--size 16",
+            "train": "--steps 8 --channels 8 --multipliers 1,2 --warmup 2 --batch-size 16 --ema-decay 0.5",
             "extractor": "--steps 10",
             "boundary": "--calls 3 --times 0.2,0.5 --per-side 20 --choice 10 --c 0.01,1 --sweep 1 --curve-images 60",
             "edit": "--force",

@@ -123,7 +123,7 @@ class Attribute:
         from sklearn.preprocessing import StandardScaler
 
         sides, train = self.sides(data, "train"), load_dataset(data, "train")
-        rows = np.concatenate([np.flatnonzero(sides == side)[:_EXAMPLES] for side in (WITH, WITHOUT)])
+        rows = np.concatenate([some_of(np.flatnonzero(sides == side), _EXAMPLES) for side in (WITH, WITHOUT)])
         images, positive = train.batch(rows), sides[rows] == WITH
         probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, C=0.1))
         probe.fit(extract(images, extractor), positive)
@@ -145,6 +145,11 @@ class Attribute:
             for first in range(0, len(dataset), _BATCH)
         ]
         return torch.cat(parts).numpy()
+
+
+def some_of(rows: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    """At most n rows, evenly spaced: datasets are often sorted by class."""
+    return rows if len(rows) <= n else rows[np.linspace(0, len(rows) - 1, n).round().astype(int)]
 
 
 def _of_table(file: Path, column: str, n: int) -> NDArray[np.int8]:

@@ -12,7 +12,7 @@ from fewstep.data.engine import prepare_source
 from fewstep.data.folder import folder_source
 from fewstep.data.packed import load_dataset
 from fewstep.diffusion.schedule import DDPMTable
-from fewstep.methods.boundary.attribute import NEITHER, WITH, WITHOUT, Attribute
+from fewstep.methods.boundary.attribute import NEITHER, WITH, WITHOUT, Attribute, some_of
 from fewstep.methods.boundary.choice import best, scores, success_at
 from fewstep.methods.boundary.mixing import Norms, Point, halved, mixing_step, sampled_norms
 from fewstep.methods.boundary.plane import Plane, fit_plane, require_both
@@ -206,6 +206,11 @@ def test_a_table_by_rows_of_the_dataset(packed, tmp_path):
             attribute.sides(packed, "train")
     with pytest.raises(DataError, match="must be a readable table"):
         Attribute(f"{tmp_path / 'none.csv'}:striped").sides(packed, "train")
+
+
+def test_some_rows_are_from_all_over():
+    rows = np.arange(10, 30)
+    assert some_of(rows, 3).tolist() == [10, 20, 29] and some_of(rows, 30) is rows
 
 
 def test_judges_of_classes_and_of_tables(packed, tmp_path):

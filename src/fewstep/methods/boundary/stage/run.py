@@ -16,7 +16,7 @@ from fewstep.checks import ConfigError, DataError
 from fewstep.data.packed import Dataset, load_dataset
 from fewstep.diffusion.denoiser import Model
 from fewstep.files import read_json, write_json
-from fewstep.methods.boundary.attribute import WITHOUT, Attribute, Judge
+from fewstep.methods.boundary.attribute import WITHOUT, Attribute, Judge, some_of
 from fewstep.methods.boundary.boundary import BOTH, WHERE, Boundary, load_boundary
 from fewstep.methods.boundary.edit import generated, unedited
 from fewstep.methods.boundary.latents import Latents, inverted, require_editable, sampled
@@ -103,9 +103,8 @@ class Editing:
     def _measured(self, boundary: Boundary) -> tuple[Record, Image.Image]:
         attribute = Attribute(boundary.attribute)
         heldout = self._heldout
-        rows = np.flatnonzero(attribute.sides(self.data, heldout.heldout_split or "") == WITHOUT)[
-            : self.settings.heldout
-        ]
+        sides = attribute.sides(self.data, heldout.heldout_split or "")
+        rows = some_of(np.flatnonzero(sides == WITHOUT), self.settings.heldout)
         if not len(rows):
             raise DataError(f"{self.data} must have held-out images without {attribute.name}; got none.")
         judge, images, size = self._judge(attribute), heldout.batch(rows), self.settings.batch_size
