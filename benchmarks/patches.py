@@ -197,7 +197,7 @@ def memory(options: argparse.Namespace) -> Iterator[str]:
     file = options.keep / "memory.json"
     if not file.exists():
         train = {side: [peak(f"train-{one}", side) for one in ("patches", "whole")] for side in SIDES}
-        draw = {one: peak(one, LARGE) for one in ("draw-patches-rows", "draw-patches", "draw-whole")}
+        draw = {one: peak(f"draw-{one}", LARGE) for one in ("patches-rows", "patches", "whole")}
         write_json(file, {"train": train, "draw": draw})
     found = read_json(file)
     yield "| training on 8 images of | patches of 8 | whole images |"
@@ -205,10 +205,10 @@ def memory(options: argparse.Namespace) -> Iterator[str]:
     for side, (patches, whole) in found["train"].items():
         yield f"| {side} x {side} | {patches:.0f} MiB | {whole:.0f} MiB |"
     yield ""
-    few, all_, whole = found["draw"].values()
+    draw = found["draw"]
     yield (
-        f"One network call on an image of {LARGE} x {LARGE}: {few:.0f} MiB one row of patches at a time, "
-        f"{all_:.0f} MiB all at once, {whole:.0f} MiB by the U-Net of whole images."
+        f"One network call on an image of {LARGE} x {LARGE}: {draw['patches-rows']:.0f} MiB one row of patches at a "
+        f"time, {draw['patches']:.0f} MiB all at once, {draw['whole']:.0f} MiB by the U-Net of whole images."
     )
 
 
