@@ -56,7 +56,7 @@ ROWS = (
     ("patchdm", PLAIN, "same weights, no collage"),
     ("pixels", SHIFT, "fixed shift of pixels, trained for it"),
     ("pixels", PLAIN, "same weights, no shift"),
-    ("whole", None, "whole images, equal training time"),
+    ("whole", None, "whole images, about equal training time"),
 )
 SIDES = (32, 64, 128)
 LARGE = 512
@@ -167,8 +167,11 @@ def probe(what: str, side: int) -> None:
                 model = enlarged(model, *given[0].shape[2:], rows=1 if "rows" in what else None)
             with torch.inference_mode():
                 model.fn(given[1], torch.tensor([0.5]))
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print((most - resident[-1]) / MEBI)
+    # not of getrusage, which starts with the most of the process that started this one
+    most = next(
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
+    )
+    print(int(most.split()[1]) / 1024 - resident[-1] / MEBI)
 
 
 def lines(options: argparse.Namespace, rows: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
@@ -194,7 +197,7 @@ def memory(options: argparse.Namespace) -> Iterator[str]:
     file = options.keep / "memory.json"
     if not file.exists():
         train = {side: [peak(f"train-{one}", side) for one in ("patches", "whole")] for side in SIDES}
-        draw = {one: peak(one, LARGE) for one in ("draw-patches-rows", "draw-patches", "draw-whole")}
+        draw = {one: peak(f"draw-{one}", LARGE) for one in ("patches-rows", "patches", "whole")}
         write_json(file, {"train": train, "draw": draw})
     found = read_json(file)
     yield "| training on 8 images of | patches of 8 | whole images |"
@@ -202,10 +205,10 @@ def memory(options: argparse.Namespace) -> Iterator[str]:
     for side, (patches, whole) in found["train"].items():
         yield f"| {side} x {side} | {patches:.0f} MiB | {whole:.0f} MiB |"
     yield ""
-    few, all_, whole = found["draw"].values()
+    draw = found["draw"]
     yield (
-        f"One network call on an image of {LARGE} x {LARGE}: {few:.0f} MiB one row of patches at a time, "
-        f"{all_:.0f} MiB all at once, {whole:.0f} MiB by the U-Net of whole images."
+        f"One network call on an image of {LARGE} x {LARGE}: {draw['patches-rows']:.0f} MiB one row of patches at a "
+        f"time, {draw['patches']:.0f} MiB all at once, {draw['whole']:.0f} MiB by the U-Net of whole images."
     )
 
 
