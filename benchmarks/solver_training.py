@@ -233,8 +233,8 @@ def write_table(keep: Path) -> None:
         "",
         "Mean distance to 1000 steps over 1,024 noises that nobody trained, searched or chose on. Every column has one "
         "number of network calls for all rows but the known samplers, the last row; a call counts three times where "
-        "gradients go back through it. –: cannot make so many calls, or not run. In brackets the depth, where calls can "
-        "be made side by side. Trainings: one each.",
+        "gradients go back through it. –: cannot make so many calls, or not run. In brackets the depth, where calls "
+        "can be made side by side. Trainings: one each.",
         "",
         f"| | {head} |",
         "|---|" + "---|" * len(begun),
