@@ -204,33 +204,40 @@ def run_mixture(arguments: argparse.Namespace) -> None:
             print(name, read_json(file), flush=True)
         return read_json(file)
 
+    first, *others = POLISH
     for nfe in arguments.nfe:
-        for way, polish in POLISH.items():
+
+        def search(way: str, nfe: int = nfe) -> None:
             for i, seed in enumerate(SEEDS[:MOST_SEEDS]):
-                kept(f"{way}.{i}.{nfe}", lambda n=nfe, s=seed, p=polish: search_mixture(n, s, p))
+                kept(f"{way}.{i}.{nfe}", lambda s=seed: search_mixture(nfe, s, POLISH[way]))
+
+        search(first)
         kept(f"known.{nfe}", lambda n=nfe: best_known(n))
-        budget = int(read_json(arguments.keep / f"{next(iter(POLISH))}.0.{nfe}.json")["calls"])
+        budget = int(read_json(arguments.keep / f"{first}.0.{nfe}.json")["calls"])
         for method in RECIPES:
             kept(f"{method}.{nfe}", lambda m=method, n=nfe, b=budget: train_on_mixture(m, n, b))
+            write_table(arguments.keep)
+        for way in others:
+            search(way)
         write_table(arguments.keep)
 
 
 def write_table(keep: Path) -> None:
-    """Of the numbers of calls at which all is there."""
+    """Of what is there."""
     cells = {file.stem: read_json(file) for file in keep.glob("*.json")}
-    every = [*(f"{way}.{i}" for way in POLISH for i in range(MOST_SEEDS)), "known", *RECIPES]
-    whole = [n for n in sorted(NFES) if all(f"{name}.{n}" in cells for name in every)]
-    head = " | ".join(f"{n} calls" for n in whole)
+    first = next(iter(POLISH))
+    begun = [n for n in sorted(NFES) if f"{first}.0.{n}" in cells and f"{next(iter(RECIPES))}.{n}" in cells]
+    head = " | ".join(f"{n} calls" for n in begun)
     lines = [
         "# Held-out error on the closed-form mixture: the search beside the solvers that others train",
         "",
         "Mean distance to 1000 steps over 1,024 noises that nobody trained, searched or chose on. Every column has one "
         "number of network calls for all rows but the known samplers, the last row; a call counts three times where "
-        "gradients go back through it. –: cannot make so many calls. In brackets the depth, where calls can be made "
-        "side by side.",
+        "gradients go back through it. –: cannot make so many calls, or not run. In brackets the depth, where calls "
+        "can be made side by side. Trainings: one each.",
         "",
         f"| | {head} |",
-        "|---|" + "---|" * len(whole),
+        "|---|" + "---|" * len(begun),
     ]
 
     def cell(name: str) -> str:
@@ -242,26 +249,29 @@ def write_table(keep: Path) -> None:
         return f"{found['error']:.4f}" + ("" if depth == n else f" ({depth})")
 
     searched = {
-        way: {n: [cells[f"{way}.{i}.{n}"]["error"] for i in range(MOST_SEEDS)] for n in whole}
+        way: {
+            n: [cells[f"{way}.{i}.{n}"]["error"] for i in range(MOST_SEEDS) if f"{way}.{i}.{n}" in cells]
+            for n in begun
+        }
         for way in POLISH
     }
-    known = {n: cells[f"known.{n}"] for n in whole}
+    known = {n: cells[f"known.{n}"] for n in begun}
     best = {
-        n: min([known[n]["error"], *(cells[f"{m}.{n}"]["error"] for m in RECIPES if cells[f"{m}.{n}"])])
-        for n in whole
+        n: min([known[n]["error"], *(cells[f"{m}.{n}"]["error"] for m in RECIPES if cells.get(f"{m}.{n}"))])
+        for n in begun
     }
 
     def row(name: str, of: Callable[[int], str]) -> str:
-        return f"| {name} | {' | '.join(of(n) for n in whole)} |"
+        return f"| {name} | {' | '.join(of(n) for n in begun)} |"
 
     lines += [
-        *(row(way, lambda n, w=way: ", ".join(f"{e:.4f}" for e in searched[w][n])) for way in POLISH),
+        *(row(way, lambda n, w=way: ", ".join(f"{e:.4f}" for e in searched[w][n]) or "–") for way in POLISH),
         *(row(m, lambda n, m=m: cell(f"{m}.{n}")) for m in RECIPES),
         row("best known sampler", lambda n: f"{known[n]['name']} {known[n]['error']:.4f}"),
         *(
             row(
                 f"{way}, over the best of all others",
-                lambda n, w=way: ", ".join(f"{e / best[n]:.2f}" for e in searched[w][n]),
+                lambda n, w=way: ", ".join(f"{e / best[n]:.2f}" for e in searched[w][n]) or "–",
             )
             for way in POLISH
         ),
