@@ -16,12 +16,14 @@ from statistics import mean, stdev
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 
 from fewstep import process
 from fewstep.app.cli import main as fewstep
 from fewstep.data.packed import load_dataset
 from fewstep.files import atomic_file
+from fewstep.methods.boundary.choice import Curve, shared_content, success_at
 from fewstep.methods.boundary.stage.fit.run import read_record as read_boundaries
 from fewstep.methods.boundary.stage.run import read_record
 from fewstep.metrics.uncertainty import wilson_interval
@@ -133,6 +135,38 @@ def table(options: argparse.Namespace, found: dict[str, list[tuple[Row, Row]]]) 
                 yield f"| {attribute} | {variant} | {facts} | {name} | {' | '.join(cells)} |"
 
 
+def at_equal_change(options: argparse.Namespace, found: dict[str, list[tuple[Row, Row]]]) -> Iterator[str]:
+    """Success at the largest change of content that the edits of the state of all variants and trainings reach."""
+    entries = {
+        (attribute, variant): [
+            next(entry for entry in record["boundaries"] if entry["attribute"] == attribute)
+            for _, record in records
+        ]
+        for attribute in options.attributes.split(",")
+        for variant, records in found.items()
+    }
+    variants = list(found)
+    controls = ["random, 3 times as far"]
+    yield f"| attribute | change | {' | '.join([*(f'{one}, state' for one in variants), 'both', *controls])} |"
+    yield f"|---|---|{'---|' * (len(variants) + 2)}"
+    for attribute in options.attributes.split(","):
+        own = {variant: entries[attribute, variant] for variant in variants}
+        level = shared_content([curve(entry, "eps") for some in own.values() for entry in some])
+        ways = [
+            *((some, "eps") for some in own.values()),
+            (own[variants[0]], "both"),
+            (own[variants[0]], "random, far"),
+        ]
+        values = [[float(success_at(curve(entry, method), level)) for entry in some] for some, method in ways]
+        yield f"| {attribute} | {level:.2f} | {' | '.join(f'{mean(one):.2f}{off(one)}' for one in values)} |"
+
+
+def curve(entry: Row, method: str) -> Curve:
+    """Changes of content and success of the edits of a method."""
+    rows = [row for row in entry["results"] if row["method"] == method]
+    return tuple(np.array([row[what]["value"] for row in rows]) for what in ("content", "success"))
+
+
 def curves(found: list[tuple[Row, Row]]) -> Iterator[str]:
     """The three curves of the mixing step, means over trainings."""
     names = (
@@ -229,6 +263,11 @@ def main() -> None:
             ),
             "",
             *table(options, found),
+            "",
+            "Success at equal change of pixels, between the distances on a line; the last two columns are of "
+            f"{options.variants[0]}:",
+            "",
+            *at_equal_change(options, found),
             "",
             *(
                 [
