@@ -35,9 +35,7 @@ def seam_ratio(
             against, of_other = worst_seam(other, _row(other, to, row["name"])["seams"])
             value, sd = _ratio(value, sd, against, of_other)
         low, high = normal_interval(value, sd, level)
-        found.append(
-            Measurement(f"{of} against {to}, {row['nfe']} calls", value, low, high, record["protocol"]["n"])
-        )
+        found.append(Measurement(_said(row, to), value, low, high, record["protocol"]["n"]))
     return found
 
 
@@ -56,7 +54,7 @@ def fd_ratio(run: Path, *, of: str, to: str, plan: str = "*", to_run: str | None
     level = level_of_each(len(rows))
     return [
         Measurement(
-            f"{of} against {to}, {one['nfe']} calls",
+            _said(one, to),
             one["fd"] / against["fd"],
             *paired_ratio(one["fd"], against["fd"], one["replicates"], against["replicates"], level),
             record["protocol"]["n"],
@@ -91,6 +89,10 @@ def worst_seam(record: Record, seams: dict[str, Any]) -> tuple[float, float]:
     if not found:
         raise DataError("Seams must be measured on images of several patches that are not all of one colour.")
     return max(found)
+
+
+def _said(row: dict[str, Any], to: str) -> str:
+    return f"{row['decode']} against {to}, {row['sampler']}, {row['nfe']} calls"
 
 
 def _ratio(a: float, sd_a: float, b: float, sd_b: float) -> tuple[float, float]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from PIL import Image
 
 from fewstep.methods.patchdm.enlarge import COLLAGE, PLAIN, SHIFT
@@ -18,7 +19,7 @@ from fewstep.pipeline.report.panel import Panel, rendered
 from fewstep.pipeline.report.results import Results
 from fewstep.pipeline.report.svg import inline_svg
 
-SIZE = 800
+SIZE = 900
 """Width of a picture of small images in the page."""
 SAYS = {
     COLLAGE: "with features of their neighbours",
@@ -90,6 +91,7 @@ def _figure(record: Record, decodes: Sequence[str]) -> Figure:
             rows = [row for row in record["results"] if row["decode"] == decode]
             _marks(last, decode, [(row["nfe"], row["fd"], *row["interval"]) for row in rows])
         last.set_yscale("log")
+        last.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         last.yaxis.set_major_formatter(lambda value, _: number(value))
         last.yaxis.set_minor_formatter(lambda value, _: "")
         last.set_title("distance", color=MUTED, fontsize=10)
