@@ -305,6 +305,7 @@ def test_from_tensors_to_images(saved, tmp_path, capsys):
     [
         (["ddim"], "is all of a plan"),
         (["--grid", "uniform-t"], "is all of a plan"),
+        (["--to", "sigmas"], "is all of a plan"),
         (["--nfe", "7"], "--nfe must be 5, the calls of"),
         (["--setting", "afs"], "must be NAME=VALUE, such as afs=true"),
         (["--setting", "afs=maybe"], "afs must be true or false; got 'maybe'"),

@@ -79,7 +79,7 @@ def plan(
         float, typer.Option(help="of the scheduler that diffusers-sigmas are for, which applies it again")
     ] = 1.0,
 ) -> None:
-    """Write a known sampler as a plan, or the times of a plan as a list.
+    """Write a known sampler, or a solver that another program trained, as a plan; or the times of a plan as a list.
 
     Example: fewstep plan dpmpp-2m --model results/digits/train --nfe 10 --out plan.json
     Timesteps of diffusers: fewstep plan ddim --model DIR --nfe 3 --timesteps 999,666,333 --to-zero --out plan.json
@@ -92,10 +92,11 @@ def plan(
     if setting and not trained:
         raise ConfigError(f"--setting is of a trained solver, --kind {', '.join(TRAINED)}; got {kind!r}.")
     if trained:
-        if source is None or preset is not None or grid is not None or timesteps is not None or to_zero:
+        others = (preset, grid, timesteps, to)
+        if source is None or to_zero or any(given is not None for given in others):
             raise ConfigError(
                 f"A trained solver ({kind}) is all of a plan: give its file with --from, and no PRESET, --grid, "
-                "--timesteps or --to-zero."
+                "--timesteps, --to-zero or --to."
             )
     elif preset is None:
         raise ConfigError("PRESET must name a known sampler, such as ddim or unipc-2; got none.")
