@@ -254,7 +254,7 @@ def test_changed_code_runs_what_uses_it_and_a_comment_runs_nothing(project: Proj
     loop.write_text(loop.read_text() + "\nANSWER = 42\n")
     assert project.planned() == {
         **AFTER_TRAIN,
-        **only("train", "extractor", "stats", "disturb"),
+        **only("train", "extractor", "stats", "unfitted", "disturb"),
     }
 
 
