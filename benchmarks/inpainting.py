@@ -37,7 +37,7 @@ PRESETS = ("ddpm", "ddim", "unipc-2")
 SEARCH = {
     "trials": 12,
     "polish-iterations": 20,
-    "frechet-iterations": 30,
+    "frechet-iterations": 150,
     "finalist-images": 2000,
 }
 VARIANTS: dict[str, tuple[object, ...]] = {

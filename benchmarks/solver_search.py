@@ -2,7 +2,9 @@
 
 Run: OMP_NUM_THREADS=1 python benchmarks/solver_search.py mixture     the closed-form mixture, held-out error
      OMP_NUM_THREADS=1 python benchmarks/solver_search.py samplers    best-so-far of the search's samplers on it
+     OMP_NUM_THREADS=1 python benchmarks/solver_search.py polish      the same network calls as few or many updates
      OMP_NUM_THREADS=1 python benchmarks/solver_search.py model MODEL --reference STATS --extractor E --keep FOLDER
+         --unfitted U --unfitted-reference STATS: in features that nothing was fitted to, too
      OMP_NUM_THREADS=1 python benchmarks/solver_search.py draw MODEL PLAN...     the same noises under every plan
 Each writes its table to benchmarks/results/solver_search_<what>.md; the last one under the name given by --name.
 """
@@ -18,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from measured import Measured
+from measured import Measured, Value
 from PIL import Image
 
 from fewstep import process
@@ -187,7 +189,11 @@ def run_model(arguments: argparse.Namespace) -> None:
     task = Task(load_model(arguments.model), batch_size=arguments.batch_size)
     extractor = load_extractor(arguments.extractor)
     reference = load_reference(arguments.reference, extractor=extractor)
-    measured = Measured(task, reference, extractor, first=arguments.first, keep=arguments.keep)
+    spaces = [Measured(task, reference, extractor, first=arguments.first, keep=arguments.keep)]
+    if arguments.unfitted is not None:
+        other = load_extractor(arguments.unfitted)
+        statistics = load_reference(arguments.unfitted_reference, extractor=other)
+        spaces.append(Measured(task, statistics, other, first=arguments.first, keep=arguments.keep))
     given = {name: getattr(arguments, name, None) for name in SearchSettings.model_fields}
     # what other numbers of calls are asked for does not make another search
     given = {name: value for name, value in given.items() if value is not None and name != "nfe"}
@@ -199,25 +205,74 @@ def run_model(arguments: argparse.Namespace) -> None:
             runs.append(_searched(task.model, nfe, settings, reference, extractor, arguments))
         # the presets are given every advantage: the best of all on the very seeds that are reported on
         presets = {plan.hash: plan for run in runs for plan in run.presets}.values()
-        looked = sorted(presets, key=lambda plan: measured(plan, arguments.look).fd)[: arguments.best]
-        preset, theirs = min(((p, measured(p, arguments.n)) for p in looked), key=lambda row: row[1].fd)
+        known = []
+        for measured in spaces:
+            looked = sorted(presets, key=lambda plan: measured(plan, arguments.look).fd)[: arguments.best]
+            known.append(min(((p, measured(p, arguments.n)) for p in looked), key=lambda row: row[1].fd))
         for run in runs:
-            ours = measured(run.plan, arguments.n)
-            apart = paired_difference(ours.fd, theirs.fd, ours.replicates, theirs.replicates, 0.95).interval
+            cells = [_against(m(run.plan, arguments.n), *best) for m, best in zip(spaces, known, strict=True)]
             lines.append(
-                f"| {nfe} | {preset.name} | {theirs} | {run.winner} | {ours} | {ours.fd / theirs.fd:.2f} "
-                f"| [{apart.low:.1f}, {apart.high:.1f}] | {run.seconds:.0f} | {run.calls:,} |"
+                f"| {nfe} | {run.winner} | {' | '.join(cells)} | {run.seconds:.0f} | {run.calls:,} |"
             )
             print(lines[-1], flush=True)
+    columns = "best preset, its FD | searched | ratio | difference |"
+    headings = [f"{m.extractor.id}: {columns}" for m in spaces]
     head = [
-        "| NFE | best preset | its FD | searched | its FD | ratio | difference | seconds | network calls |",
-        "|---|---|---|---|---|---|---|---|---|",
+        f"| NFE | winner | {' '.join(headings)} seconds | network calls |",
+        f"|---|---|{'---|' * 4 * len(spaces)}---|---|",
     ]
     title = (
-        f"{task.model.name}: FD-{extractor.id} of {arguments.n:,} images on seeds from {arguments.first:,}, "
-        "which no search saw"
+        f"{task.model.name}: FD of {arguments.n:,} images on seeds from {arguments.first:,}, which no search saw; "
+        f"fitted in {extractor.id}"
     )
     _write(arguments.name, title, [*head, *lines])
+
+
+def _against(ours: Value, preset: Plan, theirs: Value) -> str:
+    """Cells of a table: the best preset, the searched plan, and how they compare."""
+    low, high = paired_difference(ours.fd, theirs.fd, ours.replicates, theirs.replicates, 0.95).interval
+    return f"{preset.name} {theirs} | {ours} | {ours.fd / theirs.fd:.2f} | [{low:.2f}, {high:.2f}]"
+
+
+POLISHES = ((125, 1024), (250, 512), (500, 256), (1000, 128))
+"""Updates, and noises of each: of all as many network calls."""
+
+
+def run_polish(arguments: argparse.Namespace) -> None:
+    """Held-out error of the best preset polished by few large or many small updates, at equal network calls."""
+    model = mixture()
+    held_out, task = HeldOut(model), Task(model, batch_size=4096)
+    updates, noises = POLISHES[0]
+    settings = SearchSettings(noises=4 * noises, trial_noises=64, finalist_images=1024)
+    teacher = make_teacher(
+        task,
+        search_seeds(settings)["trials"],
+        search_seeds(settings)["validation"][:1024],
+        nfe=200,
+        to_zero=False,
+    )
+    lines = [
+        f"| NFE | best preset | {' | '.join(f'{n} updates of {size}' for n, size in POLISHES)} |",
+        "|---|---|" + "---|" * len(POLISHES),
+    ]
+    for nfe in arguments.nfe:
+        space = Space(model.schedule, nfe, to_zero=False, analytic=False)
+        search = Search(task, teacher, space, settings)
+        preset = min(known_samplers(search), key=lambda c: search.error(c.plan, teacher.validation[:64]))
+        cells = []
+        for n, size in POLISHES:
+            free = FreePlan(preset.plan, model.schedule)
+            last = len(teacher.seeds) - size + 1
+            polish(
+                free, trajectory_gradient(task, search.distances),
+                lambda i, size=size, last=last: teacher.seeds[i * size % last :][:size],
+                search.error, iterations=n, lr=0.05,
+            )  # fmt: skip
+            cells.append(f"{held_out.error(free.plan()):.4f}")
+        lines.append(f"| {nfe} | {preset.name} {held_out.error(preset.plan):.4f} | {' | '.join(cells)} |")
+        print(lines[-1], flush=True)
+    title = f"Held-out error on the closed-form mixture after {updates * noises:,} solutions a call, lr 0.05"
+    _write("polish", title, lines)
 
 
 class Run(NamedTuple):
@@ -299,10 +354,15 @@ def _arguments() -> argparse.Namespace:
     what = parser.add_subparsers(required=True)
     what.add_parser("mixture").set_defaults(run=run_mixture)
     what.add_parser("samplers").set_defaults(run=run_samplers)
+    polishes = what.add_parser("polish")
+    polishes.add_argument("--nfe", type=int, nargs="+", default=[3, 4, 5, 6, 8, 10])
+    polishes.set_defaults(run=run_polish)
     model = what.add_parser("model")
     model.add_argument("model")
     model.add_argument("--reference", required=True)
     model.add_argument("--extractor", required=True)
+    model.add_argument("--unfitted", help="an extractor that nothing is fitted to")
+    model.add_argument("--unfitted-reference", help="statistics in its features")
     model.add_argument("--name", default="model")
     model.add_argument("--nfe", type=int, nargs="+", default=[3, 4, 5, 6, 8, 10])
     model.add_argument("--seeds", type=int, default=3, help="searches per NFE")

@@ -62,6 +62,40 @@ def test_a_certificate_verifies_in_another_place(clone):
         assert part in done.stdout
 
 
+def test_both_feature_spaces_stand_in_a_certificate_and_are_derived_again(clone):
+    """What plans were fitted in stands beside what nothing was fitted to; one space for both is refused."""
+    made("unfitted", "--data", "data", "--out", "unfitted", "--steps", 30, cwd=clone)
+    fitted = ("--fitted-reference", "stats.npz", "--fitted-extractor", "extractor")
+    reported = ("--reference", "unfitted", "--extractor", "unfitted")
+    evaluate = ("evaluate", f"samples/{NAME}.npz", "--resamples", 20)
+    made(*evaluate, *reported, *fitted, "--out", "both.json", cwd=clone)
+    document, before = read_certificate(clone / "both.json"), read_certificate(clone / f"eval/{NAME}.json")
+    (same,) = document["results"].keys() & before["results"].keys()
+    assert same.startswith("FD-digits-cnn") and document["results"][same] == before["results"][same]
+    assert {name.split("-")[2] for name in document["results"].keys() - {same}} == {"res"}
+    lines, done = verified("both.json", "--resample", cwd=clone)
+    assert done.returncode == 0 and set(lines.values()) == {"held"}, done.stdout
+    assert "fitted_extractor: its weights" in done.stdout
+    signed(clone / "both.json", lambda d: d["results"][same].update(value=0.5))
+    assert [same in line for line in failures(verified("both.json", cwd=clone)[1])] == [True]
+
+    sentence = refused(
+        *evaluate,
+        "--reference",
+        "stats.npz",
+        "--extractor",
+        "extractor",
+        *fitted,
+        "--out",
+        "c.json",
+        cwd=clone,
+    )
+    assert "must differ from those that plans were fitted in, but both are of digits-cnn" in sentence
+    sentence = refused(*evaluate, *reported, *fitted[:2], "--out", "c.json", cwd=clone)
+    assert "--fitted-reference and --fitted-extractor must be given together" in sentence
+    assert not (clone / "c.json").exists()
+
+
 @pytest.mark.parametrize(
     "path",
     [

@@ -116,7 +116,7 @@ def test_a_search_in_features_is_judged_by_the_distance_between_sets(study, tmp_
     assert (tmp_path / "b.study/teacher.npz").exists() and not (tmp_path / "a.study/teacher.npz").exists()
     found = record(tmp_path / "a", 2)
     assert found["measure"] == "fd" and found["error_in"].startswith("digits-cnn-")
-    assert set(found["polish"]) == {"trajectory", "frechet"}
+    assert set(found["polish"]) == {"frechet"}
     assert found["winner"] == min(found["finalists"], key=lambda finalist: finalist["fd"])["name"]
     objective = load_plan(tmp_path / "a/searched.nfe2.json").provenance["objective"]
     assert objective["name"] == "frechet" and objective["extractor"] == found["error_in"]

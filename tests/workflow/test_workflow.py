@@ -129,6 +129,7 @@ ALL = {
     "extractor": 1,
     "train": 1,
     "stats": 1,
+    "unfitted": 1,
     "plans": 2,
     "teacher": 1,
     "search": 1,
@@ -191,8 +192,8 @@ CHANGES = [  # a change of one setting -> exactly what depends on it
     ({"model": {"channels": 16}}, {**AFTER_TRAIN, "train": 1}),
     ({"train": {"steps": 21}}, {**AFTER_TRAIN, "train": 1}),
     ({"extractor": {"steps": 21}}, {**AFTER_STATS, "extractor": 1, "stats": 1}),
-    ({"extractor": {"name": "effnet-lite0-p320"}}, {**AFTER_STATS, "stats": 1}),
-    ({"stats": {"split": "test"}}, {**AFTER_STATS, "stats": 1}),
+    ({"extractor": {"name": "effnet-lite0-p320"}}, {**AFTER_STATS, "stats": 1, "unfitted": 1}),
+    ({"stats": {"split": "test"}}, {**AFTER_STATS, "stats": 1, "unfitted": 1}),
     (
         {"plans": {"grids": ["karras"]}},
         {"plans": 2, "sample": 3, "evaluate": 3, "detect": 1, "align": 1, "compose": 1, **END},
@@ -215,6 +216,7 @@ CHANGES = [  # a change of one setting -> exactly what depends on it
     ({"track": {"uri": "sqlite:///other.db"}}, only("track")),
     ({"prepare": {"workers": 2}, "train": {"checkpoint_seconds": 9.0}, "sample": {"batch_size": 9}}, {}),
     ({"sample": {"shards": 3}, "evaluate": {"shards": 2}}, {}),
+    ({"unfitted": {"steps": 21}}, {**only(*AFTER_MEASURING), "unfitted": 1}),
 ]
 
 
@@ -252,7 +254,7 @@ def test_changed_code_runs_what_uses_it_and_a_comment_runs_nothing(project: Proj
     loop.write_text(loop.read_text() + "\nANSWER = 42\n")
     assert project.planned() == {
         **AFTER_TRAIN,
-        **only("train", "extractor", "stats", "disturb"),
+        **only("train", "extractor", "stats", "unfitted", "disturb"),
     }
 
 

@@ -301,17 +301,59 @@ class TrainSettings(Training):
     )
 
 
-class ExtractorSettings(Section):
-    """The network whose features images are compared in."""
+FeaturesName = Literal[
+    "classifier",
+    "effnet-lite0-p320",
+    "effnet-lite1-p320",
+    "inception2015",
+    "dinov2-vitl14",
+    "clip-vitl14-336",
+]
+UNFITTED_BESIDE = {
+    "classifier": "classifier",
+    "effnet-lite0-p320": "effnet-lite1-p320",
+    "effnet-lite1-p320": "effnet-lite0-p320",
+    "inception2015": "effnet-lite1-p320",
+    "dinov2-vitl14": "effnet-lite1-p320",
+    "clip-vitl14-336": "effnet-lite1-p320",
+}
+"""Features that plans are fitted in -> those that nothing is fitted to."""
 
-    name: Literal["classifier", "effnet-lite0-p320", "inception2015"] = Field(
-        default="classifier",
-        description="classifier: trained here on the labels; inception2015: the one that FID means",
-    )
+
+class ClassifierTraining(Section):
+    """The training of a classifier."""
+
     steps: Positive = Field(default=600, description="optimiser steps of the classifier")
     batch_size: int = Field(default=128, ge=1, le=65536, description="images per step of the classifier")
     lr: float = Field(default=1e-3, gt=0, le=1, description="learning rate of the classifier")
     seed: int = Field(default=0, ge=0, description="seed of the classifier's training")
+
+
+class ExtractorSettings(ClassifierTraining):
+    """The network whose features plans are fitted in."""
+
+    name: FeaturesName = Field(
+        default="classifier",
+        description="classifier: trained here on the labels; inception2015: the one that FID means",
+    )
+
+
+class UnfittedSettings(ClassifierTraining):
+    """The network whose features nothing is fitted to, and by which plans are reported."""
+
+    name: FeaturesName | Literal["auto", "none"] = Field(
+        default="auto",
+        description="auto: another one than extractor.name, EfficientNet-Lite1 beside published ones, and beside a "
+        "classifier one of another architecture and seed; none: report the features that plans are fitted in",
+    )
+    steps: Positive = Field(default=300, description="optimiser steps of the classifier")
+    seed: int = Field(default=1000, ge=0, description="seed of the classifier's training")
+
+    def of(self, fitted: str) -> str | None:
+        """The extractor beside one that plans are fitted in; None for none."""
+        if self.name == "none":
+            return None
+        return UNFITTED_BESIDE[fitted] if self.name == "auto" else self.name
 
 
 class StatsSettings(Section):

@@ -148,8 +148,12 @@ def find(name_or_path: str | Path) -> Path:
     raise DataError(f"no model folder at {path}; give a folder with {WEIGHTS} and {CONFIG}{has}.")
 
 
-def find_reference(name_or_path: str | Path) -> Path:
+def find_reference(name_or_path: str | Path, extractor: str | Path | None = None) -> Path:
     """The file of reference statistics: a file, a folder with STATISTICS, or DATASET or DATASET.EXTRACTOR of the zoo.
+
+    Args:
+        name_or_path: one of these.
+        extractor: which of several statistics of a dataset is meant; None: there must be one.
 
     Raises:
         DataError: Neither, a name that stands for several, or a file of the zoo that is not as it was or has no
@@ -162,6 +166,7 @@ def find_reference(name_or_path: str | Path) -> Path:
         return path / STATISTICS
     known = _if_any(references)
     meant = [name for name in known if str(path) in (name, name.partition(".")[0])]
+    meant = [name for name in meant if name == f"{path}.{extractor}"] or meant
     if len(meant) == 1:
         verify(known[meant[0]].parent, known[meant[0]].name)
         return known[meant[0]]

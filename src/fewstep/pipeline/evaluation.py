@@ -1,18 +1,20 @@
 """From a set of images to its certificate."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
+
+from numpy.typing import NDArray
 
 from fewstep.checks import ConfigError
 from fewstep.data.image_files import ImageFiles
 from fewstep.data.left_out import sentence
 from fewstep.files import canonical_json
 from fewstep.metrics.certificate import QUANTISATION, UNKNOWN_BYTES, build_certificate, require_parts
-from fewstep.metrics.evaluate import evaluate_samples, require_measurable
+from fewstep.metrics.evaluate import Record, evaluate_samples, require_measurable
 from fewstep.metrics.extractor import Extractor
 from fewstep.metrics.protocols import check, find_protocol
 from fewstep.metrics.reference import Reference
@@ -26,10 +28,32 @@ from fewstep.pipeline.stage.spec import Spec
 
 log = logging.getLogger(__name__)
 
+FITTED_METRICS = ("fd",)
+"""What is measured in features that plans were fitted in."""
+
+
+@dataclass(frozen=True)
+class MeasuredBy:
+    """Reference images in the features of an extractor, and where both stand."""
+
+    reference: Reference
+    reference_path: Path
+    extractor: Extractor
+    extractor_path: Path
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What sets of images are measured by, loaded once for all of them; max_pixels: as in `open_images`."""
+    """What sets of images are measured by, loaded once for all of them.
+
+    Attributes:
+        fitted: features that plans were fitted in: their Fréchet distance stands beside those of `extractor`, which
+            nothing was fitted to and rows are ranked by. None: there is one space alone.
+        max_pixels: as in `open_images`.
+
+    Raises:
+        ConfigError: both spaces are one.
+    """
 
     reference: Reference
     reference_path: Path
@@ -39,18 +63,25 @@ class Evaluation:
     preset: str | None
     store: FeatureStore
     max_pixels: int | None = None
+    fitted: MeasuredBy | None = None
+
+    def __post_init__(self) -> None:
+        if self.fitted is not None:
+            require_other_features(self.extractor, self.fitted.extractor)
+
+    @property
+    def extractors(self) -> list[Extractor]:
+        """All through which images are seen."""
+        return [self.extractor, *([] if self.fitted is None else [self.fitted.extractor])]
 
     def certificate(self, path: Path, beside: Path, spec: Spec | None) -> dict[str, Any]:
         """Measure one set; `beside` is the folder in which the certificate will stand."""
         images = open_images(path, max_pixels=self.max_pixels)
-        results = evaluate_samples(
-            self.store.read(images, self.extractor),
-            self.reference,
-            self.extractor,
-            metrics=self.settings.metrics,
-            level=self.settings.level,
-            resamples=self.settings.resamples,
-            seed=self.settings.seed,
+        results = measured_in_both(
+            lambda extractor: self.store.read(images, extractor),
+            (self.reference, self.extractor),
+            None if self.fitted is None else (self.fitted.reference, self.fitted.extractor),
+            self.settings,
         )
         return build_certificate(
             subject=_subject(images, self.reference, images.sha256),
@@ -64,7 +95,10 @@ class Evaluation:
 
     def protocol_of(self, images: ImageSet) -> dict[str, Any]:
         """All that must agree before the certificate of these images is compared with another."""
-        return certified_protocol(images, self.reference, self.extractor, self.settings, self.preset)
+        fitted = None if self.fitted is None else (self.fitted.reference, self.fitted.extractor)
+        return certified_protocol(
+            images, self.reference, self.extractor, self.settings, self.preset, fitted=fitted
+        )
 
     def require_preset(self, sets: Sequence[ImageSet]) -> None:
         """Raise ConfigError where the sets are not what the preset asks for.
@@ -90,8 +124,12 @@ class Evaluation:
                 log.warning("%s, left out: %s", images.path, sentence(images.images.left_out))
             self._require_described(images)
             height, width, channels = images.shape
-            self.extractor.require_shape((channels, height, width))
-            require_measurable(self.settings.metrics, self.reference, self.extractor, len(images.images))
+            for extractor in self.extractors:
+                extractor.require_shape((channels, height, width))
+            n = len(images.images)
+            require_measurable(self.settings.metrics, self.reference, self.extractor, n)
+            if self.fitted is not None:
+                require_measurable(FITTED_METRICS, self.fitted.reference, self.fitted.extractor, n)
 
     def _require_described(self, images: ImageSet) -> None:
         """Raise DataError where what is stated beside images and reference makes no certificate."""
@@ -112,12 +150,50 @@ class Evaluation:
         }
         if self.extractor_path.is_dir():
             files["extractor"] = record(self.extractor_path, beside=beside)
+        if self.fitted is not None:
+            files["fitted_reference"] = record(self.fitted.reference_path, beside=beside)
+            if self.fitted.extractor_path.is_dir():
+                files["fitted_extractor"] = record(self.fitted.extractor_path, beside=beside)
         for role, recorded in (images.meta or {}).get("files", {}).items():
             files[role] = seen_from(recorded, images.path.parent, beside)
         dataset = self.reference.meta["dataset"].get("files")
         if dataset:
             files["data"] = seen_from(dataset, self.reference_path.parent, beside)
         return files
+
+
+def require_other_features(reported: Extractor, fitted: Extractor) -> None:
+    """Raise ConfigError where the features that are reported are those that plans were fitted in."""
+    if reported.weights_sha256 == fitted.weights_sha256:
+        raise ConfigError(
+            f"The features that are reported must differ from those that plans were fitted in, but both are of "
+            f"{fitted.id}; take another extractor, or leave the fitted ones out."
+        )
+
+
+def measured_in_both(
+    features: Callable[[Extractor], NDArray[Any]],
+    reported: tuple[Reference, Extractor],
+    fitted: tuple[Reference, Extractor] | None,
+    settings: MeasureSettings,
+) -> dict[str, Record]:
+    """All metrics in the features that are reported, and the Fréchet distance in the fitted ones.
+
+    Args: features: of the images, by extractor, (N, D).
+    Raises: as `evaluate_samples`.
+    """
+    results: dict[str, Record] = {}
+    for measured_by, metrics in ((reported, settings.metrics), (fitted, FITTED_METRICS)):
+        if measured_by is not None:
+            results |= evaluate_samples(
+                features(measured_by[1]),
+                *measured_by,
+                metrics=metrics,
+                level=settings.level,
+                resamples=settings.resamples,
+                seed=settings.seed,
+            )
+    return results
 
 
 def _subject(images: ImageSet, reference: Reference, sha256: str) -> dict[str, Any]:
@@ -192,9 +268,12 @@ def certified_protocol(
     extractor: Extractor,
     settings: MeasureSettings,
     preset: str | None = None,
+    *,
+    fitted: tuple[Reference, Extractor] | None = None,
 ) -> dict[str, Any]:
     """All that must agree before two certificates are compared."""
     meta = images.meta
+    beside = {} if fitted is None else {"reference": fitted[0].protocol, "extractor": fitted[1].protocol}
     return {
         "preset": preset,
         "n": len(images.images),
@@ -207,6 +286,7 @@ def certified_protocol(
         "dtype": meta["dtype"] if meta else None,
         # of samples files that were written before there were any: none
         "conditions": meta.get("conditions") if meta else None,
+        **({"fitted": beside} if beside else {}),
         "evaluation": {
             "metrics": list(settings.metrics),
             "level": settings.level,

@@ -44,7 +44,7 @@ def reference_and_extractor(
             "use another extractor."
         )
     if reference is not None:
-        return load_reference(find_reference(reference), extractor=network), network
+        return load_reference(find_reference(reference, network.id), extractor=network), network
     assert data is not None
     return build_reference(data, network, progress=track("stats", unit="batch")), network
 

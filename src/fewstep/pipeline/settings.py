@@ -9,7 +9,7 @@ from fewstep.pipeline.stage.settings import NOT_A_RESULT, Section
 MARGIN = 0.1
 """How much worse than its target a plan may be that is called as good, as a share of the target's distance."""
 
-MetricName = Literal["fd", "kid", "pr", "dc", "is", "inf", "mem"]
+MetricName = Literal["fd", "kid", "cmmd", "pr", "dc", "is", "inf", "mem"]
 
 
 def require_dropout(settings: Any, section: str, field: str, *, unguided: Any) -> None:
@@ -44,7 +44,8 @@ class MeasureSettings(Section):
     metrics: list[MetricName] = Field(
         default=["fd", "kid", "pr"],
         min_length=1,
-        description="fd: Fréchet distance; kid: kernel distance; pr: precision, recall; dc: density, coverage; "
+        description="fd: Fréchet distance; kid: kernel distance; cmmd: the same of CLIP's features with a Gaussian "
+        "kernel; pr: precision, recall; dc: density, coverage; "
         "is: Inception score, by the extractor's classifier; inf: Fréchet distance at infinitely many images; mem: "
         "share of images nearer to training than to held-out ones",
     )

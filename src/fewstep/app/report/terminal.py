@@ -14,9 +14,10 @@ from fewstep.pipeline.report.numbers import number
 from fewstep.pipeline.report.results import Results, distinguishable
 from fewstep.pipeline.report.words import interval
 
-_HEADERS = ("NFE", "#", "sampler", "grid", "FD", "", "of preset", "prec.", "recall", "KID×10³", "ms/image")
-_OF_PRESET = _HEADERS.index("of preset")
-_NUMERIC = {"NFE", "#", "prec.", "recall", "KID×10³", "ms/image"}
+_HEADERS = (
+    "NFE", "#", "sampler", "grid", "FD", "", "of preset", "fitted FD", "prec.", "recall", "KID×10³", "ms/image",
+)  # fmt: skip
+_NUMERIC = {"NFE", "#", "fitted FD", "prec.", "recall", "KID×10³", "ms/image"}
 _NARROW, _WIDE_ONLY = 92, 2
 
 
@@ -39,9 +40,9 @@ def print_leaderboard(
         raise ConfigError(f"--nfe must be one of the measured numbers of calls, {measured}; got {nfe}.")
     stream = sys.stdout if stream is None else stream
     rows = leaderboard_rows(results, top=top, nfe=nfe)
-    headers: tuple[str, ...] = _HEADERS
-    if not results.own:
-        headers, *rows = (row[:_OF_PRESET] + row[_OF_PRESET + 1 :] for row in (headers, *rows))
+    absent = {"of preset": not results.own, "fitted FD": results.fitted_metric is None}
+    kept = [i for i, header in enumerate(_HEADERS) if not absent.get(header, False)]
+    headers, *rows = (tuple(row[i] for i in kept) for row in (_HEADERS, *rows))
     if not stream.isatty():
         stream.write(_plain(headers, rows))
         return
@@ -51,9 +52,8 @@ def print_leaderboard(
     table = Table(
         title=results.metric,
         caption="= not distinguishable from the best of its NFE"
-        + (
-            "; of preset: FD of a plan made for the model over that of the best preset" if results.own else ""
-        ),
+        + ("; of preset: FD of a plan made for the model over that of the best preset" if results.own else "")
+        + ("" if results.fitted_metric is None else f"; fitted FD: {results.fitted_metric}"),
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
@@ -78,10 +78,12 @@ def leaderboard_rows(results: Results, *, top: int | None, nfe: int | None) -> l
 def _cells(row: dict[str, Any], best: dict[str, Any]) -> tuple[str, ...]:
     tie = "=" if row is not best and not distinguishable(row, best) else ""
     ratio = row["of_preset"]
-    of_preset = "" if math.isnan(ratio) else f"{ratio:.2f} {'significant' if row['significant'] else 'tie'}"
+    verdict = "fitted only" if row["fitted_only"] else "significant" if row["significant"] else "tie"
+    of_preset = "" if math.isnan(ratio) else f"{ratio:.2f} {verdict}"
+    fitted = "–" if math.isnan(row["fitted"]) else number(row["fitted"])
     place = (str(row["nfe"]), str(row["rank"]), row["sampler"], row["grid"], interval(row, "fd"))
     quality = (_share(row["precision"]), _share(row["recall"]), number(1000 * row["kid"]))
-    return (*place, tie, of_preset, *quality, number(row["ms"]))
+    return (*place, tie, of_preset, fitted, *quality, number(row["ms"]))
 
 
 def _share(value: float) -> str:

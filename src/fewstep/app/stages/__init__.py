@@ -17,6 +17,7 @@ from fewstep.app.stages import (
     stats,
     track,
     train,
+    unfitted,
     zoo,
 )
 from fewstep.methods.aligner.stage import STAGE as ALIGN
@@ -51,6 +52,7 @@ STAGES = Stages(
         zoo.STAGE,
         extractor.STAGE,
         stats.STAGE,
+        unfitted.STAGE,
         plans.STAGE,
         TEACHER,
         SEARCH,

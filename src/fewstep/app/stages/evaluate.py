@@ -10,7 +10,7 @@ from fewstep.checks import ConfigError
 from fewstep.files import require_file
 from fewstep.pipeline.parts import PATIENCE, parse_shard
 from fewstep.pipeline.samples import files_in, require_distinct_names, stem_of
-from fewstep.pipeline.stage import REFERENCE, Stage, extractor
+from fewstep.pipeline.stage import Stage, reported_features
 from fewstep.pipeline.stage.options import (
     BackendOption,
     DeviceOption,
@@ -33,6 +33,16 @@ def command(
     reference: Annotated[Path, typer.Option(help="statistics file, from fewstep stats, or name in the zoo")],
     extractor: MeasuredExtractorOption,
     out: Annotated[Path, typer.Option(help="certificate (.json) for one set of images, folder for several")],
+    fitted_reference: Annotated[
+        Path | None,
+        typer.Option(
+            help="statistics of the same images in the features that plans were fitted in: their distance is stated "
+            "beside"
+        ),
+    ] = None,
+    fitted_extractor: Annotated[
+        str | None, typer.Option(help="whose features these are; another one than --extractor")
+    ] = None,
     features: Annotated[
         Path | None, typer.Option(help="folder in which to keep features; fewstep verify reads them, too")
     ] = None,
@@ -52,6 +62,9 @@ def command(
     An interrupted measurement resumes. With --shard K/N, or under torchrun, features are
     extracted by N workers that share the folder; the measurement without --shard then puts them together.
 
+    Plans that were searched or aligned are ahead in the features that they were fitted in. Give these as --fitted-...,
+    and as --extractor features that nothing was fitted to, by which reports then rank.
+
     Example: fewstep evaluate samples.npz --reference stats.npz --extractor extractor --out certificate.json
     """
     from fewstep.interop.zoo import find_reference
@@ -59,7 +72,7 @@ def command(
     from fewstep.metrics.extractor import load_extractor
     from fewstep.metrics.reference import load_reference
     from fewstep.pipeline.devices import chosen_device
-    from fewstep.pipeline.evaluation import Evaluation
+    from fewstep.pipeline.evaluation import Evaluation, MeasuredBy
     from fewstep.pipeline.features import FeatureStore
     from fewstep.pipeline.images import open_images
     from fewstep.progress import track
@@ -74,14 +87,33 @@ def command(
     if to_folder:
         require_distinct_names(paths)
         require_result_folder(out, spec, {".json"})
-    reference = find_reference(reference)
+    if (fitted_reference is None) != (fitted_extractor is None):
+        raise ConfigError(
+            "--fitted-reference and --fitted-extractor must be given together; add the other, or leave out both."
+        )
+    reference = find_reference(reference, extractor)
     with joined(patience=PATIENCE) as world:
         chosen = chosen_device(device, local_rank=world.local_rank)
         network = load_extractor(extractor, device=chosen, backend=backend)
         statistics = load_reference(reference, extractor=network)
         store = FeatureStore(features or out.with_name(f".{out.name}.features"))
+        fitted = None
+        if fitted_reference is not None and fitted_extractor is not None:
+            path = find_reference(fitted_reference, fitted_extractor)
+            through = load_extractor(fitted_extractor, device=chosen)
+            fitted = MeasuredBy(
+                load_reference(path, extractor=through), path, through, Path(fitted_extractor)
+            )
         evaluation = Evaluation(
-            statistics, reference, Path(extractor), network, evaluate, protocol, store, evaluate.max_pixels
+            statistics,
+            reference,
+            Path(extractor),
+            network,
+            evaluate,
+            protocol,
+            store,
+            evaluate.max_pixels,
+            fitted,
         )
         mine = parse_shard(shard)
         several = len(paths) > 1
@@ -89,12 +121,13 @@ def command(
         evaluation.require_preset(sets)
         evaluation.require_measurable(sets)
         for path in track("features", unit="set")(paths) if several else paths:
-            store.make(
-                open_images(path, max_pixels=evaluate.max_pixels),
-                network,
-                mine,
-                track=None if several else track,
-            )
+            for one in evaluation.extractors:
+                store.make(
+                    open_images(path, max_pixels=evaluate.max_pixels),
+                    one,
+                    mine,
+                    track=None if several else track,
+                )
         world.wait()
         if shard is not None or not world.leads:
             typer.echo(
@@ -129,5 +162,5 @@ STAGE = Stage(
     does="measure the images",
     settings=EvaluateSettings,
     over="images",
-    inputs=lambda settings, nfe: {"reference": REFERENCE, "extractor": extractor(settings)},
+    inputs=lambda settings, nfe: reported_features(settings),
 )

@@ -2,17 +2,20 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fewstep.app.settings import ExtractorSettings
+from fewstep.app.settings import ClassifierTraining, ExtractorSettings
 from fewstep.checks import ConfigError
 from fewstep.files import require_replaceable
 from fewstep.nets import CARD, CONFIG, WEIGHTS
 from fewstep.pipeline.stage import Stage
 from fewstep.pipeline.stage.options import DeviceOption, takes_settings
 from fewstep.pipeline.stage.spec import STAMP, Spec, stamp
+
+if TYPE_CHECKING:
+    from fewstep.nets.folder import Finish
 
 
 @takes_settings(hide=("name",))
@@ -28,6 +31,35 @@ def command(
 
     Example: fewstep extractor --data data/digits --out extractor
     """
+    require_replaceable(out, set(), names={WEIGHTS, CONFIG, CARD, STAMP})
+    finish = None if spec is None else partial(stamp, spec)
+    typer.echo(write_classifier(data, out, extractor, device, name="cnn", finish=finish))
+
+
+def write_classifier(
+    data: Path,
+    out: Path,
+    settings: ClassifierTraining,
+    device: str,
+    *,
+    name: str,
+    finish: "Finish | None",
+    **shape: Any,
+) -> str:
+    """Train a classifier on the labels of a packed dataset, write its folder, and say in a sentence how good it is.
+
+    Args:
+        data: the dataset.
+        out: the folder.
+        settings: of the training.
+        device: of the network.
+        name: of its kind, after the dataset's.
+        finish: writes what else belongs into the folder.
+        **shape: arguments of `fewstep.nets.classifier.Classifier` that are not its defaults.
+
+    Raises:
+        ConfigError: the dataset has no labels, or no images to judge it by.
+    """
     from fewstep.data.packed import load_dataset
     from fewstep.nets.classifier import Classifier
     from fewstep.nets.folder import save_classifier
@@ -37,7 +69,6 @@ def command(
     from fewstep.rng import initial_weights
     from fewstep.train.classifier import accuracy, train_classifier
 
-    require_replaceable(out, set(), names={WEIGHTS, CONFIG, CARD, STAMP})
     dataset = load_dataset(data, "train")
     judged_on = dataset.heldout_split
     if dataset.classes is None:
@@ -50,15 +81,15 @@ def command(
             "prepare it with test_fraction above 0."
         )
     heldout = load_dataset(data, judged_on)
-    with initial_weights(extractor.seed):
-        net = Classifier(dataset.shape[0], len(dataset.classes)).to(chosen_device(device))
+    with initial_weights(settings.seed):
+        net = Classifier(dataset.shape[0], len(dataset.classes), **shape).to(chosen_device(device))
     train_classifier(
         dataset,
         net,
-        steps=extractor.steps,
-        batch_size=extractor.batch_size,
-        lr=extractor.lr,
-        seed=extractor.seed,
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        lr=settings.lr,
+        seed=settings.seed,
         progress=track("extractor", unit="step"),
     )
     right = accuracy(net, heldout)
@@ -66,15 +97,15 @@ def command(
         out,
         net,
         shape=dataset.shape,
-        name=f"{dataset.name}-cnn",
+        name=f"{dataset.name}-{name}",
         card={
             **card_facts(dataset, net),
-            "settings": extractor.model_dump(mode="json"),
+            "settings": settings.model_dump(mode="json"),
             f"{judged_on}_accuracy": right,
         },
-        finish=None if spec is None else partial(stamp, spec),
+        finish=finish,
     )
-    typer.echo(f"{out}: classifier of {dataset.name}, {right:.1%} of the {judged_on} images right")
+    return f"{out}: classifier of {dataset.name}, {right:.1%} of the {judged_on} images right"
 
 
 STAGE = Stage(

@@ -90,7 +90,7 @@ def command(
     if is_foreign:
         reference = _imported(data, network, beside, name=name or data.stem, split=stats.split, n=n)
     else:
-        reference = _measured(data, network, beside, split=stats.split)
+        reference = measured_reference(data, network, beside, split=stats.split)
     baselines = _baselines(reference) if compact else None
     if to_file:
         save_reference(out, reference, baselines=baselines, compact=compact)
@@ -108,7 +108,8 @@ def command(
         typer.echo(f"{out}: {network.id} features of {of['n']} images of {split}")
 
 
-def _measured(data: Path, network: "Extractor", beside: Path, *, split: str) -> "Reference":
+def measured_reference(data: Path, network: "Extractor", beside: Path, *, split: str) -> "Reference":
+    """Statistics of a packed dataset through an extractor; its files are named as seen from the folder `beside`."""
     from fewstep.metrics.reference import build_reference
     from fewstep.pipeline.recorded import record_dataset
     from fewstep.progress import track

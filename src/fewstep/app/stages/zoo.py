@@ -10,7 +10,7 @@ import typer
 from fewstep.checks import ConfigError, DataError
 from fewstep.files import atomic_dir, atomic_file
 from fewstep.nets import CARD, CONFIG, CURVE, PLANS, WEIGHTS
-from fewstep.pipeline.stage import Stage, Value
+from fewstep.pipeline.stage import UNFITTED, Stage, Value
 from fewstep.pipeline.stage.options import takes_settings
 from fewstep.pipeline.stage.spec import Spec, stamp
 
@@ -34,6 +34,10 @@ def command(
     extractor: Annotated[
         str, typer.Option(help="whose features the statistics are of")
     ] = "effnet-lite0-p320",
+    unfitted: Annotated[
+        str | None,
+        typer.Option(help="with --out: copy the statistics in these features into the folder, too"),
+    ] = None,
     *,
     spec: Spec | None,
 ) -> None:
@@ -61,7 +65,7 @@ def command(
         for what, fact in _told(models[wanted]).items():
             console.print(f"{what}: {fact}", markup=False, soft_wrap=True)
         if out is not None:
-            _copy(models[wanted], out, extractor if spec else None, spec)
+            _copy(models[wanted], out, extractor if spec else None, spec, unfitted)
         if statistics is not None:
             with atomic_file(statistics) as copy:
                 shutil.copyfile(_statistics(models[wanted], extractor), copy)
@@ -72,7 +76,7 @@ def command(
     typer.echo(f"{zoo_folder()}: {len(models)} model{'' if len(models) == 1 else 's'}")
 
 
-def _copy(model: "Entry", out: Path, extractor: str | None, spec: Spec | None) -> None:
+def _copy(model: "Entry", out: Path, extractor: str | None, spec: Spec | None, unfitted: str | None) -> None:
     """Copy a model; for a run with the statistics of its dataset beside it, through an extractor."""
     from fewstep.interop.zoo import STATISTICS
 
@@ -88,6 +92,8 @@ def _copy(model: "Entry", out: Path, extractor: str | None, spec: Spec | None) -
             shutil.copytree(folder / PLANS, copy / PLANS)
         if extractor is not None:
             shutil.copyfile(_statistics(model, extractor), copy / STATISTICS)
+        if unfitted is not None:
+            shutil.copyfile(_statistics(model, unfitted), copy / UNFITTED)
         if spec:
             stamp(spec, copy)
 
@@ -156,11 +162,26 @@ def _requires(settings: Any) -> None:
             f"extractor.name: must not need training images with model.zoo, got {settings.extractor.name}; take a "
             "published extractor"
         )
+    unfitted = settings.unfitted.of(settings.extractor.name)
+    if unfitted == "classifier":
+        raise ValueError(
+            "unfitted.name: must not need training images with model.zoo, got classifier; take auto, or none"
+        )
+    if unfitted == settings.extractor.name:
+        raise ValueError(
+            f"unfitted.name: must differ from extractor.name, in whose features plans are fitted, got {unfitted} for "
+            "both; take auto, or none to report the fitted features"
+        )
     if set(settings.evaluate.metrics) - {"fd", "is", "inf"}:
         raise ValueError(
             f"evaluate.metrics: must not need training images with model.zoo, got {settings.evaluate.metrics}; take "
             "the metric fd alone"
         )
+
+
+def _unfitted(settings: Any) -> dict[str, Value]:
+    name = settings.unfitted.of(settings.extractor.name)
+    return {} if name is None else {"unfitted": Value(name)}
 
 
 def _digest(settings: Any) -> str:
@@ -178,6 +199,7 @@ STAGE = Stage(
     inputs=lambda settings, nfe: {
         "name": Value(settings.model.zoo or ""),
         "extractor": Value(settings.extractor.name),
+        **_unfitted(settings),
     },
     reads=("model.zoo",),
     applies=lambda settings, before: settings.model.zoo is not None,

@@ -161,4 +161,4 @@ def measure_by(extractor: str, reference: Path, shape: tuple[int, int, int], dev
             f"The extractor must take the dataset's images, (C, H, W) = {shape}; {network.id} takes {network.shape}; "
             "use another extractor."
         )
-    return Measure(network, load_reference(find_reference(reference), extractor=network))
+    return Measure(network, load_reference(find_reference(reference, network.id), extractor=network))

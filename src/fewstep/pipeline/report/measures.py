@@ -36,7 +36,9 @@ def fd_ratio(
     found = []
     for calls in nfe:
         one, other = _best(results, of, calls, run), _best(results, to, to_nfe or calls, run)
-        found.append(ratio(one, other, level, f"{calls} calls, {_against(one, other)}", results))
+        found.append(
+            ratio(one, other, level, f"{calls} calls, {_against(one, other)}{_fitted(one)}", results)
+        )
     return found
 
 
@@ -86,6 +88,11 @@ def _fits(column: "pd.Series[Any]", value: Any) -> "pd.Series[bool]":
     if isinstance(value, str):
         return column.map(lambda one: fnmatch.fnmatchcase(str(one), value))
     return column == value
+
+
+def _fitted(one: Mapping[str, Any]) -> str:
+    """What is to be said where a plan is ahead only in the features that it was fitted in."""
+    return "; ahead in the features that it was fitted in alone" if one["fitted_only"] else ""
 
 
 def _against(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ import pandas as pd
 from fewstep.checks import ConfigError, DataError
 from fewstep.files import canonical_json
 from fewstep.metrics.certificate import protocol_difference
+from fewstep.metrics.evaluate import name_in
 from fewstep.metrics.non_inferiority import Measured, NonInferiority, non_inferior
 from fewstep.metrics.uncertainty import Difference, Interval, paired_difference
 from fewstep.pipeline.report.rows import Certified, kind, one_per_plan, read_certified, row
@@ -34,9 +35,13 @@ class Results:
             the other), reduced_width (whether it calls the network at reduced width), plan, plan_hash, certificate,
             of_preset (FD of an own plan over that of the best preset of its NFE), significant (whether the interval of
             their difference excludes zero; None where there is no of_preset), resampling (seed, level and replicates of
-            the distance, or None). A measurement that was not made is NaN.
+            the distance, or None). Where plans were fitted in other features than those that rank: fitted, fitted_low,
+            fitted_high, fitted_resampling (the distance in these), fitted_of_preset (as of_preset, in these), and
+            fitted_only (whether an own plan is significantly ahead of the best preset there alone). A measurement that
+            was not made is NaN.
         plans: The plan of each row, by hash.
         metric: Name of the Fréchet distance as the certificates spell it, for example `FD-classifier#1k`.
+        fitted_metric: The same in the features that plans were fitted in; None where these are the only ones.
         level: Probability that the intervals of that distance state; None when there are none.
         protocol: What every certificate agrees on.
         model: `fingerprint` and `name` of the model that all samples come from, but those of generators.
@@ -48,6 +53,7 @@ class Results:
     frame: pd.DataFrame
     plans: Mapping[str, Plan]
     metric: str
+    fitted_metric: str | None
     level: float | None
     protocol: dict[str, Any]
     model: dict[str, Any]
@@ -109,11 +115,11 @@ def read_results(paths: Sequence[Path]) -> Results:
         )
     certified = sorted((read_certified(file) for file in files), key=lambda one: one.is_generator)
     first = certified[0]
-    metric = _frechet_name(first)
+    metric, fitted = _frechet_name(first), _fitted_name(first)
     for other in certified[1:]:
         _require_same_protocol(first, other)
     standing = one_per_plan(certified)
-    rows = [row(one, metric, ancestors) for one, ancestors in standing]
+    rows = [row(one, metric, fitted, ancestors) for one, ancestors in standing]
     frame = pd.DataFrame(rows).sort_values(["nfe", "fd", "sampler", "grid", "plan_hash"], ignore_index=True)
     frame.insert(4, "rank", frame.groupby("nfe").cumcount() + 1)
     _compare_with_presets(frame)
@@ -123,6 +129,7 @@ def read_results(paths: Sequence[Path]) -> Results:
         frame=frame,
         plans={one.hash: one.plan for one, _ in standing},
         metric=metric,
+        fitted_metric=fitted,
         level=first.content["results"][metric].get("level"),
         protocol=first.content["protocol"],
         model=first.content["subject"]["model"],
@@ -137,23 +144,27 @@ def originals(frame: pd.DataFrame) -> "pd.Series[bool]":
     return frame["own"] & frame["ancestors"].eq(0)
 
 
-def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> Difference:
+def difference(a: Mapping[str, Any], b: Mapping[str, Any], space: str = "fd") -> Difference:
     """Distance of row `a` minus that of row `b`, with its interval.
 
     Rows that were resampled at the same indices are compared as pairs. Others are taken as independent, which
     errs towards a tie: samples from shared seeds move together.
+
+    Args: space: column of the distance, `fd` or `fitted`.
     """
-    one, other = a["resampling"], b["resampling"]
+    resampling = {"fd": "resampling", "fitted": "fitted_resampling"}[space]
+    one, other = a[resampling], b[resampling]
     if one is not None and other is not None and one[:2] == other[:2]:
-        return paired_difference(a["fd"], b["fd"], one[2], other[2], one[1])
-    value = a["fd"] - b["fd"]
-    margin = math.hypot(a["fd_high"] - a["fd_low"], b["fd_high"] - b["fd_low"]) / 2
+        return paired_difference(a[space], b[space], one[2], other[2], one[1])
+    value = a[space] - b[space]
+    low, high = f"{space}_low", f"{space}_high"
+    margin = math.hypot(a[high] - a[low], b[high] - b[low]) / 2
     return Difference(value, Interval(value - margin, value + margin))
 
 
-def distinguishable(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether the interval of the difference of two rows excludes zero."""
-    low, high = difference(a, b).interval
+def distinguishable(a: Mapping[str, Any], b: Mapping[str, Any], space: str = "fd") -> bool:
+    """Whether the interval of the difference of two rows excludes zero; `space` as in `difference`."""
+    low, high = difference(a, b, space).interval
     return low > 0 or high < 0
 
 
@@ -293,16 +304,25 @@ def flat_metrics(results: Results) -> dict[str, Any]:
             flat[f"{key}.{original['sampler']}"] = original["fd"]
             if not math.isnan(original["of_preset"]):
                 flat[f"{key}.ratio"] = original["of_preset"]
+            if not math.isnan(original["fitted_of_preset"]):
+                flat[f"{key}.fitted_ratio"] = original["fitted_of_preset"]
         if entry["own"] is not None:
             flat[f"{key}.own"] = entry["own"]["sampler"]
             flat[f"{key}.fd_own"] = entry["own"]["fd"]
     return flat
 
 
+def _fitted_name(certified: Certified) -> str | None:
+    """The distance in the features that plans were fitted in."""
+    protocol = certified.content["protocol"]
+    space = protocol.get("fitted")
+    return None if space is None else name_in("FD", space["extractor"], protocol["n"])
+
+
 def _frechet_name(certified: Certified) -> str:
-    names = certified.content["results"]
+    names, fitted = certified.content["results"], _fitted_name(certified)
     for name in names:
-        if kind(name) in FRECHET_NAMES:
+        if kind(name) in FRECHET_NAMES and name != fitted:
             return str(name)
     raise DataError(
         f"{certified.path} must hold a Fréchet distance to be ranked by, got {', '.join(names)}; "
@@ -331,10 +351,26 @@ def _require_same_protocol(a: Certified, b: Certified) -> None:
 
 
 def _compare_with_presets(frame: pd.DataFrame) -> None:
-    """Add the columns of_preset and significant."""
-    presets = frame[~frame["own"]].drop_duplicates("nfe").to_dict("records")
-    best = {row["nfe"]: row for row in presets if row["fd"] > 0}
-    pairs = [(row, best.get(row["nfe"]) if row["own"] else None) for row in frame.to_dict("records")]
+    """Add the columns of_preset, significant, fitted_of_preset and fitted_only."""
+    rows = frame.to_dict("records")
+    pairs = list(zip(rows, _best_presets(frame, "fd"), strict=True))
     frame["of_preset"] = [math.nan if preset is None else row["fd"] / preset["fd"] for row, preset in pairs]
     significant = [None if preset is None else distinguishable(row, preset) for row, preset in pairs]
     frame["significant"] = pd.Series(significant, dtype=object)
+    fitted = list(zip(rows, _best_presets(frame, "fitted"), strict=True))
+    frame["fitted_of_preset"] = [
+        math.nan if preset is None else row["fitted"] / preset["fitted"] for row, preset in fitted
+    ]
+    ahead = [
+        preset is not None and difference(row, preset, "fitted").interval.high < 0 for row, preset in fitted
+    ]
+    here = [preset is not None and difference(row, preset).interval.high < 0 for row, preset in pairs]
+    frame["fitted_only"] = [there and not here for there, here in zip(ahead, here, strict=True)]
+
+
+def _best_presets(frame: pd.DataFrame, space: str) -> list[Mapping[str, Any] | None]:
+    """For each row of an own plan, the best preset of its number of calls by a distance; None for others."""
+    presets = frame[~frame["own"] & frame[space].gt(0)].sort_values(space, kind="stable")
+    records: list[dict[str, Any]] = presets.drop_duplicates("nfe").to_dict("records")
+    best = {row["nfe"]: row for row in records}
+    return [best.get(nfe) if own else None for nfe, own in zip(frame["nfe"], frame["own"], strict=True)]

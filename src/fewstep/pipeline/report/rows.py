@@ -117,8 +117,10 @@ def _ancestors(
     return max(lengths, default=0)
 
 
-def row(certified: Certified, metric: str, ancestors: int) -> dict[str, Any]:
+def row(certified: Certified, metric: str, fitted: str | None, ancestors: int) -> dict[str, Any]:
     """The columns of `Results.frame` that follow from one certificate.
+
+    Args: fitted: name of the distance in the features that plans were fitted in, None where there are none.
 
     Raises:
         ConfigError: The certificate lacks the metric.
@@ -130,12 +132,14 @@ def row(certified: Certified, metric: str, ancestors: int) -> dict[str, Any]:
             f"Certificates must share a distance to be ranked by, but {certified.path} has no {metric}; evaluate anew."
         )
     frechet = results[metric]
+    beside = results.get(fitted, {}) if fitted else {}
     columns = {
         "sampler": stated["sampler"],
         "grid": stated["grid"] or "own",
         "family": family(stated["sampler"]),
         "nfe": stated["nfe"],
         **_measurement("fd", frechet),
+        **_measurement("fitted", beside),
         "baseline": _number(frechet.get("baseline")),
         "mean_term": _number(frechet.get("mean_term")),
         "trace_term": _number(frechet.get("trace_term")),
@@ -154,6 +158,7 @@ def row(certified: Certified, metric: str, ancestors: int) -> dict[str, Any]:
         "plan_hash": stated["hash"],
         "certificate": certified.path.name,
         "resampling": _resampling(frechet),
+        "fitted_resampling": _resampling(beside),
     }
 
 

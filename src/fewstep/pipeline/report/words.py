@@ -36,6 +36,18 @@ def of_preset(row: Mapping[str, Any], preset: Mapping[str, Any]) -> str:
     return f"{row['of_preset']:.2f} of the best preset's ({describe(preset)}, {number(preset['fd'])}), {how}"
 
 
+def in_fitted(row: Mapping[str, Any]) -> str | None:
+    """What the distance in the features that a plan was fitted in says, as a sentence; None where there is none."""
+    if math.isnan(row["fitted_of_preset"]):
+        return None
+    of = f"{row['fitted_of_preset']:.2f} of the best preset's"
+    if row["fitted_only"]:
+        return (
+            f"It is ahead only in the features that it was fitted in, at {of}: no gain was shown in others."
+        )
+    return f"In the features that it was fitted in it has {of}."
+
+
 def tooltip(row: Mapping[str, Any]) -> str:
     """What a point of a figure says when it is pointed at."""
     text = f"{describe(row)}, NFE {row['nfe']}: FD {interval(row, 'fd')}"

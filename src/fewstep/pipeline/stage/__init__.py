@@ -83,6 +83,8 @@ Inputs = Mapping[str, Input | Sequence[Input]]
 
 MODEL: Sequence[Input] = ("train", "zoo")
 """The model of the run: one of its own, or of the zoo."""
+UNFITTED = "unfitted.npz"
+"""The file, beside a model of the zoo, of statistics in the features that nothing is fitted to."""
 REFERENCE: Sequence[Input] = ("stats", "zoo")
 """The statistics of the reference images, which come with a model of the zoo."""
 
@@ -91,6 +93,22 @@ def extractor(settings: Any) -> Input:
     """The extractor of the run: the classifier trained on its labels, or a published one by name."""
     name: str = settings.extractor.name
     return "extractor" if name == "classifier" else Value(name)
+
+
+def reported_features(settings: Any) -> dict[str, Input | Sequence[Input]]:
+    """What images of plans are measured by: features that nothing is fitted to, and those of `extractor` beside them.
+
+    Runs without the former report what they fit in.
+    """
+    fitted: dict[str, Input | Sequence[Input]] = {"reference": REFERENCE, "extractor": extractor(settings)}
+    name = settings.unfitted.of(settings.extractor.name)
+    if name is None:
+        return fitted
+    return {
+        "reference": ("unfitted", Of("zoo", file=UNFITTED)),
+        "extractor": "unfitted" if name == "classifier" else Value(name),
+        **{f"fitted_{option}": value for option, value in fitted.items()},
+    }
 
 
 def known_plan(settings: Any, nfe: int) -> Input:

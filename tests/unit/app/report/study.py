@@ -45,8 +45,12 @@ def certificate(
     kid: bool = True,
     pair: Sequence[float] | None = None,
     provenance: dict[str, Any] | None = None,
+    fitted: float | None = None,
 ) -> dict[str, Any]:
-    """A made-up certificate of a known sampler, or of a plan that came from elsewhere."""
+    """A made-up certificate of a known sampler, or of a plan that came from elsewhere.
+
+    `fitted`: its distance in features of their own that plans were fitted in.
+    """
     name = f"{sampler}_{grid}_nfe{nfe:03d}"
     made_by = {"preset": sampler, "grid": grid or ""} if provenance is None else provenance
     plan = replace(_some_plan(nfe), name="plan", provenance=made_by)
@@ -61,6 +65,13 @@ def certificate(
         results["KID-classifier#1k"] = {"value": fd / 1000 - 0.004, "interval": [-0.01, 0.01], "level": 0.95}
         results["precision-classifier#1k"] = {"value": 0.8125, "interval": [0.8, 0.83], "level": 0.95}
         results["recall-classifier#1k"] = {"value": 0.625, "interval": [0.6, 0.65], "level": 0.95}
+    beside = {}
+    if fitted is not None:
+        results["FD-afit#1k"] = {"value": fitted, "interval": [fitted - half, fitted + half], "level": 0.95}
+        beside["fitted"] = {
+            "reference": {"name": "digits", "split": "train", "n": 1438, "sha256": sha256_text("fitted")},
+            "extractor": {"id": "afit", "weights_sha256": sha256_text("f"), "resize": "none", "dtype": "float32"},
+        }  # fmt: skip
     return {
         "schema": "fewstep.certificate/2",
         "subject": {
@@ -85,6 +96,7 @@ def certificate(
             "quantisation": "floor(127.5x+128)",
             "ema": True,
             "dtype": "float32",
+            **beside,
             "evaluation": {"metrics": ["fd", "kid", "pr"], "level": 0.95, "resamples": 100, "seed": 0},
         },
         "results": results,

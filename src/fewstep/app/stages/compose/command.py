@@ -71,7 +71,7 @@ def command(
     loaded = with_conditions(load_model(model, call=call, device=place), conditions)
     loaded = with_integers(loaded, list(zip(files, candidates, strict=True)))
     task = Task(loaded, guided, compose.batch_size)
-    measured = load_reference(find_reference(reference), extractor=network)
+    measured = load_reference(find_reference(reference, network.id), extractor=network)
     made = compared(task, candidates, measured, network, compose, track=track)
     require_distinct_plans(made.plans)
     with atomic_dir(out) as folder:

@@ -46,6 +46,7 @@ def panel(folders: Sequence[Path], results: Results) -> Panel:
         "role": role,
         "level": composition.protocol.level,
         "comparisons": composition.protocol.comparisons,
+        "other_features": results.fitted_metric is not None,
         "margin": within(composition.protocol.margin),
         "rounds": composition.protocol.rounds,
         "rows": [

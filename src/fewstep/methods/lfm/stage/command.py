@@ -55,7 +55,7 @@ def command(
     measuring = Measuring(
         loaded,
         data,
-        load_reference(find_reference(reference), extractor=network),
+        load_reference(find_reference(reference, network.id), extractor=network),
         network,
         lfm,
         latents=latents,

@@ -88,7 +88,7 @@ def command(
         loaded,
         loaded if base is None else load_model(base, device=chosen_device(device)),
         data,
-        load_reference(find_reference(reference), extractor=network),
+        load_reference(find_reference(reference, network.id), extractor=network),
         network,
         inpaint,
     )

@@ -36,6 +36,15 @@ def command(
     data: DataOption = None,
     extractor: ExtractorOption = "effnet-lite0-p320",
     teacher: Annotated[Path | None, typer.Option(help="from fewstep teacher; made if not given")] = None,
+    start: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--from",
+            metavar="PLAN",
+            help="plan of another model, resolution or guidance to start from, of one of the numbers of calls; may be "
+            "repeated",
+        ),
+    ] = None,
     study: StudyOption = None,
     worker: Annotated[
         bool, typer.Option("--worker", help="only run trials for a search that another process leads")
@@ -73,9 +82,11 @@ def command(
         solve_teacher,
         write_teacher,
     )
+    from fewstep.methods.s3.transfer import require_calls
     from fewstep.pipeline.storage import require_storage
     from fewstep.progress import track
     from fewstep.sampling.document import save_plan
+    from fewstep.sampling.plan import load_plan
 
     numbers = _numbers(nfe)
     require_result_folder(out, spec, {".json", ".parquet"})
@@ -84,8 +95,10 @@ def command(
     to_zero, guidance = of_run(spec, to_zero, guidance)
     if spec is None:
         search = search.in_profile(profile or ("text" if call or is_prompted(model) else "images"))
+    given = tuple(load_plan(path) for path in start or ())
+    require_calls(given, numbers)
     setup = processes.SearchSetup(
-        model, call, conditions, guidance, device, to_zero, search, reference, data, extractor
+        model, call, conditions, guidance, device, to_zero, search, reference, data, extractor, given
     )
     task = setup.task()
     for n in numbers:

@@ -1,17 +1,16 @@
 """Where a search starts: known samplers, ranked by a look at few images, and plans of one network call more or less."""
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 
-from fewstep.checks import ConfigError, DataError
+from fewstep.checks import ConfigError
 from fewstep.diffusion.schedule import Flow
 from fewstep.methods.s3.space import Decisions, Space, completed, resized
+from fewstep.methods.s3.stage.race import race
 from fewstep.methods.s3.stage.scoring import Candidate, Search
 from fewstep.progress import Track
-from fewstep.sampling.plan import Plan
 from fewstep.sampling.presets import ANALYTIC, PRESETS, Grid, analytical
 
 GRIDS = ("uniform-t", "uniform-lambda", "quadratic-t", "karras")
@@ -54,33 +53,30 @@ def known_samplers(search: Search) -> list[Candidate]:
 
 
 def best_known(search: Search, track: Track) -> list[Candidate]:
-    """The best known samplers, by a first look at few noises and a second one at more."""
+    """The best known samplers, by a first look at few noises and a second one at more; both end early for the worst."""
     first_look = search.teacher.validation[: search.settings.look_noises]
-    ranked = _ranked(search, known_samplers(search), "error", lambda p: search.error(p, first_look), track)
-    return look(search, ranked[:SECOND_LOOK], track)[:KNOWN]
+    ranked = race(
+        search, known_samplers(search), first_look, by="error", places=SECOND_LOOK, rounds=3,
+        progress=_progress(search, track),
+    )  # fmt: skip
+    return look(search, ranked[:SECOND_LOOK], track, places=KNOWN)[:KNOWN]
 
 
-def look(search: Search, candidates: Sequence[Candidate], track: Track) -> list[Candidate]:
-    """Best first, by what the winner is chosen by, on validation seeds."""
-    if search.reference is None:
-        return _ranked(search, candidates, "error", search.error, track)
-    seeds = search.seeds["validation"][:LOOK_IMAGES]
-    return _ranked(search, candidates, "fd", lambda plan: search.distance(plan, seeds), track)
-
-
-def _ranked(
-    search: Search, candidates: Sequence[Candidate], measure: str, of: Callable[[Plan], float], track: Track
+def look(
+    search: Search, candidates: Sequence[Candidate], track: Track, *, places: int | None = None
 ) -> list[Candidate]:
-    """Those whose state stays finite, measured, best first."""
-    measured: list[tuple[float, Candidate]] = []
-    for i in track(f"compare nfe{search.space.nfe}", unit="plan")(range(len(candidates))):
-        try:
-            value = of(candidates[i].plan)
-        except DataError:
-            continue
-        if math.isfinite(value):
-            measured.append((value, replace(candidates[i], **{measure: value})))
-    return [candidate for _, candidate in sorted(measured, key=lambda pair: pair[0])]
+    """Best first, by what the winner is chosen by, on validation seeds.
+    Args: places: how many of the best are wanted; None: all are measured to the end.
+    """
+    seeds = search.seeds["validation"][:LOOK_IMAGES]
+    return race(
+        search, candidates, search.teacher.validation if search.reference is None else seeds, by=search.measure,
+        places=len(candidates) if places is None else places, rounds=3, progress=_progress(search, track),
+    )  # fmt: skip
+
+
+def _progress(search: Search, track: Track) -> Callable[[Iterable[int]], Iterable[int]]:
+    return track(f"compare nfe{search.space.nfe}", unit="plan")
 
 
 def first_decisions(

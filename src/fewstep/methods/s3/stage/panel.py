@@ -22,13 +22,20 @@ from fewstep.pipeline.report.panel import Panel, rendered
 from fewstep.pipeline.report.plan_figure import plan_figure
 from fewstep.pipeline.report.results import Results, winners
 from fewstep.pipeline.report.svg import inline_svg
-from fewstep.pipeline.report.words import flatten, interval, of_preset
+from fewstep.pipeline.report.words import flatten, in_fitted, interval, of_preset
 from fewstep.pipeline.samples import parse_seeds
 from fewstep.sampling.plan import Plan
 
 BARS = 10
 ENDS = ("complete", "pruned", "disqualified", "lost")
-PURPOSES = ("presets", "trials", "validation", "polish", "finalists")  # of calls and seeds, in order of time
+PURPOSES = (
+    "presets",
+    "trials",
+    "validation",
+    "polish",
+    "memory",
+    "finalists",
+)  # of calls and seeds, in order of time
 STEPS = [1, 2, 5, 10]  # between ticks, times a power of ten
 TIERS = {"trajectory": "distance to fine solutions", "frechet": "distance between sets of images"}
 
@@ -47,6 +54,7 @@ class _Shown:
         sentences: the outcome in words.
         finalists: name, error, FD and whether it was chosen, best first.
         has_fd: whether finalists were compared by FD.
+        images: how many those images were that the winner was measured on.
         facts: counts, costs and seeds.
         unseen: whether no image of the report had a part in the search.
         settings: those of the search.
@@ -59,6 +67,7 @@ class _Shown:
     sentences: Sequence[str]
     finalists: Sequence[Mapping[str, Any]]
     has_fd: bool
+    images: int
     facts: Mapping[str, str]
     unseen: bool
     settings: Mapping[str, str]
@@ -96,9 +105,10 @@ def _shown(search: FinishedSearch, results: Results) -> _Shown:
         sentences=_sentences(search, results),
         finalists=[
             f.model_dump() | {"fd": math.nan if f.fd is None else f.fd, "chosen": f.name == record.winner}
-            for f in sorted(record.finalists, key=lambda f: _measured(f, record))
+            for f in sorted(record.finalists, key=lambda f: (-f.images, _measured(f, record)))
         ],
         has_fd=record.measure == "fd",
+        images=max(f.images for f in record.finalists),
         facts=_facts(record),
         unseen=all(last < reported[0] or reported[-1] < first for first, last in record.seeds.values()),
         settings=flatten(record.settings),
@@ -128,9 +138,10 @@ def _sentences(search: FinishedSearch, results: Results) -> list[str]:
     row, preset = results.row(search.plan.hash), _best_preset(search.nfe, results)
     if row is None:
         return [*sentences, "No certificate of this report is about it."]
-    reported = f"On the seeds of this report its FD is {interval(row, 'fd')}"
+    other = " and in features that it was not fitted in" if results.fitted_metric else ""
+    reported = f"On the seeds of this report{other} its FD is {interval(row, 'fd')}"
     compared = "" if preset is None or math.isnan(row["of_preset"]) else f", {of_preset(row, preset)}"
-    return [*sentences, f"{reported}{compared}."]
+    return [*sentences, f"{reported}{compared}.", *filter(None, [in_fitted(row)])]
 
 
 def _best_preset(nfe: int, results: Results) -> Mapping[str, Any] | None:

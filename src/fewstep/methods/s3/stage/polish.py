@@ -1,6 +1,7 @@
-"""The polish of a search: all numbers of its best plan moved by gradients, one tier after another.
+"""The polish of a search: all numbers of its best plan moved by gradients, in many small updates.
 
-First on the distance to fine solutions, then, where there is a reference, on the distance between sets of images.
+On the distance between sets of images where there is a reference, else on that to fine solutions, which no plan of few
+calls can reach: those nearer to them are not nearer to the images.
 """
 
 import copy
@@ -99,21 +100,17 @@ class Tier:
 def polished(
     search: Search, initial: Candidate, work: Path, track: Track
 ) -> tuple[list[Candidate], dict[str, Curve]]:
-    """The initial plan polished on trajectories, and that one polished on the distance between sets of images.
+    """The initial plan polished: on the distance between sets of images, or without a reference on trajectories.
 
     Returns:
-        A candidate per tier, and the curves by the names of the tiers.
+        A candidate for the tier, and its curve by the name of the tier; none where its iterations are 0.
     """
-    start = FreePlan(initial.plan, search.space.schedule)
-    ends: dict[str, Polished] = {}
-    if search.settings.polish_iterations:
-        tier = _trajectory_tier(search, work, track)
-        ends[tier.name] = tier.run(start)
-    if search.reference is not None and search.settings.frechet_iterations:
-        tier = _frechet_tier(search, work, track)
-        # fine solutions need not be nearer to the images than a known solver of some calls
-        starts = [*(end.free for end in ends.values()), start]
-        ends[tier.name] = tier.run(min(starts, key=lambda free: tier.judge(free.plan())))
+    settings = search.settings
+    if search.reference is None:
+        tiers = [_trajectory_tier(search, work, track)] if settings.polish_iterations else []
+    else:
+        tiers = [_frechet_tier(search, work, track)] if settings.frechet_iterations else []
+    ends = {tier.name: tier.run(FreePlan(initial.plan, search.space.schedule)) for tier in tiers}
     return [end.candidate for end in ends.values()], {name: end.curve for name, end in ends.items()}
 
 
@@ -141,21 +138,19 @@ def _trajectory_tier(search: Search, work: Path, track: Track) -> Tier:
 def _frechet_tier(search: Search, work: Path, track: Track) -> Tier:
     assert search.reference is not None and search.extractor is not None
     settings, n = search.settings, search.settings.frechet_images
-    # the distance of as few images as an iteration has is too noisy to see what the iterations have gained
+    # the distance of as few images as an update has is too noisy to see what the updates have gained
     validation = search.seeds["validation"][: settings.finalist_images]
-    distances: dict[str, float] = {}
-
-    def judge(plan: Plan) -> float:
-        if plan.hash not in distances:  # the initial plan is judged more than once
-            distances[plan.hash] = search.distance(plan, validation)
-        return distances[plan.hash]
-
     return Tier(
         "frechet",
         search.task,
-        frechet_gradient(search.task, FrechetLoss(search.reference.statistics), search.extractor.of_unit),
+        frechet_gradient(
+            search.task,
+            FrechetLoss(search.reference.statistics),
+            search.extractor.of_unit,
+            before=search.seeds["memory"],
+        ),
         lambda i: search.seeds["polish"][i * n : (i + 1) * n],
-        judge,
+        lambda plan: search.distance(plan, validation),
         settings.frechet_iterations,
         settings.frechet_lr,
         checks=1,  # the distance of few images is too noisy to choose the best of many by

@@ -30,12 +30,16 @@ class Point(BaseModel):
 
 
 class Finalist(BaseModel):
-    """A plan of the final comparison; without a reference there is no distance between sets."""
+    """A plan of the final comparison; without a reference there is no distance between sets.
+
+    Attributes: images: that the distance between sets was measured on; one far behind the best gets fewer.
+    """
 
     name: str
     hash: str
     error: float
     fd: float | None
+    images: int = 0
 
 
 class SearchRecord(BaseModel):
@@ -57,6 +61,7 @@ class SearchRecord(BaseModel):
     winner: str
     best_preset: str
     best_preset_plan: dict[str, Any] | None = None
+    given: dict[str, str] = {}
     network_calls: dict[str, int]
     seconds: dict[str, float]
 

@@ -1,7 +1,7 @@
 """A solver search: trials, polish, finalists; each on random seeds of its own.
 
 1. Trials: the distance to fine solutions of some noises, structure by an Optuna study.
-2. Polish: gradients, first on that distance, then, where there is a reference, on the distance between sets of images.
+2. Polish: gradients, on that distance or, where there is a reference, on the distance between sets of images.
 3. Finalists: the best of each are compared on seeds that nothing saw before.
 """
 
@@ -17,6 +17,7 @@ from fewstep.methods.s3.space import plan_of
 from fewstep.methods.s3.stage.decisions import best_decisions, best_note, run_plan_trials
 from fewstep.methods.s3.stage.known import Neighbour, best_known, first_decisions, look
 from fewstep.methods.s3.stage.polish import polished
+from fewstep.methods.s3.stage.race import race
 from fewstep.methods.s3.stage.scoring import Candidate, Search
 from fewstep.pipeline import trials as studies
 from fewstep.pipeline.conditions import rows_used
@@ -69,22 +70,32 @@ def run_search(
     best_trials = best_decisions(tried.study, settings.finalists)
     with search.booked("trials"):
         best = look(search, [Candidate(name, plan_of(space, d)) for name, d in best_trials], track)
+        best += look(search, search.given, track)
     initial = min((c for c in (*tried.known, *best) if _can_be_polished(c, search)), key=search.measured)
     with search.booked("polish"):
         refined, curves = polished(search, initial, work, track)
     presets = list(tried.known[: settings.finalists])
     finalists = [*presets, *best, *refined]
     with search.booked("finalists"):
-        _judge(search, finalists, track)
-    winner, best_preset = min(finalists, key=search.measured), min(presets, key=search.measured)
+        ranked = _judged(search, finalists, presets, track)
+    known = {preset.name for preset in presets}
+    winner, best_preset = ranked[0], next(c for c in ranked if c.name in known)
+    by_name = {c.name: c for c in ranked}
     record = {
         **_facts(search),
         **_trials_facts(tried),
         "start": initial.name,
+        "given": {candidate.name: candidate.parents[0] for candidate in search.given},
         "polish": curves,
         "finalists": [
-            {"name": c.name, "hash": c.plan.hash, "error": c.error, "fd": None if math.isnan(c.fd) else c.fd}
-            for c in finalists
+            {
+                "name": c.name,
+                "hash": c.plan.hash,
+                "error": c.error,
+                "fd": None if math.isnan(c.fd) else c.fd,
+                "images": c.images,
+            }
+            for c in (by_name[f.name] for f in finalists if f.name in by_name)
         ],
         "winner": winner.name,
         "best_preset": best_preset.name,
@@ -125,13 +136,22 @@ def _can_be_polished(candidate: Candidate, search: Search) -> bool:
     return len(candidate.plan.nodes) - 1 == len(linear_form(candidate.plan, search.space.schedule))
 
 
-def _judge(search: Search, finalists: Sequence[Candidate], track: Track) -> None:
-    """Measure the finalists, in place."""
-    for i in track(f"finalists nfe{search.space.nfe}", unit="plan")(range(len(finalists))):
-        finalist = finalists[i]
+def _judged(
+    search: Search, finalists: Sequence[Candidate], presets: Sequence[Candidate], track: Track
+) -> list[Candidate]:
+    """The finalists, best first; the first of the known samplers among them is measured on all images.
+
+    Any other that is significantly behind the best gets no more images.
+    """
+    for finalist in finalists:
         finalist.error = search.error(finalist.plan)
-        if search.reference is not None:
-            finalist.fd = search.distance(finalist.plan, search.seeds["finalists"])
+    if search.reference is None:
+        return sorted(finalists, key=lambda finalist: finalist.error)
+    return race(
+        search, finalists, search.seeds["finalists"], by="fd", places=1, rounds=3,
+        protected=lambda candidate: candidate.name == presets[0].name,
+        progress=track(f"finalists nfe{search.space.nfe}", unit="plan"),
+    )  # fmt: skip
 
 
 def _facts(search: Search) -> dict[str, Any]:

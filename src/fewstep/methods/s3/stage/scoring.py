@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fewstep.methods.s3.space import Space
@@ -40,6 +41,7 @@ class Candidate:
         parents: hashes of the plans that it was derived from; of a known sampler, its own.
         error: mean distance to the fine solutions.
         fd: Fréchet distance to the reference.
+        images: how many the latter, or without a reference the former, was measured on.
     """
 
     name: str
@@ -47,6 +49,16 @@ class Candidate:
     parents: tuple[str, ...] = ()
     error: float = math.nan
     fd: float = math.nan
+    images: int = 0
+
+
+def distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Candidates under names of their own: a second one of a name gets a number."""
+    named: list[Candidate] = []
+    for candidate in candidates:
+        same = sum(other.name.partition("#")[0] == candidate.name for other in named)
+        named.append(replace(candidate, name=f"{candidate.name}#{same + 1}") if same else candidate)
+    return named
 
 
 @dataclass
@@ -54,6 +66,7 @@ class Search:
     """One search: a model, a number of network calls, and what plans are measured against.
 
     Attributes:
+        given: plans of other models, resolutions or guidance, from which it starts beside the known samplers.
         seconds, calls: by what they were spent on.
     """
 
@@ -63,6 +76,7 @@ class Search:
     settings: SearchSettings
     reference: Reference | None = None
     extractor: Extractor | None = None
+    given: Sequence[Candidate] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
 
@@ -139,9 +153,14 @@ class Search:
 
     def distance(self, plan: Plan, seeds: Sequence[int]) -> float:
         """Fréchet distance of the images of some seeds to the reference."""
-        assert self.reference is not None and self.extractor is not None
-        features = features_of(self.task, plan, seeds, self.extractor)
+        assert self.reference is not None
+        features = self.features(plan, seeds)
         return frechet(Statistics.from_features(features), self.reference.statistics).value
+
+    def features(self, plan: Plan, seeds: Sequence[int]) -> NDArray[Any]:
+        """Features of the images of some seeds, (len(seeds), D)."""
+        assert self.extractor is not None
+        return features_of(self.task, plan, seeds, self.extractor)
 
     @contextmanager
     def booked(self, purpose: str) -> Iterator[None]:

@@ -5,7 +5,7 @@ from fewstep.pipeline.seeds import SeedBlocks
 
 
 def search_seeds(settings: SearchSettings) -> SeedBlocks:
-    """Seeds of the trials and their fine solutions, of validation, of the finalists, and of the polish."""
+    """Seeds of the trials and their fine solutions, of validation, of the finalists, of the polish and its memory."""
     return SeedBlocks(
         settings.seed,
         {
@@ -13,5 +13,6 @@ def search_seeds(settings: SearchSettings) -> SeedBlocks:
             "validation": max(settings.noises, settings.finalist_images),
             "finalists": settings.finalist_images,
             "polish": settings.frechet_iterations * settings.frechet_images,
+            "memory": settings.frechet_memory if settings.frechet_iterations else 0,
         },
     )

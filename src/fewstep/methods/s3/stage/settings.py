@@ -16,6 +16,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "noises": 16,
         "trial_noises": 16,
         "trials": 12,
+        "polish_iterations": 40,
         "polish_noises": 8,
         "frechet_iterations": 0,
         "finalist_images": 64,
@@ -40,15 +41,22 @@ class SearchSettings(OwnSeeds):
     trial_noises: int = Field(default=64, ge=16, description="of these, how many a trial is scored on")
     teacher_nfe: int = Field(default=100, ge=10, description="network calls of a fine solution")
     polish_iterations: int = Field(
-        default=40, ge=0, description="gradient steps on the distance to solutions"
+        default=120,
+        ge=0,
+        description="gradient steps on the distance to solutions, where there are no reference images",
     )
-    polish_noises: int = Field(default=48, ge=1, description="noises of such a step")
+    polish_noises: int = Field(default=16, ge=1, description="noises of such a step")
     polish_lr: float = Field(default=0.03, gt=0, le=1, description="learning rate of these steps")
     frechet_iterations: int = Field(
-        default=60, ge=0, description="gradient steps on the distance between sets"
+        default=300, ge=0, description="gradient steps on the distance between sets"
     )
-    frechet_lr: float = Field(default=0.01, gt=0, le=1, description="learning rate of these steps")
-    frechet_images: int = Field(default=320, ge=16, description="images of such a step, new ones each time")
+    frechet_lr: float = Field(default=0.005, gt=0, le=1, description="learning rate of these steps")
+    frechet_images: int = Field(default=64, ge=16, description="images of such a step, new ones each time")
+    frechet_memory: int = Field(
+        default=256,
+        ge=0,
+        description="latest images that count in the distance of such a step, too, so that it needs few new ones",
+    )
     finalists: Positive = Field(default=2, description="presets, and trials, that reach the final comparison")
     finalist_images: int = Field(default=1000, ge=16, description="images of each finalist")
     seed: int = Field(

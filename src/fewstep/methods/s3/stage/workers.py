@@ -18,13 +18,15 @@ import torch
 from fewstep.methods.s3.space import Space
 from fewstep.methods.s3.stage.options import open_task
 from fewstep.methods.s3.stage.run import run_trials
-from fewstep.methods.s3.stage.scoring import Search
+from fewstep.methods.s3.stage.scoring import Candidate, Search, distinct
 from fewstep.methods.s3.stage.settings import SearchSettings
 from fewstep.methods.s3.stage.solutions import read_teacher
 from fewstep.methods.s3.teacher import Teacher
+from fewstep.methods.s3.transfer import transferred
 from fewstep.metrics.extractor import Extractor
 from fewstep.metrics.reference import Reference
 from fewstep.pipeline.measure import reference_and_extractor
+from fewstep.sampling.plan import Plan
 from fewstep.sampling.task import Task
 
 log = logging.getLogger(__name__)
@@ -43,6 +45,7 @@ class SearchSetup:
         to_zero: whether plans end at clean data.
         settings: of the search.
         reference, data, extractor: as on the command line.
+        given: plans of other models to start from.
     """
 
     model: Path
@@ -55,6 +58,7 @@ class SearchSetup:
     reference: Path | None
     data: Path | None
     extractor: str
+    given: tuple[Plan, ...] = ()
 
     def task(self) -> Task:
         """The model, and how it is called."""
@@ -83,7 +87,15 @@ class SearchSetup:
         self, nfe: int, task: Task, teacher: Teacher, reference: Reference | None, extractor: Extractor | None
     ) -> Search:
         """The search for a number of network calls."""
-        return Search(task, teacher, self.space(task, nfe), self.settings, reference, extractor)
+        schedule = task.model.schedule
+        given = [
+            Candidate(f"from.{plan.name or 'plan'}", transferred(plan, schedule), (plan.hash,))
+            for plan in self.given
+            if plan.nfe == nfe
+        ]
+        return Search(
+            task, teacher, self.space(task, nfe), self.settings, reference, extractor, distinct(given)
+        )
 
 
 @contextmanager

@@ -37,7 +37,11 @@ def command(
     require_result_folder(out, spec, {".json", ".png"})
     network = load_extractor(extractor, device=chosen_device(device))
     found = measure(
-        data, load_reference(find_reference(reference), extractor=network), network, disturb, track=track
+        data,
+        load_reference(find_reference(reference, network.id), extractor=network),
+        network,
+        disturb,
+        track=track,
     )
     with result_folder(out, spec) as folder:
         save(found, folder)

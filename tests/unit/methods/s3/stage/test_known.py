@@ -62,7 +62,9 @@ def test_the_best_known_are_ranked_by_their_error_on_validation_seeds():
     best = best_known(search, untracked)
     assert len(best) == KNOWN
     errors = [search.error(candidate.plan) for candidate in best]
-    assert [candidate.error for candidate in best] == errors == sorted(errors)
+    # measured in rounds, so that sums differ in the last bit
+    assert [candidate.error for candidate in best] == pytest.approx(errors, rel=1e-12)
+    assert errors == sorted(errors)
 
 
 def test_candidates_whose_state_is_not_finite_are_left_out():

@@ -11,6 +11,7 @@ from fewstep.methods.s3.space import Space
 from fewstep.methods.s3.stage.known import best_known
 from fewstep.methods.s3.stage.polish import _frechet_tier, _trajectory_tier, polished
 from fewstep.methods.s3.stage.scoring import Candidate, Search
+from fewstep.methods.s3.stage.seeds import search_seeds
 from fewstep.methods.s3.stage.settings import SearchSettings
 from fewstep.methods.s3.stage.solutions import solve_teacher
 from fewstep.sampling.free import FreePlan
@@ -102,31 +103,29 @@ def ddim_candidate(search):
     return Candidate("ddim.uniform-t", plan, (plan.hash,))
 
 
-def test_with_a_reference_the_second_tier_starts_from_the_better_of_both(tmp_path):
-    search = images_search()
-    start = ddim_candidate(search)
+def test_with_a_reference_the_plan_is_polished_on_sets_of_images_that_no_two_updates_share(tmp_path):
+    search = images_search(frechet_iterations=20, frechet_images=16, frechet_memory=32)
+    search.seeds = search_seeds(search.settings)
+    start, before = ddim_candidate(search), search.task.calls
     candidates, curves = polished(search, start, tmp_path, untracked)
-    assert (
-        [c.name for c in candidates]
-        == ["polished.trajectory", "polished.frechet"]
-        == [f"polished.{name}" for name in curves]
-    )
-    judge = _frechet_tier(search, tmp_path, untracked).judge
-    plans = (FreePlan(start.plan, search.space.schedule).plan(), candidates[0].plan)
-    assert curves["frechet"][0]["validation"] == min(map(judge, plans))
-    assert all(c.parents == (start.plan.hash,) for c in candidates)
+    assert [c.name for c in candidates] == ["polished.frechet"] and list(curves) == ["frechet"]
+    assert candidates[0].parents == (start.plan.hash,)
+    # the memory's images once, without a gradient; the plan is judged before and after by 64
+    assert search.task.calls - before == 3 * (20 * 16 + 32 + 2 * 64)
+    tier = _frechet_tier(search, tmp_path, untracked)
+    drawn = [seed for i in range(20) for seed in tier.seeds(i)]
+    assert len(drawn) == len(set(drawn)) and set(drawn) == set(search.seeds["polish"])
+    plain = FreePlan(start.plan, search.space.schedule).plan()
+    assert curves["frechet"][0]["validation"] == tier.judge(plain)
 
 
-@pytest.mark.parametrize(
-    ("settings", "names"),
-    [
-        ({"polish_iterations": 0}, ["frechet"]),
-        ({"frechet_iterations": 0}, ["trajectory"]),
-        ({"polish_iterations": 0, "frechet_iterations": 0}, []),
-    ],
-)
-def test_tiers_without_iterations_are_left_out(tmp_path, settings, names):
-    search = images_search(**settings)
-    candidates, curves = polished(search, ddim_candidate(search), tmp_path, untracked)
-    assert list(curves) == names and len(candidates) == len(names)
-    assert sorted(path.stem for path in tmp_path.iterdir()) == names
+def test_tiers_without_iterations_are_left_out(tmp_path):
+    without = search_of(4)
+    without.settings = without.settings.model_copy(update={"polish_iterations": 0})
+    for search in (without, images_search(frechet_iterations=0)):
+        assert polished(search, initial_of(search), tmp_path, untracked) == ([], {})
+    assert not list(tmp_path.iterdir())
+
+
+def initial_of(search):
+    return ddim_candidate(search) if search.reference is not None else initial(search)

@@ -7,6 +7,8 @@ from unit.methods.s3.stage.test_polish import images_search
 from fewstep.methods.s3.stage import polish
 from fewstep.methods.s3.stage.record import SearchRecord
 from fewstep.methods.s3.stage.run import run_search
+from fewstep.methods.s3.stage.scoring import Candidate
+from fewstep.methods.s3.transfer import transferred
 from fewstep.sampling.plan import plan_from_json
 
 
@@ -17,6 +19,7 @@ def shortened(search, **settings):
 
 
 def run(search, folder):
+    folder.mkdir(exist_ok=True)
     return run_search(search, storage=str(folder / "journal.log"), work=folder, track=untracked)
 
 
@@ -39,7 +42,7 @@ def test_the_record_names_the_winner_and_holds_the_best_known_sampler(found):
     plan = plan_from_json(record.best_preset_plan)
     assert plan.hash == record.finalist(record.best_preset).hash
     assert plan.provenance["preset"] == record.best_preset.split(".")[0]
-    tiers = ["trajectory", "frechet"] if search.measure == "fd" else ["trajectory"]
+    tiers = ["frechet"] if search.measure == "fd" else ["trajectory"]
     assert list(record.polish) == tiers
     assert [f.name for f in record.finalists[4:]] == [f"polished.{tier}" for tier in tiers]
     assert record.seeds == {name: tuple(ends) for name, ends in search.seeds.as_json().items()}
@@ -65,6 +68,18 @@ def test_the_plan_says_where_it_came_from(found):
         assert hashes.get(record["start"], said["parents"][0]) == said["parents"][0]
     else:
         assert said["parents"] == [hashes[record["winner"]]]
+
+
+def test_a_plan_of_another_model_is_among_what_it_starts_from(tmp_path):
+    """Given the plan that a longer search of the same model would find, nothing else is polished."""
+    search = shortened(search_of(4), trials=1, finalists=1)
+    good = run(shortened(search_of(4), polish_iterations=60), tmp_path / "other").plan
+    search.given = [Candidate("from.other", transferred(good, search.space.schedule), (good.hash,))]
+    record = run(search, tmp_path / "own").record
+    assert record["start"] == "from.other" and record["given"] == {"from.other": good.hash}
+    errors = {f["name"]: f["error"] for f in record["finalists"]}
+    assert errors["polished.trajectory"] <= errors["from.other"] < errors[record["best_preset"]]
+    assert SearchRecord.model_validate(record).given == {"from.other": good.hash}
 
 
 def test_a_search_that_is_run_again_reads_what_it_has(found, monkeypatch):
