@@ -28,7 +28,6 @@ from fewstep.pipeline import claims
 
 ROOT = Path(__file__).parents[1]
 METHODS = ROOT / "src/fewstep/methods"
-PLANNED = ROOT / "src/fewstep/app/stages/claims/planned.yaml"
 
 PAGES = {
     "CONTRIBUTING.md": "extend.md",
@@ -201,7 +200,7 @@ class Row(NamedTuple):
     def is_of(self, folder: str) -> bool:
         """Whether it is that of a paper's folder."""
         named = f"methods/{folder}" in self.module + self.test
-        return named or self.paper.split("(")[0].strip() == _paper(folder)[0]
+        return named or self.paper.split("(")[0].strip() == claims.read_paper(folder).title
 
     @property
     def folder(self) -> str | None:
@@ -241,21 +240,8 @@ def papers_table(text: str) -> str:
 
 def status(folder: str) -> str:
     """Citation, and what of the paper works here, from the table of papers."""
-    _, cite, link = _paper(folder)
-    there = METHODS.joinpath(folder, claims.FILE).is_file()
-    mark = "info" if there else "warning"
-    head = "What works here" if there else "Not there yet"
-    return f'[{cite}]({link})\n\n!!! {mark} "{head}"\n    {row_of(folder).status}\n'
-
-
-def _paper(folder: str) -> tuple[str, str, str]:
-    """Title, citation and address."""
-    if METHODS.joinpath(folder, claims.FILE).is_file():
-        paper = claims.read_paper(folder)
-        return paper.title, paper.cite, paper.link
-    planned = YAML(typ="safe").load(PLANNED)
-    found = next(one for one in planned if one["folder"] == folder)
-    return found["title"], found["cite"], found["link"]
+    paper = claims.read_paper(folder)
+    return f'[{paper.cite}]({paper.link})\n\n!!! info "What works here"\n    {row_of(folder).status}\n'
 
 
 SHARED = {
@@ -285,8 +271,6 @@ def differs(folder: str) -> Iterator[str]:
 def paper_commands(folder: str) -> str:
     """The commands of a paper, what they do, and their settings."""
     names = row_of(folder).commands
-    if not names:
-        return "There is no command yet.\n"
     known = {stage.name: stage for stage in STAGES}
     lines = ["| command | does | settings |", "|---|---|---|"]
     for name in names:
@@ -328,8 +312,6 @@ def paper_figures(folder: str) -> str:
 
 def paper_claims(folder: str) -> str:
     """Its claims: what it says, its number, and what is measured here."""
-    if not METHODS.joinpath(folder, claims.FILE).is_file():
-        return "None is stated yet.\n"
     lines = ["| it says | its number | here | |", "|---|---|---|---|"]
     runs: dict[str, None] = {}
     for claim in claims.read_paper(folder).claims:

@@ -4,11 +4,8 @@ import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
-
-from ruamel.yaml import YAML
 
 from fewstep.checks import ConfigError, DataError
 from fewstep.files import object_or_empty, read_json, write_json
@@ -78,20 +75,9 @@ def _judged(folder: str, paper: Paper, runs: Mapping[str, Path], stages: Stages)
     return JudgedPaper(folder, paper, judged, keys, figures)
 
 
-def planned(there: Sequence[str]) -> list[dict[str, str]]:
-    """Papers that are not there yet: folder, title, cite, link."""
-    text = resources.files(__package__).joinpath("planned.yaml").read_text(encoding="utf-8")
-    return [dict(one) for one in YAML(typ="safe").load(text) if one["folder"] not in there]
-
-
 def save_board(judged: Sequence[JudgedPaper], folder: Path) -> str:
     """Write the board into a folder, and return its table as text."""
-    to_come = planned([one.folder for one in judged])
-    record = {
-        "schema": SCHEMA,
-        "papers": [_record(paper) for paper in judged],
-        "planned": to_come,
-    }
+    record = {"schema": SCHEMA, "papers": [_record(paper) for paper in judged]}
     write_json(folder / RECORD, record)
     for paper in judged:
         for name, figure in paper.figures.items():
@@ -141,7 +127,7 @@ def _finite(value: Any) -> Any:
 
 
 def _table(record: Mapping[str, Any]) -> str:
-    """A line for each claim, its measurements below it, and at the end the papers to come."""
+    """A line for each claim, its measurements below it."""
     lines = []
     for paper in record["papers"]:
         lines.append(f"{paper['title']} ({paper['cite']})")
@@ -152,8 +138,6 @@ def _table(record: Mapping[str, Any]) -> str:
                 f"  {'':<14}  here: {spelled(one, claim.get('unit', ''))}, {one['what']}"
                 for one in claim["measurements"]
             ]
-    if record["planned"]:
-        lines.append(f"not there yet: {', '.join(one['title'] for one in record['planned'])}")
     return "\n".join(lines) + "\n"
 
 
