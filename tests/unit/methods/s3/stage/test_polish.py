@@ -4,7 +4,9 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from unit.methods.ddsm.stage.slimming import pixels, reference, slimmable
+from unit.methods.s3.stage.searching import mixture
 from unit.methods.s3.stage.test_known import search_of, untracked
 
 from fewstep.methods.s3.space import Space
@@ -14,9 +16,13 @@ from fewstep.methods.s3.stage.scoring import Candidate, Search
 from fewstep.methods.s3.stage.seeds import search_seeds
 from fewstep.methods.s3.stage.settings import SearchSettings
 from fewstep.methods.s3.stage.solutions import solve_teacher
+from fewstep.metrics.loss import FrechetLoss
+from fewstep.metrics.statistics import Statistics
+from fewstep.sampling.descent import frechet_gradient
 from fewstep.sampling.free import FreePlan
 from fewstep.sampling.linear import linear_form
 from fewstep.sampling.presets import PRESETS
+from fewstep.sampling.solver import Values
 from fewstep.sampling.task import Task
 
 
@@ -129,3 +135,23 @@ def test_tiers_without_iterations_are_left_out(tmp_path):
 
 def initial_of(search):
     return ddim_candidate(search) if search.reference is not None else initial(search)
+
+
+def test_the_distance_of_an_update_is_that_of_the_latest_images_too():
+    """By hand: 24 images before, then 8 of each update, the oldest forgotten; slopes go through the new ones alone."""
+    task, schedule = Task(mixture(), batch_size=64), mixture().schedule
+    plan = FreePlan(PRESETS["ddim"](schedule, 3, grid="uniform-t", to_zero=True), schedule).form
+    values = Values.of(plan)
+    target = Statistics.from_features(task.solve(plan, range(500, 600)).numpy() + 0.5)
+    loss = FrechetLoss(target)
+    gradient = frechet_gradient(task, loss, lambda x0: x0, before=range(24))
+    images = task.solve(plan, range(40))
+    for k in range(2):
+        leaves = Values(*(v.detach().clone().requires_grad_(v.is_floating_point()) for v in values))
+        found = gradient(plan, leaves, range(24 + 8 * k, 32 + 8 * k))
+        kept, new = images[8 * k : 24 + 8 * k], range(24 + 8 * k, 32 + 8 * k)
+        own = Values(*(v.detach().clone().requires_grad_(v.is_floating_point()) for v in values))
+        expected = loss(torch.cat([kept, task.solve(plan, new, values=own)]))
+        expected.backward()
+        assert found == pytest.approx(float(expected.detach()), rel=1e-5)  # states are float32
+        torch.testing.assert_close(leaves.raw.grad, own.raw.grad, rtol=1e-3, atol=1e-4)
