@@ -64,7 +64,12 @@ def measured(study, folder, out, name, *options):
 
 def test_seams_distances_and_memory_are_measured_judged_and_shown(study, folder, tmp_path):
     record = measured(study, folder, tmp_path / "one", "patchdm", "--size", "8x16", "--memory", "8,16")
-    other = measured(study, folder, tmp_path / "other", "patchdm-pixels", "--decodes", "shift,plain")
+    other = measured(
+        study, folder, tmp_path / "other", "patchdm-pixels", "--decodes", "shift,plain", "--size", "8x8"
+    )
+    assert [row["decode"] for row in other["larger"]] == ["shift", "plain"]
+    first = pixels(tmp_path / "other" / "enlarge" / "8x8-2400000000.png")
+    assert np.array_equal(pixels(tmp_path / "other" / "enlarge" / "seams.png")[:8, :8], first)
     assert [(row["decode"], row["nfe"]) for row in record["results"]] == [
         (decode, nfe) for nfe in (3, 2) for decode in ("collage", "plain")
     ]
@@ -247,6 +252,6 @@ def test_the_collage_hides_seams_that_plain_decoding_shows(tmp_path):
     assert less.high < 1 and than.high < 1, "collage, shift, none"
     (nearer,) = measures.fd_ratio(own, of="collage", to="shift", to_run=other.name)
     assert nearer.high < 1
-    record = read_record(own)
+    record = read_record(own / "enlarge")
     worst = {row["decode"]: measures.worst_seam(record, row["seams"])[0] for row in record["larger"]}
     assert worst["collage"] < 1.3 and worst["plain"] > 1.6, "a size that was not trained"

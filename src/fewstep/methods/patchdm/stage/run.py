@@ -20,7 +20,7 @@ from fewstep.data.packed import load_dataset
 from fewstep.diffusion.condition import LABEL
 from fewstep.diffusion.denoiser import Model
 from fewstep.files import read_json, write_json
-from fewstep.methods.patchdm.enlarge import COLLAGE, PLAIN, decoded_by, enlarged, patched_net
+from fewstep.methods.patchdm.enlarge import decoded_by, enlarged, patched_net
 from fewstep.methods.patchdm.memory import training_bytes
 from fewstep.methods.patchdm.seams import ALIGNED, GRID, seam
 from fewstep.methods.patchdm.stage.settings import EnlargeSettings
@@ -83,7 +83,7 @@ class Enlarging:
         images: dict[str, Tensor] = {}
         sheets: dict[str, Tensor] = {}
         for size, model in track("larger images", unit="size")(list(models.items())):
-            images[size] = self._drawn(model, self.plans[0], COLLAGE, self.settings.pictures)
+            images[size] = self._drawn(model, self.plans[0], self.settings.decodes[0], self.settings.pictures)
             sheets[size] = _sheet(images[size], max(1, SHEET // models[size].image_shape[-1]))
         if self.measured is not None:
             require_halves(self.settings.images)
@@ -112,7 +112,7 @@ class Enlarging:
                 ),
             }
             for size, model in models.items()
-            for decode in (COLLAGE, PLAIN)
+            for decode in self.settings.decodes
         ]
         memory = [
             dict(

@@ -28,7 +28,8 @@ class EnlargeSettings(Section):
         default=["collage", "plain"],
         min_length=1,
         description="collage: as trained; shift: each patch alone, on a grid that moves by half a patch with each "
-        "call, for models of the objective patchdm-pixels; plain: each patch alone, on one grid",
+        "call, for models of the objective patchdm-pixels; plain: each patch alone, on one grid; larger pictures are "
+        "of the first",
     )
     memory: list[Positive] = Field(
         default=[], description="sides of images at which the memory of a training step is counted"
