@@ -115,13 +115,34 @@ def killed_at(step):
 
 
 def terminated_at(step):
+    return {"progress": noting(signal.SIGTERM, step)}
+
+
+def noting(number, step):
+    """A signal in a step, as its handler notes it: to this process one would be sent beside those that run it."""
+
     def wrap(steps):
         for i in steps:
             if i == step:
-                signal.raise_signal(signal.SIGTERM)
+                RECEIVED.append(number)
             yield i
 
-    return {"progress": wrap}
+    return wrap
+
+
+RECEIVED = []
+
+
+@pytest.fixture(autouse=True)
+def received(monkeypatch):
+    """The signals that a training in this process has received; test_sigterm_saves_then_stops sends a real one."""
+
+    @contextlib.contextmanager
+    def signals():
+        RECEIVED.clear()
+        yield RECEIVED
+
+    monkeypatch.setattr(loop, "_signals", signals)
 
 
 def until(step):
@@ -237,14 +258,8 @@ def test_sigterm_saves_then_stops(tmp_path):
 
 
 def test_an_interrupt_saves_then_raises(tmp_path):
-    def interrupt(steps):
-        for step in steps:
-            if step == 5:
-                signal.raise_signal(signal.SIGINT)
-            yield step
-
     with pytest.raises(KeyboardInterrupt):
-        train(checkpoints=tmp_path, progress=interrupt)
+        train(checkpoints=tmp_path, progress=noting(signal.SIGINT, 5))
     assert checkpoints_in(tmp_path) == ["step-00000006"]
     assert same(weights(train(checkpoints=tmp_path)), weights(train()))
 
