@@ -1,5 +1,7 @@
 """Forward passes by OpenVINO, which on some processors is faster than PyTorch; an optional package."""
 
+import ctypes
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -46,6 +48,7 @@ def compile_forward(net: nn.Module, shape: tuple[int, int, int], dim: int) -> Ca
         rows[i] = request.get_output_tensor().data[0]
 
     queue.set_callback(store)
+    _drop_signal_stack()
 
     def forward(x: Tensor) -> Tensor:
         rows = np.empty((len(x), dim), np.float32)
@@ -56,3 +59,22 @@ def compile_forward(net: nn.Module, shape: tuple[int, int, int], dim: int) -> Ca
         return torch.from_numpy(rows)
 
     return forward
+
+
+_DISABLED = 2  # SS_DISABLE of signal.h
+
+
+class _SignalStack(ctypes.Structure):
+    """stack_t of signal.h."""
+
+    _fields_ = [("place", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+
+def _drop_signal_stack() -> None:
+    """Have signals handled on this thread's own stack again.
+
+    On processors with AMX OpenVINO leaves the thread that loads it a stack for signals, on which a handler of Python
+    ends the process: a training that is told to stop would die without its checkpoint.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).sigaltstack(ctypes.byref(_SignalStack(None, _DISABLED, 0)), None)

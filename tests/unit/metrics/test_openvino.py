@@ -1,3 +1,4 @@
+import subprocess
 import sys
 
 import numpy as np
@@ -79,3 +80,20 @@ def test_losses_of_other_backends_are_refused_by_name():
     assert np.array_equal(features(torch.ones(1, 1, 2, 2, dtype=torch.uint8)).numpy(), [[1, 1]])
     with pytest.raises(ConfigError, match="OpenVINO"):
         features.of_unit(torch.zeros(1, 1, 2, 2))
+
+
+STACK = """
+import ctypes, torch
+from fewstep.metrics.openvino import _SignalStack, compile_forward
+compile_forward(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4)), (3, 2, 2), 4)
+stack = _SignalStack()
+ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack))
+print(stack.flags)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="signals are handled otherwise")
+def test_signals_are_handled_on_the_stack_of_the_thread():
+    pytest.importorskip("openvino")
+    done = subprocess.run([sys.executable, "-c", STACK], capture_output=True, text=True)
+    assert done.stdout.strip() == "2", done.stderr  # SS_DISABLE
