@@ -9,7 +9,10 @@ from unittest import mock
 
 import pytest
 
+from fewstep.app import keys
 from fewstep.app.cli import main
+from fewstep.app.stages import STAGES
+from fewstep.files import write_json
 
 COMMAND = Path(sys.executable).with_name("fewstep")
 
@@ -39,6 +42,17 @@ def made(*arguments, cwd="."):
     done = fewstep(*arguments, cwd=cwd)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def made_as_run(settings, *, cwd):
+    """The names of the stages of a run in the order in which their commands were run, all but tracking."""
+    results = [result for result in STAGES.results(settings) if result.stage.name != "track"]
+    with contextlib.chdir(cwd):
+        for place, spec in keys.make_specs("r", {"r": settings}).items():
+            write_json(keys.spec_path("r", place), spec.as_json())
+        for result in results:
+            made(*STAGES.words(result, "r", settings), "--spec", keys.spec_path("r", result.place))
+    return [result.stage.name for result in results]
 
 
 def refused(*arguments, cwd="."):

@@ -7,14 +7,13 @@ import pytest
 import torch
 from e2e.blocks import ROOT
 from e2e.blocks import run as run_page
-from e2e.shell import made, refused
+from e2e.shell import made, made_as_run, refused
 from PIL import Image
 
-from fewstep.app import keys
 from fewstep.app.params import Settings, load_params
 from fewstep.app.stages import STAGES
 from fewstep.data.packed import load_dataset
-from fewstep.files import read_json, write_json
+from fewstep.files import read_json
 from fewstep.interop.load import load_model
 from fewstep.methods.boundary.boundary import load_boundary
 from fewstep.methods.boundary.stage import measures
@@ -259,19 +258,7 @@ def test_a_run_fits_edits_and_shows(tmp_path):
             "edit": {"heldout": 5},
         }
     )  # fmt: skip
-    with contextlib.chdir(tmp_path):
-        specs = keys.make_specs("r", {"r": settings})
-        for place, spec in specs.items():
-            write_json(keys.spec_path("r", place), spec.as_json())
-        results = [result for result in STAGES.results(settings) if result.stage.name != "track"]
-        for result in results:
-            made(
-                *STAGES.words(result, "r", settings),
-                "--spec",
-                keys.spec_path("r", result.place),
-                cwd=tmp_path,
-            )
-    names = [result.stage.name for result in results]
+    names = made_as_run(settings, cwd=tmp_path)
     assert names.index("train") < names.index("boundary") < names.index("edit") < names.index("report")
     page = (tmp_path / "results/r/report/index.html").read_text(encoding="utf-8")
     assert "how the mixing step is found" in page and "inverted and back" in page

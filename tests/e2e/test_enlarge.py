@@ -1,17 +1,13 @@
 """Models of patches through the commands: training, larger images, measurement, a run, the tutorial."""
 
-import contextlib
-
 import numpy as np
 import pytest
 from e2e.blocks import ROOT, run
-from e2e.shell import made, refused
+from e2e.shell import made, made_as_run, refused
 from PIL import Image
 
-from fewstep.app import keys
 from fewstep.app.params import Settings
-from fewstep.app.stages import STAGES
-from fewstep.files import read_json, write_json
+from fewstep.files import read_json
 from fewstep.interop.load import load_model
 from fewstep.methods.patchdm.stage import measures
 from fewstep.methods.patchdm.stage.panel import panel
@@ -188,14 +184,7 @@ def test_a_run_searches_and_aligns_plans_for_patches_and_shows_larger_images(tmp
             "enlarge": {"images": 20, "size": ["8x16"], "memory": [8, 16], "resamples": 10},
         }
     )  # fmt: skip
-    with contextlib.chdir(tmp_path):
-        specs = keys.make_specs("r", {"r": settings})
-        for place, spec in specs.items():
-            write_json(keys.spec_path("r", place), spec.as_json())
-        results = [result for result in STAGES.results(settings) if result.stage.name != "track"]
-        for result in results:
-            words = STAGES.words(result, "r", settings)
-            made(*words, "--spec", keys.spec_path("r", result.place), cwd=tmp_path)
+    made_as_run(settings, cwd=tmp_path)
     assert isinstance(load_model(tmp_path / "results/r/train").net, PatchedUNet)
     names = {row["name"] for row in read_record(tmp_path / "results/r/enlarge")["results"]}
     assert {"ddim.uniform-t.to-zero.nfe3", "searched.nfe3"} <= names

@@ -1,19 +1,16 @@
 """Inpainting through the commands: training at times per pixel, a user's own pictures, measurement, tutorial."""
 
-import contextlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from e2e.blocks import run
-from e2e.shell import made, refused
+from e2e.shell import made, made_as_run, refused
 from PIL import Image, ImageDraw
 
-from fewstep.app import keys
 from fewstep.app.params import Settings
-from fewstep.app.stages import STAGES
 from fewstep.data.packed import load_dataset
-from fewstep.files import read_json, write_json
+from fewstep.files import read_json
 from fewstep.interop.load import load_model
 from fewstep.methods.rad.stage import measures
 from fewstep.methods.rad.stage.panel import panel
@@ -269,19 +266,7 @@ def test_a_run_trains_its_base_fine_tunes_it_and_shows_what_it_fills(tmp_path):
             },
         }
     )
-    with contextlib.chdir(tmp_path):
-        specs = keys.make_specs("r", {"r": settings})
-        for place, spec in specs.items():
-            write_json(keys.spec_path("r", place), spec.as_json())
-        results = [result for result in STAGES.results(settings) if result.stage.name != "track"]
-        for result in results:
-            made(
-                *STAGES.words(result, "r", settings),
-                "--spec",
-                keys.spec_path("r", result.place),
-                cwd=tmp_path,
-            )
-    names = [result.stage.name for result in results]
+    names = made_as_run(settings, cwd=tmp_path)
     assert names.index("base") < names.index("train") < names.index("inpaint") < names.index("report")
     card = read_json(tmp_path / "results/r/train/card.json")
     assert card["started_from"] == load_model(tmp_path / "results/r/base").fingerprint

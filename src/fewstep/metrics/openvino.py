@@ -73,8 +73,8 @@ class _SignalStack(ctypes.Structure):
 def _drop_signal_stack() -> None:
     """Have signals handled on this thread's own stack again.
 
-    On processors with AMX OpenVINO leaves the thread that loads it a stack for signals, on which a handler of Python
-    ends the process: a training that is told to stop would die without its checkpoint.
+    On processors with AMX OpenVINO leaves the thread that loads it a stack for signals. Trainings in such a process
+    were ended by SIGTERM, whose handler was in place, without a checkpoint.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).sigaltstack(ctypes.byref(_SignalStack(None, _DISABLED, 0)), None)

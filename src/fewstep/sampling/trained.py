@@ -133,7 +133,7 @@ def parallel_directions(
 
 
 def told_otherwise(plan: Plan, frame: Schedule, told: Tensor, *, lambdas: Tensor | None = None) -> Sampler:
-    """A known sampler whose network is told other times, LD3 [tong2024ld3]: x0_hat is made with those.
+    """A known sampler whose network is conditioned on other timesteps, LD3 [tong2024ld3]: x0_hat is made with those.
 
     Args: plan: of `frame`, each node but the last calling the network once. told: times, (n_steps,). lambdas: half
         log-SNRs of the nodes to use instead of the plan's, (n_steps + 1,).
